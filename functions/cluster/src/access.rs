@@ -1,0 +1,208 @@
+//! Signing in: where the API server is, and a client with a token that is young enough. Both are kept between requests;
+//! credentials are taken anew for each token, because those of a Lambda function rotate.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use aws_sdk_eks::Client as EksClient;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use kube::{Client, Config, config::AuthInfo};
+use thiserror::Error;
+use tokio::sync::Mutex;
+use training_core::settings::{SettingError, Settings};
+
+use crate::token;
+
+/// A token lives 15 minutes; a call made with an older one could come too late.
+const TOKEN_AGE: Duration = Duration::from_mins(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const READ_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// Where an API server is and which certificate authority signs for it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    url: http::Uri,
+    /// Certificates as DER.
+    certificate_authority: Vec<Vec<u8>>,
+}
+
+/// Which cluster and namespace a deployment is for.
+#[derive(Clone, Debug)]
+pub struct ClusterSettings {
+    /// Name of the EKS cluster.
+    pub cluster: String,
+    /// Namespace of the jobs.
+    pub namespace: String,
+    /// Where the API server is, when EKS shall not be asked.
+    pub endpoint: Option<Endpoint>,
+}
+
+/// Signs in to one cluster.
+pub struct Access {
+    eks: EksClient,
+    credentials: SharedCredentialsProvider,
+    region: String,
+    cluster: String,
+    /// Held while signing in, so that concurrent requests wait for one sign-in.
+    session: Mutex<Session>,
+}
+
+struct Session {
+    endpoint: Option<Endpoint>,
+    client: Option<(Client, Instant)>,
+}
+
+/// Why the cluster's endpoint or a token cannot be had.
+#[derive(Debug, Error)]
+pub enum EndpointError {
+    /// EKS does not describe the cluster.
+    #[error("cannot describe the cluster")]
+    Describe(#[source] Box<aws_sdk_eks::Error>),
+    /// EKS describes a cluster that nobody can connect to (yet).
+    #[error("the cluster's description has no usable {0}")]
+    Description(&'static str),
+    /// There are no credentials to sign with.
+    #[error("no credentials to sign a token with")]
+    Credentials(#[source] aws_credential_types::provider::error::CredentialsError),
+    /// The token cannot be signed.
+    #[error("cannot sign a token")]
+    Sign(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The client cannot be made.
+    #[error("cannot make a client")]
+    Client(#[source] Box<kube::Error>),
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// An endpoint from a URL and a base64 PEM bundle, both as `DescribeCluster` gives them.
+    ///
+    /// # Errors
+    /// One of them is not usable.
+    pub fn new(url: &str, certificate_authority: &str) -> Result<Self, EndpointError> {
+        let url: http::Uri = url.parse().map_err(|_| EndpointError::Description("endpoint"))?;
+        if url.scheme() != Some(&http::uri::Scheme::HTTPS) {
+            return Err(EndpointError::Description("endpoint"));
+        }
+        let unusable = || EndpointError::Description("certificate authority");
+        let pem = BASE64_STANDARD.decode(certificate_authority).map_err(|_| unusable())?;
+        let certificates = pem::parse_many(pem).map_err(|_| unusable())?;
+        if certificates.is_empty() {
+            return Err(unusable());
+        }
+        // kube wants DER here.
+        let certificate_authority = certificates.into_iter().map(pem::Pem::into_contents).collect();
+        Ok(Self { url, certificate_authority })
+    }
+}
+
+// === impl ClusterSettings ===
+
+impl ClusterSettings {
+    /// Read `CLUSTER_NAME`, `NAMESPACE`, and `CLUSTER_ENDPOINT` with `CLUSTER_CA`.
+    ///
+    /// # Errors
+    /// One is missing or unusable, or only half of the endpoint is given.
+    pub fn read<F: Fn(&'static str) -> Option<String>>(settings: &Settings<F>) -> Result<Self, SettingError> {
+        let url: Option<String> = settings.optional("CLUSTER_ENDPOINT")?;
+        let authority: Option<String> = settings.optional("CLUSTER_CA")?;
+        let endpoint = match (url, authority) {
+            (None, None) => None,
+            (Some(url), Some(authority)) => Some(Endpoint::new(&url, &authority).map_err(|error| {
+                SettingError::Bad { name: "CLUSTER_ENDPOINT with CLUSTER_CA", reason: error.to_string() }
+            })?),
+            (Some(_), None) => return Err(SettingError::Missing("CLUSTER_CA")),
+            (None, Some(_)) => return Err(SettingError::Missing("CLUSTER_ENDPOINT")),
+        };
+        Ok(Self { cluster: settings.required("CLUSTER_NAME")?, namespace: settings.required("NAMESPACE")?, endpoint })
+    }
+}
+
+// === impl Access ===
+
+impl Access {
+    /// Access to a cluster; nothing is called before the first request. With an endpoint given, EKS is never asked.
+    #[must_use]
+    pub fn new(
+        settings: ClusterSettings,
+        eks: EksClient,
+        credentials: SharedCredentialsProvider,
+        region: String,
+    ) -> Self {
+        let ClusterSettings { cluster, endpoint, .. } = settings;
+        Self { eks, credentials, region, cluster, session: Mutex::new(Session { endpoint, client: None }) }
+    }
+
+    /// A client whose token is young enough.
+    pub(crate) async fn client(&self) -> Result<Client, EndpointError> {
+        let mut session = self.session.lock().await;
+        if let Some((client, minted_at)) = &session.client
+            && minted_at.elapsed() < TOKEN_AGE
+        {
+            return Ok(client.clone());
+        }
+        let endpoint = match &session.endpoint {
+            Some(endpoint) => endpoint.clone(),
+            None => session.endpoint.insert(self.describe().await?).clone(),
+        };
+        let client = self.sign_in(endpoint).await?;
+        session.client = Some((client.clone(), Instant::now()));
+        Ok(client)
+    }
+
+    /// Forget the token, so that the next client has a new one.
+    pub(crate) async fn sign_out(&self) {
+        self.session.lock().await.client = None;
+    }
+
+    async fn describe(&self) -> Result<Endpoint, EndpointError> {
+        let answer = self.eks.describe_cluster().name(&self.cluster).send().await;
+        let cluster = answer
+            .map_err(|error| EndpointError::Describe(Box::new(error.into())))?
+            .cluster
+            .ok_or(EndpointError::Description("cluster"))?;
+        let url = cluster.endpoint.ok_or(EndpointError::Description("endpoint"))?;
+        let authority = cluster.certificate_authority.and_then(|authority| authority.data);
+        Endpoint::new(&url, &authority.ok_or(EndpointError::Description("certificate authority"))?)
+    }
+
+    async fn sign_in(&self, endpoint: Endpoint) -> Result<Client, EndpointError> {
+        let credentials = self.credentials.provide_credentials().await.map_err(EndpointError::Credentials)?;
+        let token =
+            token::mint(credentials, &self.region, &self.cluster, SystemTime::now()).map_err(EndpointError::Sign)?;
+        let mut config = Config::new(endpoint.url);
+        config.root_cert = Some(endpoint.certificate_authority);
+        config.auth_info = AuthInfo { token: Some(token), ..AuthInfo::default() };
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        config.read_timeout = Some(READ_TIMEOUT);
+        config.write_timeout = Some(READ_TIMEOUT);
+        // kube would repeat a POST for minutes; what may be repeated is decided by the caller.
+        config.default_retry = false;
+        Client::try_from(config).map_err(|error| EndpointError::Client(Box::new(error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEM: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
+    #[test]
+    fn a_description_is_used_only_when_it_is_whole() {
+        let authority = BASE64_STANDARD.encode(PEM);
+        assert_eq!(
+            Endpoint::new("https://127.0.0.1:6443", &authority).expect("usable").certificate_authority,
+            [[0, 0, 0]]
+        );
+        for (url, authority) in [
+            ("http://127.0.0.1", authority.as_str()),
+            ("127.0.0.1", &authority),
+            ("", &authority),
+            ("https://127.0.0.1", ""),
+            ("https://127.0.0.1", "not base64"),
+        ] {
+            assert!(Endpoint::new(url, authority).is_err(), "{url} {authority}");
+        }
+    }
+}

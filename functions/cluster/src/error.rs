@@ -1,0 +1,135 @@
+//! What an answer of the API server means. Rules and texts: Kubernetes 1.36 and controller-runtime's webhooks.
+
+use kube::core::Status;
+use thiserror::Error;
+
+use crate::access::EndpointError;
+
+/// Why a call did not do what was asked.
+#[derive(Debug, Error)]
+pub enum ClusterError {
+    /// There is no such object.
+    #[error("the object does not exist")]
+    NotFound,
+    /// An object of that name exists, or is still being deleted.
+    #[error("an object of that name exists")]
+    AlreadyExists,
+    /// The object is another one by now.
+    #[error("the object has changed")]
+    Changed,
+    /// The manifest is refused by the schema or a webhook, in the API server's words.
+    #[error("the manifest is refused: {0}")]
+    Rejected(String),
+    /// The cluster does not know us, or does not let us do this.
+    #[error("the cluster denies access")]
+    Denied(#[source] Box<Status>),
+    /// The namespace or the `PyTorchJob` resource is absent, or the operator's webhook does not answer.
+    #[error("the cluster is not ready")]
+    NotReady(#[source] Box<Status>),
+    /// The API server is overloaded or starting.
+    #[error("the cluster is busy")]
+    Busy(#[source] Box<Status>),
+    /// The API server does not answer.
+    #[error("the cluster cannot be reached")]
+    Unreachable(#[source] Box<kube::Error>),
+    /// The call took longer than its budget; it may have had its effect.
+    #[error("the cluster did not answer in time")]
+    TimedOut,
+    /// The cluster's endpoint or our token cannot be had.
+    #[error("cannot sign in to the cluster")]
+    SignIn(#[source] EndpointError),
+    /// Anything else.
+    #[error("the cluster answered unexpectedly")]
+    Unexpected(#[source] Box<kube::Error>),
+}
+
+// === impl ClusterError ===
+
+impl ClusterError {
+    /// Whether a write may have had its effect although no answer came.
+    #[must_use]
+    pub fn is_ambiguous(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::TimedOut => true,
+            Self::NotFound
+            | Self::AlreadyExists
+            | Self::Changed
+            | Self::Rejected(_)
+            | Self::Denied(_)
+            | Self::NotReady(_)
+            | Self::Busy(_)
+            | Self::SignIn(_)
+            | Self::Unexpected(_) => false,
+        }
+    }
+
+    fn of_status(status: Box<Status>) -> Self {
+        let message = status.message.as_str();
+        match (status.code, status.reason.as_str()) {
+            // The resource or the namespace is absent, not the job.
+            (404, _)
+                if message.contains("the server could not find the requested resource")
+                    || message.starts_with("namespaces ") =>
+            {
+                Self::NotReady(status)
+            }
+            (404, _) => Self::NotFound,
+            (409, "AlreadyExists") => Self::AlreadyExists,
+            (409, _) => Self::Changed,
+            // A webhook's refusal is a 403 too, and only its words tell it from RBAC's.
+            (403, _) if message.starts_with("admission webhook ") => Self::Rejected(status.message),
+            (400 | 413 | 422, _) => Self::Rejected(status.message),
+            (401 | 403, _) => Self::Denied(status),
+            (500, _) if message.contains("failed calling webhook") => Self::NotReady(status),
+            (429 | 503 | 504, _) => Self::Busy(status),
+            _ => Self::Unexpected(Box::new(kube::Error::Api(status))),
+        }
+    }
+}
+
+impl From<kube::Error> for ClusterError {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::of_status(status),
+            kube::Error::HyperError(_) | kube::Error::Service(_) => Self::Unreachable(Box::new(error)),
+            other => Self::Unexpected(Box::new(other)),
+        }
+    }
+}
+
+impl From<EndpointError> for ClusterError {
+    fn from(error: EndpointError) -> Self {
+        Self::SignIn(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(code: u16, reason: &str, message: &str) -> String {
+        let status = Status { code, reason: reason.to_owned(), message: message.to_owned(), ..Status::default() };
+        let error = ClusterError::from(kube::Error::Api(Box::new(status)));
+        format!("{error:?}").split(['(', ' ']).next().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn answers_become_facts() {
+        for (code, reason, message, fact) in [
+            (404, "NotFound", r#"pytorchjobs.kubeflow.org "x" not found"#, "NotFound"),
+            (404, "NotFound", r#"namespaces "training" not found"#, "NotReady"),
+            (404, "", "the server could not find the requested resource", "NotReady"),
+            (409, "AlreadyExists", r#"pytorchjobs.kubeflow.org "x" already exists"#, "AlreadyExists"),
+            (409, "Conflict", "Precondition failed: UID in precondition: a, UID in object meta: b", "Changed"),
+            (403, "Forbidden", r#"admission webhook "validator.pytorchjob" denied the request: no"#, "Rejected"),
+            (403, "Forbidden", r#"pytorchjobs.kubeflow.org is forbidden: User "x" cannot create"#, "Denied"),
+            (401, "Unauthorized", "Unauthorized", "Denied"),
+            (422, "Invalid", "spec: Invalid value", "Rejected"),
+            (429, "TooManyRequests", "storage is (re)initializing", "Busy"),
+            (500, "InternalError", "failed calling webhook \"validator\": connection refused", "NotReady"),
+            (500, "InternalError", "etcd is gone", "Unexpected"),
+        ] {
+            assert_eq!(name(code, reason, message), fact, "{code} {message}");
+        }
+    }
+}

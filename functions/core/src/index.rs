@@ -1,0 +1,119 @@
+//! The index entry of a checkpoint: one small object a step, so that an event costs the same at any number of checkpoints.
+//! The key is [`RunKey::IndexEntry`]; this is the body.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use crate::{
+    layout::{RunKey, RunPrefix},
+    marker::{File, Marker, Parent, State},
+};
+
+/// The version of the format that this release reads and writes.
+const VERSION: u64 = 1;
+
+/// What the index knows of one checkpoint: a function of its marker and of a listing of its files, and of nothing else.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct IndexEntry {
+    /// Version of this format.
+    pub index: u64,
+    /// The step that was reached.
+    pub step: u64,
+    /// Whether the files were there when the marker's last event was handled.
+    pub state: State,
+    /// The submission that wrote it.
+    pub submission: Option<String>,
+    /// When the marker was written, in seconds since 1970, by the trainer's clock.
+    pub saved_at: f64,
+    /// Sum of the listed files' sizes in bytes.
+    pub size_bytes: u64,
+    /// Number of listed files.
+    pub file_count: usize,
+    /// Metrics of that one step.
+    pub metrics: Map<String, Value>,
+    /// From where the submission went on.
+    pub parent: Option<Parent>,
+    /// Full key of the marker in the runs bucket.
+    pub marker_key: String,
+    /// `ETag` of the marker, with its quotes.
+    pub marker_etag: String,
+}
+
+/// Why an object is not an entry that this release reads.
+#[derive(Debug, Error)]
+pub enum IndexError {
+    /// Not an index entry.
+    #[error("is not an index entry")]
+    Format(#[source] serde_json::Error),
+    /// Written by a later release.
+    #[error("is of index version {0}, and this release reads version {VERSION}: update the functions")]
+    Newer(u64),
+}
+
+// === impl IndexEntry ===
+
+impl IndexEntry {
+    /// The entry of a marker, given a listing of its files.
+    #[must_use]
+    pub fn new(prefix: &RunPrefix, marker: &Marker, marker_etag: String, listing: &[File]) -> Self {
+        let files = marker.files.as_deref().unwrap_or_default();
+        Self {
+            index: VERSION,
+            step: marker.step.get(),
+            state: marker.state(listing),
+            submission: marker.submission.as_ref().map(ToString::to_string),
+            saved_at: marker.saved_at,
+            size_bytes: files.iter().map(|file| file.size).fold(0, u64::saturating_add),
+            file_count: files.len(),
+            metrics: marker.metrics.clone(),
+            parent: marker.parent.clone(),
+            marker_key: prefix.key(&RunKey::Marker(marker.step)),
+            marker_etag,
+        }
+    }
+
+    /// Parse an entry's body.
+    ///
+    /// # Errors
+    /// The body is no entry, or one of a later version.
+    pub fn parse(body: &[u8]) -> Result<Self, IndexError> {
+        #[derive(Deserialize)]
+        struct Version {
+            index: u64,
+        }
+        let Version { index } = serde_json::from_slice(body).map_err(IndexError::Format)?;
+        if index > VERSION {
+            return Err(IndexError::Newer(index));
+        }
+        serde_json::from_slice(body).map_err(IndexError::Format)
+    }
+
+    /// The body to store.
+    ///
+    /// # Panics
+    /// Never: an entry has text keys, and its numbers came from JSON and so are finite.
+    #[must_use]
+    pub fn to_body(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("text keys and finite numbers only")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_survives_its_own_format_and_refuses_a_newer_one() {
+        let prefix = "s3://bucket/runs/r/framework=hf".parse().expect("a prefix");
+        let body = br#"{"framework":"hf","step":5,"saved_at":1.5,"files":[{"path":"a","size":2},{"path":"b","size":3}],"metrics":{"loss":2.25}}"#;
+        let marker = Marker::parse(body).expect("a marker");
+        let entry = IndexEntry::new(&prefix, &marker, "\"e\"".to_owned(), &[]);
+        assert_eq!((entry.size_bytes, entry.file_count, entry.state), (5, 2, State::Incomplete));
+        assert_eq!(entry.marker_key, "runs/r/framework=hf/checkpoints/step-000005.json");
+        let stored = entry.to_body();
+        assert_eq!(IndexEntry::parse(&stored).expect("an entry"), entry);
+        let newer = String::from_utf8(stored).expect("text").replace(r#""index":1"#, r#""index":2"#);
+        assert!(matches!(IndexEntry::parse(newer.as_bytes()), Err(IndexError::Newer(2))));
+    }
+}

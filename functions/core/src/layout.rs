@@ -1,0 +1,295 @@
+//! The S3 layout of a run: every key that anything in the system reads or writes is built and parsed here.
+//!
+//! It is a contract with the trainer: `tests/contract/layout.json` holds the vectors that both languages run.
+
+use std::{fmt, str::FromStr};
+
+use thiserror::Error;
+
+use crate::names::{Framework, RunId, Step, Submission};
+
+/// Length of an index entry's name. Counting down from the greatest step makes a plain listing newest first, and step 0
+/// still has twelve digits.
+const INDEX_DIGITS: usize = 12;
+
+/// An `s3://bucket/key` URI, the key without leading or trailing slashes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct S3Uri {
+    bucket: String,
+    key: String,
+}
+
+/// Why a text is not an S3 URI that the platform takes.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum UriError {
+    /// Another scheme, or none.
+    #[error("must begin with `s3://`")]
+    Scheme,
+    /// The bucket's name is not one.
+    #[error("must name a bucket: 3 to 63 characters of a-z 0-9 . -")]
+    Bucket,
+    /// A segment of the key is empty, `.` or `..`, or has a control character.
+    #[error("must not have empty, `.` or `..` segments or control characters in its key")]
+    Segment,
+    /// Longer than S3 allows.
+    #[error("must have a key of at most 900 bytes")]
+    TooLong,
+}
+
+/// Where one run keeps everything: `<checkpoint_base_uri>/<run_id>/framework=<framework>`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RunPrefix(S3Uri);
+
+/// One object of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunKey<'a> {
+    /// The marker that makes a step's files a checkpoint.
+    Marker(Step),
+    /// The newest progress of a submission.
+    Progress(&'a Submission),
+    /// The configuration of the run's newest submission.
+    NewestConfig,
+    /// The configuration of a submission.
+    Config(&'a Submission),
+    /// The index entry of a step.
+    IndexEntry(Step),
+}
+
+// === impl S3Uri ===
+
+impl S3Uri {
+    /// The bucket's name.
+    #[must_use]
+    pub fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
+    /// The key without slashes at its ends; empty for the whole bucket.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// This URI with one more path below it.
+    #[must_use]
+    pub fn join(&self, path: &str) -> Self {
+        let key = if self.key.is_empty() { path.to_owned() } else { format!("{}/{path}", self.key) };
+        Self { bucket: self.bucket.clone(), key }
+    }
+
+    /// Whether this URI is `base` or lies below it, by whole segments.
+    #[must_use]
+    pub fn is_within(&self, base: &Self) -> bool {
+        self.bucket == base.bucket
+            && (base.key.is_empty()
+                || self.key.strip_prefix(&base.key).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+    }
+}
+
+impl fmt::Display for S3Uri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.key.is_empty() {
+            write!(f, "s3://{}", self.bucket)
+        } else {
+            write!(f, "s3://{}/{}", self.bucket, self.key)
+        }
+    }
+}
+
+impl FromStr for S3Uri {
+    type Err = UriError;
+
+    fn from_str(text: &str) -> Result<Self, UriError> {
+        let rest = text.strip_prefix("s3://").ok_or(UriError::Scheme)?;
+        let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+        let bucket_byte = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-".contains(&byte);
+        if !(3..=63).contains(&bucket.len()) || !bucket.bytes().all(bucket_byte) {
+            return Err(UriError::Bucket);
+        }
+        let key = key.trim_end_matches('/');
+        let bad_segment = |segment: &str| matches!(segment, "" | "." | "..");
+        if !key.is_empty() && (key.split('/').any(bad_segment) || key.contains(char::is_control)) {
+            return Err(UriError::Segment);
+        }
+        if key.len() > 900 {
+            return Err(UriError::TooLong);
+        }
+        Ok(Self { bucket: bucket.to_owned(), key: key.to_owned() })
+    }
+}
+
+// === impl RunPrefix ===
+
+impl RunPrefix {
+    /// The prefix of a run below a base.
+    #[must_use]
+    pub fn new(checkpoint_base_uri: &S3Uri, run_id: &RunId, framework: Framework) -> Self {
+        Self(checkpoint_base_uri.join(&format!("{run_id}/framework={framework}")))
+    }
+
+    /// The run and step that a marker's full key belongs to; `None` when the key is no marker below one of the bases.
+    #[must_use]
+    pub fn of_marker(bucket: &str, key: &str, bases: &[S3Uri]) -> Option<(Self, Step)> {
+        let (prefix, tail) = key.rsplit_once("/checkpoints/")?;
+        let step = parse_marker_key(&format!("checkpoints/{tail}"))?;
+        let prefix: Self = format!("s3://{bucket}/{prefix}").parse().ok()?;
+        bases.iter().any(|base| prefix.0.is_within(base)).then_some((prefix, step))
+    }
+
+    /// The bucket of the run.
+    #[must_use]
+    pub fn bucket(&self) -> &str {
+        &self.0.bucket
+    }
+
+    /// The framework that the prefix names.
+    #[must_use]
+    pub fn framework(&self) -> Option<Framework> {
+        self.0.key.rsplit_once("/framework=")?.1.parse().ok()
+    }
+
+    /// The URI of a path below the run.
+    #[must_use]
+    pub fn uri(&self, path: &str) -> S3Uri {
+        self.0.join(path)
+    }
+
+    /// Whether the run lies below this base.
+    #[must_use]
+    pub fn is_within(&self, base: &S3Uri) -> bool {
+        self.0.is_within(base)
+    }
+
+    /// The full key of one of the run's objects.
+    #[must_use]
+    pub fn key(&self, key: &RunKey<'_>) -> String {
+        format!("{}/{}", self.0.key, key.relative())
+    }
+
+    /// The full key of the folder of checkpoint files, with its trailing slash.
+    #[must_use]
+    pub fn checkpoints_folder(&self) -> String {
+        format!("{}/checkpoints/", self.0.key)
+    }
+
+    /// The full key of the folder of index entries, with its trailing slash.
+    #[must_use]
+    pub fn index_folder(&self) -> String {
+        format!("{}/index/v1/", self.0.key)
+    }
+}
+
+impl fmt::Display for RunPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for RunPrefix {
+    type Err = UriError;
+
+    fn from_str(text: &str) -> Result<Self, UriError> {
+        let uri: S3Uri = text.parse()?;
+        let mut segments = uri.key.rsplit('/');
+        let framework = segments.next().and_then(|last| last.strip_prefix("framework="));
+        let run_id = segments.next();
+        match (framework.map(Framework::from_str), run_id.map(RunId::from_str)) {
+            (Some(Ok(_)), Some(Ok(_))) => Ok(Self(uri)),
+            _ => Err(UriError::Segment),
+        }
+    }
+}
+
+// === impl RunKey ===
+
+impl RunKey<'_> {
+    /// The key relative to the run's prefix.
+    #[must_use]
+    pub fn relative(&self) -> String {
+        match self {
+            Self::Marker(step) => format!("checkpoints/step-{:06}.json", step.get()),
+            Self::Progress(submission) => format!("progress/{submission}"),
+            Self::NewestConfig => "config/run.json".to_owned(),
+            Self::Config(submission) => format!("config/{submission}/run.json"),
+            Self::IndexEntry(step) => {
+                format!("index/v1/{:0width$}", Step::MAX - step.get(), width = INDEX_DIGITS)
+            }
+        }
+    }
+}
+
+/// The folder of a submission's final export, relative to the run's prefix.
+#[must_use]
+pub fn model_folder(submission: &Submission) -> String {
+    format!("model/{submission}/")
+}
+
+/// The step of a marker's key relative to the run's prefix; `None` for any other key.
+#[must_use]
+pub fn parse_marker_key(key: &str) -> Option<Step> {
+    key.strip_prefix("checkpoints/step-")?.strip_suffix(".json")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uri(text: &str) -> S3Uri {
+        text.parse().expect("a valid URI")
+    }
+
+    #[test]
+    fn uris_are_normalised_or_refused() {
+        assert_eq!(uri("s3://bucket/a/b//").to_string(), "s3://bucket/a/b");
+        assert_eq!(uri("s3://bucket").to_string(), "s3://bucket");
+        for (bad, error) in [
+            ("http://bucket/a", UriError::Scheme),
+            ("s3:///a", UriError::Bucket),
+            ("s3://Bucket/a", UriError::Bucket),
+            ("s3://bucket//a", UriError::Segment),
+            ("s3://bucket/a/../b", UriError::Segment),
+            ("s3://bucket/a/\u{0}", UriError::Segment),
+        ] {
+            assert_eq!(bad.parse::<S3Uri>(), Err(error), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_base_holds_whole_segments_only() {
+        let base = uri("s3://bucket/runs");
+        assert!(uri("s3://bucket/runs").is_within(&base));
+        assert!(uri("s3://bucket/runs/team").is_within(&base));
+        assert!(!uri("s3://bucket/runs-of-others").is_within(&base));
+        assert!(!uri("s3://other/runs").is_within(&base));
+    }
+
+    #[test]
+    fn only_markers_below_a_base_are_markers() {
+        let bases = [uri("s3://bucket/runs")];
+        let of =
+            |key| RunPrefix::of_marker("bucket", key, &bases).map(|(prefix, step)| (prefix.to_string(), step.get()));
+        assert_eq!(
+            of("runs/r/framework=hf/checkpoints/step-000007.json"),
+            Some(("s3://bucket/runs/r/framework=hf".to_owned(), 7))
+        );
+        for foreign in [
+            "runs/r/framework=hf/checkpoints/checkpoint-7/config.json",
+            "runs/r/framework=jax/checkpoints/step-000007.json",
+            "elsewhere/r/framework=hf/checkpoints/step-000007.json",
+            "runs/r/framework=hf/index/v1/checkpoints/step-000007.json",
+            "runs/framework=hf/checkpoints/step-7.json.bak",
+            "step-7.json",
+        ] {
+            assert_eq!(of(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn index_keys_list_the_newest_step_first() {
+        let key = |step| RunKey::IndexEntry(Step::new(step).expect("in range")).relative();
+        assert_eq!(key(500), "index/v1/999999999499");
+        assert!(key(501) < key(500));
+        assert!(key(1) < key(0), "step 0 is the last");
+        assert_eq!(key(Step::MAX), "index/v1/000000000000");
+    }
+}

@@ -1,0 +1,26 @@
+//! The rules of the control plane as pure functions: no AWS, no Kubernetes client, no async, no clock, no environment.
+//!
+//! ```text
+//! JSON body ─> request ─> manifest ─> PyTorchJob            S3 event ─> event ─> layout ─> marker ─> index entry
+//!                                         │                                                           │
+//!                     pods, progress ─> status <──────────────────────── checkpoints <────────────────┘
+//!                                         └─> answer or problem
+//! ```
+//! What talks to the outside (`training-store`, `training-cluster`, `training-http`) depends on this crate, never the
+//! other way round.
+
+pub mod cause;
+pub mod event;
+pub mod image;
+pub mod index;
+pub mod layout;
+pub mod manifest;
+pub mod marker;
+pub mod names;
+pub mod problem;
+pub mod progress;
+pub mod pytorchjob;
+pub mod request;
+pub mod settings;
+pub mod status;
+pub mod strict_json;

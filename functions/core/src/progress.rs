@@ -1,0 +1,24 @@
+//! The progress object that the trainer rewrites while it trains.
+
+use serde::{Deserialize, Serialize};
+
+/// The newest progress of a submission.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The submission that trains.
+    pub submission: String,
+    /// The number of its start, from 1.
+    pub attempt: u64,
+    /// The last finished step.
+    pub step: u64,
+    /// The step at which training ends.
+    pub total: Option<u64>,
+    /// Loss of that step; `None` when it is not finite.
+    pub loss: Option<f64>,
+    /// Tokens a second over all ranks.
+    pub tokens_per_second: Option<f64>,
+    /// Seconds to the last step at this pace.
+    pub eta_seconds: Option<f64>,
+    /// RFC 3339 time or seconds since 1970, as the trainer writes it.
+    pub updated_at: serde_json::Value,
+}

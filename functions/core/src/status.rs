@@ -1,0 +1,438 @@
+//! What became of a job, told from the operator's conditions, the pods and the trainer's progress.
+
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
+use serde::Serialize;
+
+use crate::{
+    index::IndexEntry,
+    marker::State,
+    names::Submission,
+    progress::Progress,
+    pytorchjob::{JobCondition, PyTorchJob, ReplicaStatus, key},
+};
+
+/// The four words of the original contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Accepted; nothing trains yet.
+    Submitted,
+    /// Training, or about to go on after a restart.
+    Running,
+    /// Ended badly.
+    Failed,
+    /// Ended well.
+    Succeeded,
+}
+
+/// The finer word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Phase {
+    /// No pod of rank 0 has run yet.
+    Pending,
+    /// The pod of rank 0 runs.
+    Running,
+    /// A pod was lost and is made again.
+    Restarting,
+    /// Held back.
+    Suspended,
+    /// Ended well.
+    Succeeded,
+    /// Ended badly.
+    Failed,
+}
+
+/// The answer of POST /train and GET /train/{name}; the first five fields are the original's.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TrainingJobStatus {
+    /// Name of the job.
+    pub name: String,
+    /// The coarse word.
+    pub status: Status,
+    /// A sentence for a person.
+    pub detail: String,
+    /// The framework; null for a job that the platform did not make.
+    pub framework: Option<String>,
+    /// The run id; null for a job that the platform did not make.
+    pub run_id: Option<String>,
+    /// The finer word.
+    pub phase: Phase,
+    /// The operator's reason of the condition that decided.
+    pub reason: Option<String>,
+    /// Namespace of the job.
+    pub namespace: Option<String>,
+    /// The submission that made the job.
+    pub submission: Option<String>,
+    /// When the job was created.
+    pub created_at: Option<Time>,
+    /// When the operator first saw it.
+    pub started_at: Option<Time>,
+    /// When it ended.
+    pub finished_at: Option<Time>,
+    /// Pods by type.
+    pub replicas: Replicas,
+    /// The trainer's newest progress.
+    pub progress: Option<Progress>,
+    /// The newest complete checkpoint of this submission.
+    pub checkpoints: Option<NewestCheckpoint>,
+    /// What keeps the job from running; null when nothing is known to.
+    pub diagnosis: Option<Diagnosis>,
+    /// Where to read on.
+    pub links: Links,
+}
+
+/// Pods by type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Replicas {
+    /// The pod of node rank 0.
+    pub master: ReplicaCounts,
+    /// All others.
+    pub worker: ReplicaCounts,
+}
+
+/// Pods of one type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ReplicaCounts {
+    /// Wanted.
+    pub desired: i32,
+    /// Pending or running.
+    pub active: i32,
+    /// Ended well.
+    pub succeeded: i32,
+    /// Failed.
+    pub failed: i32,
+}
+
+/// The newest complete checkpoint of a submission.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NewestCheckpoint {
+    /// Its step.
+    pub latest_step: u64,
+    /// URI of its marker.
+    pub latest_uri: String,
+}
+
+/// What keeps a job from running.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Diagnosis {
+    /// A stable word: unschedulable or `image_pull`.
+    pub code: &'static str,
+    /// What the cluster says.
+    pub message: String,
+    /// Where it says so.
+    pub evidence: Vec<String>,
+    /// What to do.
+    pub next_step: &'static str,
+}
+
+/// Where to read on, as paths of this API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Links {
+    /// This answer.
+    #[serde(rename = "self")]
+    pub itself: String,
+    /// The run's checkpoints.
+    pub checkpoints: String,
+}
+
+/// What the index says of a run, newest step first.
+#[derive(Clone, Copy, Debug)]
+pub struct Checkpoints<'a> {
+    /// Bucket of the run.
+    pub bucket: &'a str,
+    /// The newest entries.
+    pub entries: &'a [IndexEntry],
+}
+
+// === impl Phase ===
+
+impl Phase {
+    /// The coarse word.
+    #[must_use]
+    pub fn status(self) -> Status {
+        match self {
+            Self::Pending | Self::Suspended => Status::Submitted,
+            Self::Running | Self::Restarting => Status::Running,
+            Self::Succeeded => Status::Succeeded,
+            Self::Failed => Status::Failed,
+        }
+    }
+
+    /// Whether the job has ended.
+    #[must_use]
+    pub fn is_finished(self) -> bool {
+        match self {
+            Self::Succeeded | Self::Failed => true,
+            Self::Pending | Self::Running | Self::Restarting | Self::Suspended => false,
+        }
+    }
+
+    /// The phase of a job and the condition that decided it.
+    ///
+    /// Several conditions are "True" together (Restarting stays so after Failed), hence the order.
+    #[must_use]
+    pub fn of(job: &PyTorchJob) -> (Self, Option<&JobCondition>) {
+        let conditions = job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let when =
+            |name: &str| conditions.iter().find(|condition| condition.r#type == name && condition.status == "True");
+        [
+            (Self::Failed, "Failed"),
+            (Self::Succeeded, "Succeeded"),
+            (Self::Suspended, "Suspended"),
+            (Self::Restarting, "Restarting"),
+            (Self::Running, "Running"),
+            (Self::Pending, "Created"),
+        ]
+        .into_iter()
+        .find_map(|(phase, name)| when(name).map(|condition| (phase, Some(condition))))
+        .unwrap_or((Self::Pending, None))
+    }
+}
+
+// === impl TrainingJobStatus ===
+
+impl TrainingJobStatus {
+    /// Tell what became of a job. Progress and checkpoints of other submissions are left out.
+    #[must_use]
+    pub fn new(
+        job: &PyTorchJob,
+        pods: &[Pod],
+        progress: Option<Progress>,
+        checkpoints: Option<Checkpoints<'_>>,
+    ) -> Self {
+        let (phase, condition) = Phase::of(job);
+        let name = job.metadata.name.clone().unwrap_or_default();
+        let submission = job.annotation(key::SUBMISSION);
+        let progress = progress.filter(|progress| Some(progress.submission.as_str()) == submission);
+        let diagnosis = if phase.is_finished() { None } else { diagnose(pods) };
+        let condition_message = condition.and_then(|condition| condition.message.as_deref());
+        Self {
+            status: phase.status(),
+            detail: detail(phase, condition_message, progress.as_ref(), diagnosis.as_ref()),
+            framework: job.label(key::FRAMEWORK).map(str::to_owned),
+            run_id: job.label(key::RUN_ID).map(str::to_owned),
+            phase,
+            reason: condition.and_then(|condition| condition.reason.clone()),
+            namespace: job.metadata.namespace.clone(),
+            submission: submission.map(str::to_owned),
+            created_at: job.metadata.creation_timestamp.clone(),
+            started_at: job.status.as_ref().and_then(|status| status.start_time.clone()),
+            finished_at: job.status.as_ref().and_then(|status| status.completion_time.clone()),
+            replicas: Replicas::of(job),
+            checkpoints: checkpoints.and_then(|checkpoints| newest_complete(checkpoints, submission?)),
+            progress,
+            diagnosis,
+            links: Links { checkpoints: format!("/train/{name}/checkpoints"), itself: format!("/train/{name}") },
+            name,
+        }
+    }
+
+    /// The submission of a job, if the platform made it.
+    #[must_use]
+    pub fn submission_of(job: &PyTorchJob) -> Option<Submission> {
+        job.annotation(key::SUBMISSION)?.parse().ok()
+    }
+}
+
+// === impl Replicas ===
+
+impl Replicas {
+    fn of(job: &PyTorchJob) -> Self {
+        let statuses = job.status.as_ref().and_then(|status| status.replica_statuses.as_ref());
+        let counts = |kind: &str, desired: Option<i32>| {
+            let ReplicaStatus { active, succeeded, failed } =
+                statuses.and_then(|statuses| statuses.get(kind)).copied().unwrap_or_default();
+            ReplicaCounts { desired: desired.unwrap_or_default(), active, succeeded, failed }
+        };
+        let specs = &job.spec.pytorch_replica_specs;
+        let desired =
+            |spec: &Option<crate::pytorchjob::ReplicaSpec>| spec.as_ref().map(|spec| spec.replicas.unwrap_or(1));
+        Self { master: counts("Master", desired(&specs.master)), worker: counts("Worker", desired(&specs.worker)) }
+    }
+}
+
+fn detail(phase: Phase, condition: Option<&str>, progress: Option<&Progress>, diagnosis: Option<&Diagnosis>) -> String {
+    let reached = |progress: &Progress| {
+        let total = progress.total.map(|total| format!(" of {total}")).unwrap_or_default();
+        let loss = progress.loss.map(|loss| format!(", loss {loss:.4}")).unwrap_or_default();
+        format!("step {}{total}{loss}", progress.step)
+    };
+    match (phase, diagnosis, progress) {
+        (Phase::Failed, _, _) => condition.unwrap_or("failed").to_owned(),
+        (Phase::Succeeded, _, Some(progress)) => format!("succeeded at {}", reached(progress)),
+        (Phase::Succeeded, _, None) => "succeeded".to_owned(),
+        (Phase::Suspended, _, _) => "suspended: its pods are gone, its checkpoints stay".to_owned(),
+        (Phase::Pending, Some(diagnosis), _) => format!("waiting: {}", diagnosis.message),
+        (Phase::Pending, None, _) => "waiting for its pods to start".to_owned(),
+        (Phase::Running | Phase::Restarting, Some(diagnosis), _) => format!("held up: {}", diagnosis.message),
+        (Phase::Restarting, None, Some(progress)) => format!("restarting, had reached {}", reached(progress)),
+        (Phase::Restarting, None, None) => "restarting".to_owned(),
+        (Phase::Running, None, Some(progress)) => format!("running, {}", reached(progress)),
+        (Phase::Running, None, None) => "running, no step finished yet".to_owned(),
+    }
+}
+
+fn newest_complete(checkpoints: Checkpoints<'_>, submission: &str) -> Option<NewestCheckpoint> {
+    let own = |entry: &&IndexEntry| entry.state == State::Complete && entry.submission.as_deref() == Some(submission);
+    checkpoints.entries.iter().find(own).map(|entry| NewestCheckpoint {
+        latest_step: entry.step,
+        latest_uri: format!("s3://{}/{}", checkpoints.bucket, entry.marker_key),
+    })
+}
+
+/// The first reason found in the pods' own conditions and container states.
+fn diagnose(pods: &[Pod]) -> Option<Diagnosis> {
+    pods.iter().find_map(unschedulable).or_else(|| pods.iter().find_map(image_pull))
+}
+
+fn unschedulable(pod: &Pod) -> Option<Diagnosis> {
+    let conditions = pod.status.as_ref()?.conditions.as_deref()?;
+    let condition =
+        conditions.iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
+    Some(Diagnosis {
+        code: "unschedulable",
+        message: condition.message.clone().unwrap_or_else(|| "the scheduler gives no message".to_owned()),
+        evidence: vec![format!("pod {}: PodScheduled=False", pod.metadata.name.as_deref().unwrap_or_default())],
+        next_step: "ask for what a node of the cluster has, add such nodes, or wait until others are done",
+    })
+}
+
+fn image_pull(pod: &Pod) -> Option<Diagnosis> {
+    let status = pod.status.as_ref()?;
+    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    containers.filter_map(|container| container.state.as_ref()?.waiting.as_ref()).find_map(|waiting| {
+        let reason = waiting.reason.as_deref()?;
+        if !matches!(reason, "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName") {
+            return None;
+        }
+        Some(Diagnosis {
+            code: "image_pull",
+            message: waiting.message.clone().unwrap_or_else(|| reason.to_owned()),
+            evidence: vec![format!("pod {}: {reason}", pod.metadata.name.as_deref().unwrap_or_default())],
+            next_step: "check the image's name and that the nodes may pull it",
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const SUBMISSION: &str = "01980000-0000-7000-8000-000000000001";
+
+    fn job(conditions: &Value) -> PyTorchJob {
+        serde_json::from_value(json!({
+            "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob",
+            "metadata": {"name": "hf-r", "namespace": "training", "annotations": {(key::SUBMISSION): SUBMISSION},
+                         "labels": {(key::FRAMEWORK): "hf", (key::RUN_ID): "r"}},
+            "spec": {"pytorchReplicaSpecs": {"Master": {"replicas": 1, "template": {}}, "Worker": {"replicas": 3, "template": {}}}},
+            "status": {"conditions": conditions, "replicaStatuses": {"Worker": {"active": 2}}},
+        }))
+        .expect("a job")
+    }
+
+    fn conditions(true_ones: &[&str]) -> Value {
+        true_ones
+            .iter()
+            .map(|name| json!({"type": name, "status": "True", "reason": format!("PyTorchJob{name}"), "message": format!("is {name}")}))
+            .collect()
+    }
+
+    fn progress(submission: &str) -> Progress {
+        Progress {
+            submission: submission.to_owned(),
+            attempt: 1,
+            step: 10,
+            total: Some(60),
+            loss: Some(5.123_45),
+            tokens_per_second: None,
+            eta_seconds: None,
+            updated_at: Value::Null,
+        }
+    }
+
+    #[test]
+    fn conditions_that_stand_together_are_read_in_order() {
+        for (true_ones, phase, status) in [
+            (&[][..], Phase::Pending, Status::Submitted),
+            (&["Created"], Phase::Pending, Status::Submitted),
+            (&["Created", "Running"], Phase::Running, Status::Running),
+            (&["Created", "Restarting"], Phase::Restarting, Status::Running),
+            (&["Created", "Suspended"], Phase::Suspended, Status::Submitted),
+            (&["Created", "Succeeded"], Phase::Succeeded, Status::Succeeded),
+            (&["Created", "Restarting", "Failed"], Phase::Failed, Status::Failed),
+            (&["Created", "Succeeded", "Failed"], Phase::Failed, Status::Failed),
+        ] {
+            let answer = TrainingJobStatus::new(&job(&conditions(true_ones)), &[], None, None);
+            assert_eq!((answer.phase, answer.status), (phase, status), "{true_ones:?}");
+        }
+        let over = json!([{"type": "Created", "status": "True"}, {"type": "Running", "status": "False"}]);
+        assert_eq!(TrainingJobStatus::new(&job(&over), &[], None, None).phase, Phase::Pending);
+    }
+
+    #[test]
+    fn the_original_five_fields_come_first() {
+        let answer = TrainingJobStatus::new(&job(&conditions(&["Running"])), &[], Some(progress(SUBMISSION)), None);
+        let text = serde_json::to_string(&answer).expect("serialisable");
+        assert!(text.starts_with(
+            r#"{"name":"hf-r","status":"running","detail":"running, step 10 of 60, loss 5.1235","framework":"hf","run_id":"r","phase":"Running""#
+        ), "{text}");
+        assert_eq!(
+            (answer.replicas.master.desired, answer.replicas.worker.desired, answer.replicas.worker.active),
+            (1, 3, 2)
+        );
+    }
+
+    #[test]
+    fn progress_of_another_submission_is_not_this_jobs() {
+        let other = progress("01970000-0000-7000-8000-000000000001");
+        assert_eq!(TrainingJobStatus::new(&job(&conditions(&["Running"])), &[], Some(other), None).progress, None);
+    }
+
+    #[test]
+    fn a_pod_that_cannot_run_says_why() {
+        let pod = |status: Value| {
+            serde_json::from_value::<Pod>(json!({"metadata": {"name": "p"}, "status": status})).expect("a pod")
+        };
+        let scheduler = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.";
+        let waiting = pod(json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": scheduler}]}));
+        let pulling =
+            pod(json!({"containerStatuses": [{"name": "pytorch", "image": "x", "imageID": "", "ready": false,
+            "restartCount": 0, "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]}));
+        let pending = job(&conditions(&["Created"]));
+        let answer = TrainingJobStatus::new(&pending, &[pulling.clone(), waiting], None, None);
+        assert_eq!(answer.diagnosis.as_ref().map(|diagnosis| diagnosis.code), Some("unschedulable"));
+        assert_eq!(answer.detail, format!("waiting: {scheduler}"));
+        let answer = TrainingJobStatus::new(&pending, std::slice::from_ref(&pulling), None, None);
+        assert_eq!(answer.diagnosis.map(|diagnosis| diagnosis.code), Some("image_pull"));
+        let finished = job(&conditions(&["Succeeded"]));
+        assert_eq!(TrainingJobStatus::new(&finished, &[pulling], None, None).diagnosis, None);
+    }
+
+    #[test]
+    fn the_newest_complete_checkpoint_of_the_submission_is_named() {
+        let entry = |step: u64, state, submission: &str| IndexEntry {
+            index: 1,
+            step,
+            state,
+            submission: Some(submission.to_owned()),
+            saved_at: 0.0,
+            size_bytes: 0,
+            file_count: 0,
+            metrics: serde_json::Map::new(),
+            parent: None,
+            marker_key: format!("k{step}"),
+            marker_etag: String::new(),
+        };
+        let entries = [
+            entry(90, State::Complete, "older"),
+            entry(40, State::Incomplete, SUBMISSION),
+            entry(30, State::Complete, SUBMISSION),
+        ];
+        let checkpoints = Checkpoints { bucket: "b", entries: &entries };
+        let answer = TrainingJobStatus::new(&job(&conditions(&["Running"])), &[], None, Some(checkpoints));
+        let newest = answer.checkpoints.expect("a checkpoint");
+        assert_eq!((newest.latest_step, newest.latest_uri.as_str()), (30, "s3://b/k30"));
+    }
+}

@@ -1,0 +1,116 @@
+//! Runs `tests/contract/*.json`, which the trainer runs too. An operation that this language does not know fails, and so
+//! does one of its operations that has no vector.
+
+#![expect(clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use training_core::{
+    layout::{self, RunKey, RunPrefix},
+    marker::{File, Marker, MarkerError},
+    names::{Framework, RunId, Step, Submission},
+};
+
+type Operation = (&'static str, fn(&Value) -> Value);
+
+fn vectors(file: &str) -> Vec<Value> {
+    let path = format!("{}/../../tests/contract/{file}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let document: Value = serde_json::from_str(&text).expect("the vectors are JSON");
+    document["vectors"].as_array().expect("a list of vectors").clone()
+}
+
+fn run(file: &str, operations: &[Operation]) {
+    let mut seen = BTreeSet::new();
+    for vector in vectors(file) {
+        let name = vector["op"].as_str().expect("an operation");
+        let (_, operation) = operations
+            .iter()
+            .find(|(known, _)| *known == name)
+            .unwrap_or_else(|| panic!("{file}: the operation `{name}` is not known here"));
+        seen.insert(name.to_owned());
+        assert_eq!(operation(&vector["input"]), vector["output"], "{file}: {name}: {}", vector["case"]);
+    }
+    let known: BTreeSet<_> = operations.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(seen, known, "{file}: operations with a vector, and operations");
+}
+
+fn text<'a>(input: &'a Value, field: &str) -> &'a str {
+    input[field].as_str().expect("a text")
+}
+
+fn submission(input: &Value) -> Submission {
+    text(input, "submission").parse().expect("a submission")
+}
+
+fn run_prefix(input: &Value) -> Value {
+    let base = text(input, "checkpoint_base_uri").parse().expect("a base");
+    let run_id: RunId = text(input, "run_id").parse().expect("a run id");
+    let framework: Framework = text(input, "framework").parse().expect("a framework");
+    RunPrefix::new(&base, &run_id, framework).to_string().into()
+}
+
+fn marker_key(input: &Value) -> Value {
+    let step = Step::new(input["step"].as_u64().expect("a number")).expect("a step");
+    RunKey::Marker(step).relative().into()
+}
+
+fn parse_marker_key(input: &Value) -> Value {
+    json!(layout::parse_marker_key(text(input, "key")).map(Step::get))
+}
+
+fn progress_key(input: &Value) -> Value {
+    RunKey::Progress(&submission(input)).relative().into()
+}
+
+fn model_prefix(input: &Value) -> Value {
+    layout::model_folder(&submission(input)).into()
+}
+
+fn config_keys(input: &Value) -> Value {
+    json!([RunKey::NewestConfig.relative(), RunKey::Config(&submission(input)).relative()])
+}
+
+fn parse(input: &Value) -> Value {
+    let marker = Marker::parse(input.to_string().as_bytes()).expect("a marker");
+    json!({
+        "framework": marker.framework,
+        "step": marker.step,
+        "submission": marker.submission,
+        "files": marker.files.map(|files| files.len()),
+    })
+}
+
+fn reject(input: &Value) -> Value {
+    match Marker::parse(input.to_string().as_bytes()) {
+        Err(MarkerError::Field(field)) => field.into(),
+        other => panic!("not refused for a field: {other:?}"),
+    }
+}
+
+fn complete(input: &Value) -> Value {
+    let marker = Marker::parse(input["marker"].to_string().as_bytes()).expect("a marker");
+    let listing: Vec<File> = serde_json::from_value(input["listing"].clone()).expect("a listing");
+    json!(marker.state(&listing))
+}
+
+#[test]
+fn the_layout_is_the_trainers() {
+    run(
+        "layout.json",
+        &[
+            ("run_prefix", run_prefix),
+            ("marker_key", marker_key),
+            ("parse_marker_key", parse_marker_key),
+            ("progress_key", progress_key),
+            ("model_prefix", model_prefix),
+            ("config_keys", config_keys),
+        ],
+    );
+}
+
+#[test]
+fn markers_are_read_as_the_trainer_writes_them() {
+    run("marker.json", &[("parse", parse), ("reject", reject), ("complete", complete)]);
+}

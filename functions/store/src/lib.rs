@@ -1,0 +1,199 @@
+//! The runs bucket: the few verbs that the functions need, with S3's answers turned into facts. It knows keys only as
+//! text; what they mean is `training_core::layout`.
+
+use aws_sdk_s3::{Client, error::SdkError, primitives::ByteStream};
+use thiserror::Error;
+use training_core::marker::File;
+
+/// A client of one S3 endpoint.
+#[derive(Clone, Debug)]
+pub struct Store {
+    client: Client,
+}
+
+/// An object that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// The content.
+    pub body: Vec<u8>,
+    /// `ETag` with its quotes.
+    pub etag: String,
+}
+
+/// S3 did not do what was asked.
+#[derive(Debug, Error)]
+#[error("cannot {verb} s3://{bucket}/{key}")]
+pub struct StoreError {
+    verb: &'static str,
+    bucket: String,
+    key: String,
+    #[source]
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// A store behind this client.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Read an object; `None` when there is none.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn get(&self, bucket: &str, key: &str) -> Result<Option<Object>, StoreError> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::new("read", bucket, key, source);
+        let output = match self.client.get_object().bucket(bucket).key(key).send().await {
+            Ok(output) => output,
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) => return Err(failed(Box::new(error))),
+        };
+        let etag = output.e_tag.unwrap_or_default();
+        let body = output.body.collect().await.map_err(|error| failed(Box::new(error)))?;
+        Ok(Some(Object { body: body.to_vec(), etag }))
+    }
+
+    /// The `ETag` of an object; `None` when there is none.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn etag(&self, bucket: &str, key: &str) -> Result<Option<String>, StoreError> {
+        match self.client.head_object().bucket(bucket).key(key).send().await {
+            Ok(output) => Ok(Some(output.e_tag.unwrap_or_default())),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(StoreError::new("look at", bucket, key, Box::new(error))),
+        }
+    }
+
+    /// Write an object.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn put(&self, bucket: &str, key: &str, body: Vec<u8>) -> Result<(), StoreError> {
+        let request = self.client.put_object().bucket(bucket).key(key).content_type("application/json");
+        match request.body(ByteStream::from(body)).send().await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(StoreError::new("write", bucket, key, Box::new(error))),
+        }
+    }
+
+    /// Delete an object, if there is one.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn delete(&self, bucket: &str, key: &str) -> Result<(), StoreError> {
+        match self.client.delete_object().bucket(bucket).key(key).send().await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(StoreError::new("delete", bucket, key, Box::new(error))),
+        }
+    }
+
+    /// List all objects whose keys begin with `prefix`; the paths returned are relative to `folder`, which `prefix` begins
+    /// with.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn list_files(&self, bucket: &str, folder: &str, prefix: &str) -> Result<Vec<File>, StoreError> {
+        let mut pages = self.client.list_objects_v2().bucket(bucket).prefix(prefix).into_paginator().send();
+        let mut files = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| StoreError::new("list", bucket, prefix, Box::new(error)))?;
+            files.extend(page.contents.into_iter().flatten().filter_map(|object| {
+                Some(File {
+                    path: object.key?.strip_prefix(folder)?.to_owned(),
+                    size: u64::try_from(object.size.unwrap_or_default()).ok()?,
+                    etag: object.e_tag,
+                })
+            }));
+        }
+        Ok(files)
+    }
+
+    /// The first `limit` (at most 1,000) keys that begin with `prefix` and come after `after`.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn list_keys(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<String>,
+        limit: i32,
+    ) -> Result<Vec<String>, StoreError> {
+        let request = self.client.list_objects_v2().bucket(bucket).prefix(prefix).set_start_after(after);
+        match request.max_keys(limit).send().await {
+            Ok(page) => Ok(page.contents.into_iter().flatten().filter_map(|object| object.key).collect()),
+            Err(error) => Err(StoreError::new("list", bucket, prefix, Box::new(error))),
+        }
+    }
+}
+
+// === impl StoreError ===
+
+impl StoreError {
+    fn new(verb: &'static str, bucket: &str, key: &str, source: Box<dyn std::error::Error + Send + Sync>) -> Self {
+        Self { verb, bucket: bucket.to_owned(), key: key.to_owned(), source }
+    }
+}
+
+/// An absent object; a missing bucket is a failure of the deployment and not meant.
+fn is_missing<E: aws_sdk_s3::error::ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+    let status = error.raw_response().map(|response| response.status().as_u16());
+    status == Some(404) && error.as_service_error().and_then(E::code) != Some("NoSuchBucket")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aws_sdk_s3::operation::{get_object::GetObjectOutput, list_objects_v2::ListObjectsV2Output};
+    use aws_sdk_s3::types::Object as Listed;
+    use aws_smithy_mocks::{RuleMode, mock, mock_client};
+
+    fn missing(code: &'static str) -> Store {
+        let body = format!("<Error><Code>{code}</Code></Error>");
+        let rule = mock!(Client::get_object).then_http_response(move || {
+            aws_sdk_s3::config::http::HttpResponse::new(404.try_into().expect("a status"), body.clone().into())
+        });
+        Store::new(mock_client!(aws_sdk_s3, &[&rule]))
+    }
+
+    #[tokio::test]
+    async fn an_absent_object_is_none_and_an_absent_bucket_a_failure() {
+        assert_eq!(missing("NoSuchKey").get("bucket", "key").await.expect("an answer"), None);
+        let error = missing("NoSuchBucket").get("bucket", "key").await.expect_err("no bucket");
+        assert_eq!(error.to_string(), "cannot read s3://bucket/key");
+    }
+
+    #[tokio::test]
+    async fn an_object_comes_with_its_etag() {
+        let rule = mock!(Client::get_object)
+            .then_output(|| GetObjectOutput::builder().e_tag("\"e\"").body(ByteStream::from_static(b"x")).build());
+        let store = Store::new(mock_client!(aws_sdk_s3, &[&rule]));
+        let object = store.get("bucket", "key").await.expect("an answer").expect("an object");
+        assert_eq!((object.body.as_slice(), object.etag.as_str()), (&b"x"[..], "\"e\""));
+    }
+
+    #[tokio::test]
+    async fn listings_are_read_to_the_end_and_relative() {
+        let page = |key: &str, next: Option<&str>| {
+            ListObjectsV2Output::builder()
+                .contents(Listed::builder().key(key).size(3).e_tag("\"e\"").build())
+                .set_next_continuation_token(next.map(str::to_owned))
+                .is_truncated(next.is_some())
+                .build()
+        };
+        let first = mock!(Client::list_objects_v2)
+            .match_requests(|input| input.continuation_token().is_none() && input.prefix() == Some("r/checkpoints/c"))
+            .then_output(move || page("r/checkpoints/c/a", Some("more")));
+        let second = mock!(Client::list_objects_v2)
+            .match_requests(|input| input.continuation_token() == Some("more"))
+            .then_output(move || page("r/checkpoints/c/b", None));
+        let store = Store::new(mock_client!(aws_sdk_s3, RuleMode::MatchAny, &[&first, &second]));
+        let files = store.list_files("bucket", "r/checkpoints/", "r/checkpoints/c").await.expect("a listing");
+        let file = |path: &str| File { path: path.to_owned(), size: 3, etag: Some("\"e\"".to_owned()) };
+        assert_eq!(files, [file("c/a"), file("c/b")]);
+    }
+}

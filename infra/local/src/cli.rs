@@ -1,0 +1,168 @@
+//! The commands, from the terminal's side. All but `up` and `clean` only ask the running supervisor.
+
+use std::{
+    fs,
+    io::Write as _,
+    process::Child,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::UnixStream,
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
+
+use crate::{
+    command::tail,
+    control::{Reply, Report, Request},
+    launch,
+    paths::Paths,
+    processes,
+};
+
+/// Longer than `MiniStack` may take to save its state.
+const END_WITHIN: Duration = Duration::from_secs(60);
+const SOCKET_WITHIN: Duration = Duration::from_secs(15);
+
+/// Starts a twin, or brings the running one up to date.
+pub(crate) async fn up(paths: &Paths, bare: bool) -> Result<()> {
+    if let Some(report) = report().await?
+        && report.program != launch::program()?
+    {
+        say("the twin itself was rebuilt: restarting it");
+        down(paths).await?;
+    }
+    let stream = match connect().await {
+        Some(stream) => stream,
+        None => start(paths).await?,
+    };
+    ask(stream, &Request::Up { bare }).await.map(|_| ()).inspect_err(|_| {
+        // An unfinished start is undone by the supervisor; here it is only waited for.
+        let _ = launch::wait_for_end(paths, END_WITHIN);
+    })
+}
+
+/// Stops everything and keeps the state.
+pub(crate) async fn down(paths: &Paths) -> Result<()> {
+    match connect().await {
+        Some(stream) => ask(stream, &Request::Down).await.map(|_| ())?,
+        None if launch::is_alive(paths)? => {}
+        None => {
+            say("the twin is not running");
+            return Ok(());
+        }
+    }
+    launch::wait_for_end(paths, END_WITHIN)?;
+    say("the twin is stopped; its state is kept");
+    Ok(())
+}
+
+/// Stops everything and deletes the state; with `all`, the tools too.
+pub(crate) async fn clean(paths: &Paths, all: bool) -> Result<()> {
+    down(paths).await?;
+    let folders = if all { vec![paths.local()] } else { vec![paths.state(), paths.pods()] };
+    for folder in folders {
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot delete {}", folder.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Prints how each component stands.
+pub(crate) async fn status(as_json: bool) -> Result<()> {
+    let Some(stream) = connect().await else { bail!("the twin is not running; `make up` starts it") };
+    let supervisor = stream.peer_cred()?.pid();
+    let mut report: Report = serde_json::from_value(ask(stream, &Request::Status).await?)?;
+    processes::translate(supervisor, &mut report.components);
+    if as_json {
+        say(&serde_json::to_string_pretty(&report)?);
+        return Ok(());
+    }
+    say(&format!("{:<24} {:<9} {:>8} {:>6} {:>8}  last exit", "component", "state", "pid", "port", "restarts"));
+    for component in report.components {
+        let state = serde_json::to_value(component.state)?;
+        let pid = component.pid.map_or_else(|| "-".to_string(), |pid| pid.to_string());
+        say(&format!(
+            "{:<24} {:<9} {:>8} {:>6} {:>8}  {}",
+            component.name,
+            state.as_str().unwrap_or_default(),
+            pid,
+            component.port,
+            component.restarts,
+            component.last_exit.unwrap_or_default()
+        ));
+    }
+    Ok(())
+}
+
+/// Asks a running twin for something that has no answer but success.
+pub(crate) async fn request(request: &Request) -> Result<Value> {
+    let Some(stream) = connect().await else { bail!("the twin is not running; `make up` starts it") };
+    ask(stream, request).await
+}
+
+async fn connect() -> Option<UnixStream> {
+    UnixStream::connect(Paths::socket()).await.ok()
+}
+
+async fn report() -> Result<Option<Report>> {
+    let Some(stream) = connect().await else { return Ok(None) };
+    Ok(Some(serde_json::from_value(ask(stream, &Request::Status).await?)?))
+}
+
+async fn start(paths: &Paths) -> Result<UnixStream> {
+    // One that is just ending still holds ports and files.
+    launch::wait_for_end(paths, END_WITHIN)?;
+    let mut supervisor = launch::supervisor(paths)?;
+    let started = Instant::now();
+    loop {
+        if let Some(stream) = connect().await {
+            return Ok(stream);
+        }
+        if ended(&mut supervisor)? || started.elapsed() > SOCKET_WITHIN {
+            let log = paths.log("supervisor");
+            bail!("the supervisor did not start; the end of {}:\n{}", log.display(), tail(&log));
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn ended(child: &mut Child) -> Result<bool> {
+    Ok(child.try_wait()?.is_some())
+}
+
+/// Sends a request and prints what comes back until the result. Ctrl-C ends the request by ending the connection.
+async fn ask(stream: UnixStream, request: &Request) -> Result<Value> {
+    let (reader, mut writer) = stream.into_split();
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    writer.write_all(&line).await?;
+    let mut lines = BufReader::new(reader).lines();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    loop {
+        let line = tokio::select! {
+            line = lines.next_line() => line?.context("the supervisor is gone")?,
+            _ = interrupt.recv() => bail!("interrupted"),
+            _ = terminate.recv() => bail!("terminated"),
+        };
+        match serde_json::from_str(&line)? {
+            Reply::Say(text) => say(&text),
+            Reply::Done(value) => return Ok(value),
+            Reply::Failed(reason) => bail!(reason),
+        }
+    }
+}
+
+fn say(text: &str) {
+    // A closed terminal is no reason to fail.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}

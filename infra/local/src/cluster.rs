@@ -1,0 +1,111 @@
+//! What the cluster holds before the first job: the operator's CRDs and webhook, and `infra/cluster`.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::{command, components, paths::Paths, pki, ports::Ports, stamp::Stamp, tools::Tools};
+
+const OPERATOR_MODULE: &str = "github.com/kubeflow/training-operator";
+/// The name under which the operator looks for its webhook configuration.
+const WEBHOOK_CONFIGURATION: &str = "validator.training-operator.kubeflow.org";
+
+/// Applies everything that has changed since the last time. Needs the API server only.
+pub(crate) async fn apply(paths: &Paths, ports: &Ports, tools: &Tools) -> Result<()> {
+    let stamp = Stamp::new(
+        paths.state_stamp("cluster"),
+        &[paths.source("infra/local/go.sum"), paths.source("infra/cluster"), paths.pki(pki::WEBHOOK_CA)],
+        &[&ports.operator_webhook.to_string()],
+    )?;
+    if stamp.is_current() {
+        return Ok(());
+    }
+    let objects = async {
+        let module = tools.module_folder(OPERATOR_MODULE).await?;
+        kubectl(paths, &["apply", "--server-side", "--force-conflicts", "-k"], module.join("manifests/base/crds")).await?;
+        let file = paths.state().join("operator.json");
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}},
+            certificate_secret(paths)?,
+            webhook_configuration(paths, ports, &module.join("manifests/base/webhook/manifests.yaml"))?,
+        ]});
+        pki::write_private(&file, &list.to_string())?;
+        kubectl(paths, &["apply", "--server-side", "--force-conflicts", "-f"], file).await?;
+        kubectl(paths, &["apply", "--server-side", "--force-conflicts", "-k"], paths.source("infra/cluster")).await
+    };
+    tools.progress.step("applying the operator's manifests and infra/cluster", objects).await?;
+    stamp.write()
+}
+
+/// Puts the operator's certificate where its webhook server reads it.
+pub(crate) fn make_operator_folders(paths: &Paths) -> Result<()> {
+    let served = components::operator_folder(paths).join("k8s-webhook-server/serving-certs");
+    fs::create_dir_all(&served)?;
+    for (source, name) in CERTIFICATE_FILES {
+        fs::copy(paths.pki(source), served.join(name))?;
+    }
+    // The operator also waits until these two stand in a folder whose name is compiled in; it never reads them.
+    // Another twin of this machine may have made them already.
+    let awaited = PathBuf::from("/tmp/k8s-webhook-server/serving-certs");
+    fs::create_dir_all(&awaited).with_context(|| format!("cannot make {}", awaited.display()))?;
+    for name in ["ca.crt", "tls.crt"] {
+        let file = awaited.join(name);
+        if !file.exists() {
+            fs::write(&file, "").with_context(|| format!("cannot write {}", file.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Our file and the operator's name for it.
+const CERTIFICATE_FILES: [(&str, &str); 4] = [
+    (pki::WEBHOOK_CA, "ca.crt"),
+    ("webhook-ca.key", "ca.key"),
+    ("webhook.crt", "tls.crt"),
+    ("webhook.key", "tls.key"),
+];
+
+/// The operator keeps this certificate because it is valid for it; without it, it would make one without 127.0.0.1.
+fn certificate_secret(paths: &Paths) -> Result<Value> {
+    let mut data = serde_json::Map::new();
+    for (source, name) in CERTIFICATE_FILES {
+        data.insert(name.to_string(), json!(BASE64_STANDARD.encode(fs::read(paths.pki(source))?)));
+    }
+    Ok(json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "training-operator-webhook-cert", "namespace": "kubeflow"},
+        "data": data,
+    }))
+}
+
+/// The operator's own configuration, with the address of a process in place of a Service.
+fn webhook_configuration(paths: &Paths, ports: &Ports, manifest: &PathBuf) -> Result<Value> {
+    let text = fs::read_to_string(manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
+    let mut configuration: Value = serde_saphyr::from_str(&text).context("the webhook manifest is not YAML")?;
+    configuration["metadata"]["name"] = json!(WEBHOOK_CONFIGURATION);
+    let authority = BASE64_STANDARD.encode(fs::read(paths.pki(pki::WEBHOOK_CA))?);
+    let webhooks = configuration["webhooks"].as_array_mut().context("the webhook manifest lists no webhooks")?;
+    ensure!(!webhooks.is_empty(), "the webhook manifest lists no webhooks");
+    for webhook in webhooks {
+        let path = webhook["clientConfig"]["service"]["path"].as_str().context("a webhook without a path")?;
+        let url = format!("https://127.0.0.1:{}{path}", ports.operator_webhook);
+        webhook["clientConfig"] = json!({"url": url, "caBundle": authority});
+    }
+    Ok(configuration)
+}
+
+async fn kubectl(paths: &Paths, arguments: &[&str], input: PathBuf) -> Result<()> {
+    let mut command = Command::new(paths.bin("kubectl"));
+    command
+        .env_clear()
+        .envs(components::clean_environment(paths))
+        .arg("--kubeconfig")
+        .arg(paths.admin_kubeconfig())
+        .args(arguments)
+        .arg(input);
+    command::run(&mut command, &paths.log("kubectl")).await
+}

@@ -1,0 +1,67 @@
+//! Runs a tool to its end with its output in a log file; on failure the error carries the end of that log.
+
+use std::{
+    fs::{File, OpenOptions},
+    path::Path,
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use tokio::process::Command;
+
+const TAIL_LINES: usize = 30;
+
+/// A tool's process group. A step that is given up (Ctrl-C) takes the compilers it started with it.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // Gone already is as good as killed.
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+}
+
+/// Runs the tool; its output replaces the log.
+pub(crate) async fn run(command: &mut Command, log: &Path) -> Result<()> {
+    let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    command.stdout(file.try_clone()?).stderr(file);
+    wait(command, log).await.map(|_| ())
+}
+
+/// Runs the tool and returns what it printed; only its standard error goes to the log.
+pub(crate) async fn output(command: &mut Command, log: &Path) -> Result<Vec<u8>> {
+    let file = OpenOptions::new().create(true).append(true).open(log)?;
+    command.stdout(Stdio::piped()).stderr(file);
+    wait(command, log).await
+}
+
+async fn wait(command: &mut Command, log: &Path) -> Result<Vec<u8>> {
+    let program = command.as_std().get_program().to_string_lossy().into_owned();
+    let child = command
+        .stdin(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("cannot start {program}"))?;
+    let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
+    let output = child.wait_with_output().await?;
+    group.0 = None;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    bail!("{program} ended with {}; the end of {}:\n{}", output.status, log.display(), tail(log))
+}
+
+/// The last lines of a log, indented for quoting in an error.
+pub(crate) fn tail(log: &Path) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    let first = lines.len().saturating_sub(TAIL_LINES);
+    lines.iter().skip(first).map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
+}

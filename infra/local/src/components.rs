@@ -1,0 +1,258 @@
+//! What each component of the twin is: its program, its flags, its ports, and how it is known to be ready.
+//! Starting and stopping them is the supervisor's business.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use anyhow::Result;
+use serde_json::json;
+
+use crate::{ministack, paths::Paths, pki, ports::Ports};
+
+pub(crate) const ETCD: &str = "etcd";
+pub(crate) const APISERVER: &str = "kube-apiserver";
+pub(crate) const CONTROLLER_MANAGER: &str = "kube-controller-manager";
+pub(crate) const SCHEDULER: &str = "kube-scheduler";
+pub(crate) const OPERATOR: &str = "training-operator";
+pub(crate) const MINISTACK: &str = "ministack";
+pub(crate) const NODE: &str = "twin-node";
+pub(crate) const FRONT: &str = "front";
+
+/// All components, in the order in which they depend on each other.
+pub(crate) const ALL: [&str; 8] =
+    [ETCD, APISERVER, MINISTACK, CONTROLLER_MANAGER, SCHEDULER, OPERATOR, NODE, FRONT];
+
+/// How a component is started, probed and stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Spec {
+    pub(crate) name: &'static str,
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) environment: BTreeMap<String, String>,
+    pub(crate) port: u16,
+    pub(crate) ready: Ready,
+    /// How long a SIGTERM may take before SIGKILL follows.
+    pub(crate) grace: Duration,
+    /// What must be done each time before the process starts.
+    pub(crate) prepare: Prepare,
+}
+
+/// The probe that tells that a component serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ready {
+    /// The URL answers with success.
+    Succeeds(String),
+    /// The URL is served: it answers with anything but 404.
+    Routed(String),
+    /// The port accepts connections.
+    Accepts(u16),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Prepare {
+    Nothing,
+    /// Write the cluster's endpoint and authority into `MiniStack`'s stored state.
+    Ministack(ministack::Cluster),
+}
+
+pub(crate) fn etcd(paths: &Paths, ports: &Ports) -> Spec {
+    let client = format!("http://127.0.0.1:{}", ports.etcd);
+    let peer = format!("http://127.0.0.1:{}", ports.etcd_peer);
+    Spec {
+        ready: Ready::Succeeds(format!("{client}/health")),
+        arguments: vec![
+            format!("--data-dir={}", paths.state().join("etcd").display()),
+            format!("--listen-client-urls={client}"),
+            format!("--advertise-client-urls={client}"),
+            format!("--listen-peer-urls={peer}"),
+            format!("--initial-advertise-peer-urls={peer}"),
+            format!("--initial-cluster=default={peer}"),
+            "--log-level=warn".into(),
+            // The state must survive the twin's processes, not the machine's power.
+            "--unsafe-no-fsync".into(),
+        ],
+        ..kubernetes(paths, ETCD, ports.etcd)
+    }
+}
+
+pub(crate) fn apiserver(paths: &Paths, ports: &Ports) -> Spec {
+    let pki = |file: &str| paths.pki(file).display().to_string();
+    Spec {
+        ready: Ready::Succeeds(format!("{}/readyz", pki::api_url(ports))),
+        arguments: vec![
+            format!("--etcd-servers=http://127.0.0.1:{}", ports.etcd),
+            "--bind-address=127.0.0.1".into(),
+            "--advertise-address=127.0.0.1".into(),
+            format!("--secure-port={}", ports.apiserver),
+            format!("--tls-cert-file={}", pki("server.crt")),
+            format!("--tls-private-key-file={}", pki("server.key")),
+            format!("--client-ca-file={}", pki(pki::CA)),
+            format!("--service-account-key-file={}", pki("service-accounts.pub")),
+            format!("--service-account-signing-key-file={}", pki("service-accounts.key")),
+            "--service-account-issuer=https://localhost".into(),
+            "--authorization-mode=RBAC".into(),
+            format!("--authentication-token-webhook-config-file={}", paths.state().join("token-review.kubeconfig").display()),
+            "--authentication-token-webhook-version=v1".into(),
+            "--authentication-token-webhook-cache-ttl=10s".into(),
+            "--service-cluster-ip-range=10.0.0.0/24".into(),
+            // Pods get no Kubernetes token: the trainer has no business with the API.
+            "--disable-admission-plugins=ServiceAccount".into(),
+            format!("--kubelet-client-certificate={}", pki("admin.crt")),
+            format!("--kubelet-client-key={}", pki("admin.key")),
+            "--profiling=false".into(),
+        ],
+        ..kubernetes(paths, APISERVER, ports.apiserver)
+    }
+}
+
+pub(crate) fn controller_manager(paths: &Paths, ports: &Ports) -> Spec {
+    let mut arguments = control_loop(paths, ports.controller_manager);
+    arguments.extend([
+        concat!(
+            "--controllers=garbage-collector-controller,namespace-controller,serviceaccount-controller,",
+            "serviceaccount-token-controller,endpointslice-controller,endpoints-controller,resourcequota-controller,",
+            "root-ca-certificate-publisher-controller"
+        )
+        .into(),
+        format!("--service-account-private-key-file={}", paths.pki("service-accounts.key").display()),
+        format!("--root-ca-file={}", paths.pki(pki::CA).display()),
+    ]);
+    Spec {
+        ready: Ready::Succeeds(format!("https://127.0.0.1:{}/healthz", ports.controller_manager)),
+        arguments,
+        ..kubernetes(paths, CONTROLLER_MANAGER, ports.controller_manager)
+    }
+}
+
+pub(crate) fn scheduler(paths: &Paths, ports: &Ports) -> Spec {
+    Spec {
+        ready: Ready::Succeeds(format!("https://127.0.0.1:{}/healthz", ports.scheduler)),
+        arguments: control_loop(paths, ports.scheduler),
+        ..kubernetes(paths, SCHEDULER, ports.scheduler)
+    }
+}
+
+pub(crate) fn operator(paths: &Paths, ports: &Ports) -> Spec {
+    let mut spec = Spec {
+        // Its own /readyz can be ready a moment before this path is served, and the API server would refuse the first
+        // job with "the server could not find the requested resource".
+        ready: Ready::Routed(format!("https://127.0.0.1:{}/validate-kubeflow-org-v1-pytorchjob", ports.operator_webhook)),
+        arguments: vec![
+            format!("--metrics-bind-address=127.0.0.1:{}", ports.operator_metrics),
+            format!("--health-probe-bind-address=127.0.0.1:{}", ports.operator_health),
+            format!("--webhook-server-port={}", ports.operator_webhook),
+        ],
+        ..kubernetes(paths, OPERATOR, ports.operator_webhook)
+    };
+    spec.environment.insert("KUBECONFIG".into(), paths.admin_kubeconfig().display().to_string());
+    spec.environment.insert("MY_POD_NAMESPACE".into(), "kubeflow".into());
+    // Its webhook server reads its certificate below this folder.
+    spec.environment.insert("TMPDIR".into(), operator_folder(paths).display().to_string());
+    spec
+}
+
+pub(crate) fn operator_folder(paths: &Paths) -> PathBuf {
+    paths.state().join("operator")
+}
+
+pub(crate) fn ministack(paths: &Paths, ports: &Ports, cluster: ministack::Cluster) -> Spec {
+    Spec {
+        name: MINISTACK,
+        program: paths.venv("ministack").join("bin/ministack"),
+        arguments: Vec::new(),
+        environment: ministack::environment(paths, ports),
+        port: ports.ministack,
+        ready: Ready::Succeeds(format!("{}/_ministack/ready", ministack::url(ports))),
+        // It saves its state on SIGTERM only.
+        grace: Duration::from_secs(30),
+        prepare: Prepare::Ministack(cluster),
+    }
+}
+
+pub(crate) fn node(paths: &Paths, ports: &Ports) -> Result<Spec> {
+    let config = paths.state().join("node.json");
+    let settings = json!({
+        "node_name": "twin",
+        "kubeconfig": paths.admin_kubeconfig(),
+        "listen": format!("127.0.0.1:{}", ports.node),
+        "pods_dir": paths.pods(),
+        "trainer_dir": paths.source("trainer"),
+        "trainer_bin": paths.venv("trainer").join("bin"),
+        "trainer_image": crate::deploy::TRAINER_IMAGE,
+        "model_dir": paths.models(),
+        "stub_binary": sibling("twin-stub")?,
+        "aws_endpoint_url": ministack::url(ports),
+        "aws_region": ministack::REGION,
+        "trainer_role_arn": crate::deploy::TRAINER_ROLE_ARN,
+        "running_trainers_limit": 4,
+        "back_off_base_seconds": 10,
+    });
+    std::fs::write(&config, serde_json::to_vec_pretty(&settings)?)?;
+    Ok(Spec {
+        name: NODE,
+        program: sibling("twin-node")?,
+        arguments: vec!["--config".into(), config.display().to_string()],
+        environment: clean_environment(paths),
+        port: ports.node,
+        ready: Ready::Accepts(ports.node),
+        // Its pods get five seconds of these.
+        grace: Duration::from_secs(8),
+        prepare: Prepare::Nothing,
+    })
+}
+
+pub(crate) fn front(paths: &Paths, ports: &Ports, api_id: &str) -> Result<Spec> {
+    Ok(Spec {
+        name: FRONT,
+        program: sibling("twin")?,
+        arguments: vec![
+            "front".into(),
+            format!("--listen=127.0.0.1:{}", ports.front),
+            format!("--upstream={}/_aws/execute-api/{api_id}/$default", ministack::url(ports)),
+        ],
+        environment: clean_environment(paths),
+        port: ports.front,
+        ready: Ready::Accepts(ports.front),
+        grace: Duration::from_secs(2),
+        prepare: Prepare::Nothing,
+    })
+}
+
+/// The flags that the controller manager and the scheduler share.
+fn control_loop(paths: &Paths, port: u16) -> Vec<String> {
+    vec![
+        format!("--kubeconfig={}", paths.admin_kubeconfig().display()),
+        "--leader-elect=false".into(),
+        "--bind-address=127.0.0.1".into(),
+        format!("--secure-port={port}"),
+        format!("--tls-cert-file={}", paths.pki("server.crt").display()),
+        format!("--tls-private-key-file={}", paths.pki("server.key").display()),
+        "--profiling=false".into(),
+    ]
+}
+
+fn kubernetes(paths: &Paths, name: &'static str, port: u16) -> Spec {
+    Spec {
+        name,
+        program: paths.bin(name),
+        arguments: Vec::new(),
+        environment: clean_environment(paths),
+        port,
+        ready: Ready::Accepts(port),
+        // The API server drains its watches for a minute; whoever stops it here means now.
+        grace: Duration::from_secs(1),
+        prepare: Prepare::Nothing,
+    }
+}
+
+/// Components get nothing of the environment in which `twin up` was typed: no proxy, no credentials, no settings.
+pub(crate) fn clean_environment(paths: &Paths) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("PATH".to_string(), "/usr/local/bin:/usr/bin:/bin".to_string()),
+        ("HOME".to_string(), paths.state().join("home").display().to_string()),
+    ])
+}
+
+/// A binary of this crate: cargo puts them next to each other.
+fn sibling(name: &str) -> Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name(name))
+}

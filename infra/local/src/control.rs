@@ -1,0 +1,36 @@
+//! The control socket: one JSON line in, lines of progress and one result out. Only its owner can open it.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What can be asked of a running twin.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Request {
+    /// Make, start and deploy what is missing.
+    Up { bare: bool },
+    Down,
+    Status,
+    Start { component: String },
+    Stop { component: String },
+    Kill { pod: String, container: String, namespace: String, signal: String },
+}
+
+/// The lines that come back; the last is `Done` or `Failed`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Reply {
+    Say(String),
+    Done(Value),
+    Failed(String),
+}
+
+/// The answer to `Status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// Whether `.local/env` has been written by this twin.
+    pub(crate) ready: bool,
+    /// Age and size of the program that the supervisor was started from.
+    pub(crate) program: String,
+    pub(crate) components: Vec<crate::supervisor::Status>,
+}

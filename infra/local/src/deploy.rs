@@ -1,0 +1,175 @@
+//! `sam build` and `sam deploy` of the unchanged template into MiniStack, what MiniStack's CloudFormation leaves out,
+//! and `.local/env` at the end.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use tokio::process::Command;
+
+use crate::{
+    command,
+    components::clean_environment,
+    ministack::{self, CLUSTER_NAME, REGION},
+    paths::Paths,
+    pki::write_private,
+    ports::Ports,
+    stamp::{Stamp, short_hash},
+    tools::Tools,
+};
+
+pub(crate) const NAMESPACE: &str = "training";
+pub(crate) const TRAINER_IMAGE: &str = "trainer:local";
+pub(crate) const TRAINER_ROLE_ARN: &str = "arn:aws:iam::000000000000:role/trainer";
+const STACK: &str = "training";
+const ALLOWED_IMAGES: &str = "trainer:local,stub,unknown.invalid/";
+const DEMO_MODEL: &str = "tiny";
+/// The production profile optimises for size, for more than a minute of linking a function.
+const QUICK_BUILD: [(&str, &str); 3] = [
+    ("CARGO_PROFILE_RELEASE_LTO", "off"),
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+];
+
+/// What the deployment is known by; printed by `deploy.py`.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Deployment {
+    pub(crate) api_id: String,
+    /// The token that the API asks for.
+    token: String,
+}
+
+/// What the functions are built from.
+fn sources(paths: &Paths) -> Vec<PathBuf> {
+    ["template.yaml", "samconfig.toml", "Cargo.toml", "Cargo.lock", "rust-toolchain.toml", ".cargo", "functions"]
+        .map(|source| paths.source(source))
+        .into()
+}
+
+fn build_folder(paths: &Paths) -> PathBuf {
+    paths.local().join("sam")
+}
+
+/// Builds the three functions; they outlive `twin clean`.
+pub(crate) async fn build(paths: &Paths, tools: &Tools) -> Result<Stamp> {
+    let stamp = Stamp::new(paths.tool_stamp("sam-build"), &sources(paths), &[architecture()])?;
+    let built = build_folder(paths);
+    if stamp.is_current() && built.join("template.yaml").exists() {
+        return Ok(stamp);
+    }
+    let mut command = Command::new(paths.venv("sam").join("bin/sam"));
+    command
+        .current_dir(paths.root())
+        .env("PATH", tools.path_with(&["lambda"])?)
+        .env("SAM_CLI_TELEMETRY", "0")
+        // The folder of the workspace, which the template's build method expects.
+        .env_remove("CARGO_TARGET_DIR")
+        .envs(QUICK_BUILD)
+        .args(["build", "--config-env", "twin", "--region", REGION, "--build-dir"])
+        .arg(&built)
+        .args(["--parameter-overrides", &format!("Architecture={}", architecture())]);
+    let log = paths.log("sam-build");
+    tools.progress.step("sam build", command::run(&mut command, &log)).await?;
+    stamp.write()?;
+    Ok(stamp)
+}
+
+/// Deploys unless the same is deployed. Returns the deployment, and whether it was made now.
+pub(crate) async fn deploy(paths: &Paths, ports: &Ports, tools: &Tools, build: &Stamp) -> Result<(Deployment, bool)> {
+    let parameters = parameters(paths);
+    let settings: Vec<&str> = parameters.iter().map(String::as_str).chain([build.hash()]).collect();
+    let script = paths.source("infra/local/deploy.py");
+    let stamp = Stamp::new(paths.state_stamp("deploy"), std::slice::from_ref(&script), &settings)?;
+    let file = paths.state().join("deployment.json");
+    if stamp.is_current() {
+        let deployment = serde_json::from_slice(&fs::read(&file)?).context("deployment.json is damaged")?;
+        return Ok((deployment, false));
+    }
+    let mut sam = aws(paths, ports, &paths.venv("sam").join("bin/sam"));
+    sam.args(["deploy", "--config-env", "twin", "--stack-name", STACK, "--region", REGION])
+        .args(["--resolve-s3", "--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset"])
+        .args(["--no-fail-on-empty-changeset", "--no-progressbar", "--template-file"])
+        .arg(build_folder(paths).join("template.yaml"))
+        .arg("--parameter-overrides")
+        .args(&parameters);
+    tools.progress.step("sam deploy", command::run(&mut sam, &paths.log("sam-deploy"))).await?;
+
+    let mut complete = aws(paths, ports, &paths.venv("sam").join("bin/python3"));
+    complete.arg(&script).args([STACK, CLUSTER_NAME, &bucket(paths)]);
+    let log = paths.log("deploy");
+    let printed =
+        tools.progress.step("routes, access entries and the trainer's role", command::output(&mut complete, &log)).await?;
+    let deployment: Deployment = serde_json::from_slice(&printed).context("deploy.py did not print a deployment")?;
+    write_private(&file, &serde_json::to_string(&deployment)?)?;
+    stamp.write()?;
+    Ok((deployment, true))
+}
+
+/// Writes what a shell needs to use the twin: the mark that it is ready.
+pub(crate) fn write_env(paths: &Paths, ports: &Ports, deployment: &Deployment) -> Result<()> {
+    let bucket = bucket(paths);
+    let variables = [
+        ("API_URL", format!("http://127.0.0.1:{}", ports.front)),
+        ("TRAINER_API_TOKEN", deployment.token.clone()),
+        ("KUBECONFIG", paths.admin_kubeconfig().display().to_string()),
+        ("NAMESPACE", NAMESPACE.into()),
+        ("CLUSTER_NAME", CLUSTER_NAME.into()),
+        ("RUNS_BASE_URI", format!("s3://{bucket}/runs")),
+        ("RUNS_BUCKET", bucket),
+        ("TRAINER_IMAGE", TRAINER_IMAGE.into()),
+        ("DEMO_MODEL", DEMO_MODEL.into()),
+        ("AWS_ENDPOINT_URL", ministack::url(ports)),
+        ("AWS_REGION", REGION.into()),
+        ("AWS_ACCESS_KEY_ID", "test".into()),
+        ("AWS_SECRET_ACCESS_KEY", "test".into()),
+    ];
+    let text: String = variables.iter().map(|(name, value)| format!("export {name}={}\n", quote(value))).collect();
+    write_private(&paths.env(), &text)
+}
+
+fn parameters(paths: &Paths) -> Vec<String> {
+    vec![
+        format!("Architecture={}", architecture()),
+        format!("ClusterName={CLUSTER_NAME}"),
+        format!("Namespace={NAMESPACE}"),
+        "ManageAccessEntries=false".into(),
+        format!("RunsBucketName={}", bucket(paths)),
+        format!("DefaultImage={TRAINER_IMAGE}"),
+        format!("AllowedImages={ALLOWED_IMAGES}"),
+    ]
+}
+
+/// One bucket per checkout.
+fn bucket(paths: &Paths) -> String {
+    format!("twin-runs-{}", short_hash(&paths.root().to_string_lossy()))
+}
+
+/// The bootstraps run on this machine.
+fn architecture() -> &'static str {
+    if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" }
+}
+
+/// A command with nothing in its environment but `MiniStack` as its AWS.
+fn aws(paths: &Paths, ports: &Ports, program: &PathBuf) -> Command {
+    let mut environment: BTreeMap<String, String> = clean_environment(paths);
+    for (name, value) in [
+        ("AWS_ENDPOINT_URL", ministack::url(ports).as_str()),
+        ("AWS_REGION", REGION),
+        ("AWS_DEFAULT_REGION", REGION),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+        ("SAM_CLI_TELEMETRY", "0"),
+    ] {
+        environment.insert(name.into(), value.into());
+    }
+    let mut command = Command::new(program);
+    command.env_clear().envs(environment).current_dir(paths.root());
+    command
+}
+
+/// As a shell takes it literally; plain values stay plain, so that make can include the file too.
+fn quote(value: &str) -> String {
+    let plain = |character: char| character.is_ascii_alphanumeric() || "_-./:".contains(character);
+    if value.chars().all(plain) { value.into() } else { format!("'{}'", value.replace('\'', r"'\''")) }
+}

@@ -1,0 +1,97 @@
+//! Starts the supervisor away from this terminal, in a process namespace of its own, and tells whether one lives.
+//! In such a namespace no process can outlive the first one: not a crash of the supervisor, not a trainer that left
+//! its group.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{command::tail, paths::Paths};
+
+const NAMESPACE: [&str; 4] = ["--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"];
+/// Where only root may make namespaces, everybody else first becomes root of a user namespace.
+const AS_USER: [&str; 2] = ["--user", "--map-root-user"];
+
+/// Starts `twin supervise`. The lock is held by `flock`, which waits for the namespace's end, and passed on to
+/// everything inside: while anything of the twin lives, it is taken.
+pub(crate) fn supervisor(paths: &Paths) -> Result<Child> {
+    fs::create_dir_all(paths.state())?;
+    fs::create_dir_all(paths.logs())?;
+    restrict(paths)?;
+    let log = paths.log("supervisor");
+    let log_file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    Command::new("setsid")
+        .args(["flock", "--nonblock"])
+        .arg(paths.lock())
+        .arg("unshare")
+        .args(unshare_flags()?)
+        .arg(std::env::current_exe()?)
+        .arg("supervise")
+        .current_dir(paths.root())
+        .stdin(Stdio::null())
+        .stdout(log_file.try_clone()?)
+        .stderr(log_file)
+        .spawn()
+        .context("cannot start the supervisor: setsid, flock and unshare (util-linux) are needed")
+}
+
+/// The flags with which this machine lets us have a process namespace.
+fn unshare_flags() -> Result<Vec<&'static str>> {
+    let as_root = NAMESPACE.to_vec();
+    let as_user = [&AS_USER[..], &NAMESPACE[..]].concat();
+    for flags in [as_root, as_user] {
+        let works = Command::new("unshare").args(&flags).arg("true").stderr(Stdio::null()).status();
+        if works.context("no `unshare` (util-linux) on the PATH")?.success() {
+            return Ok(flags);
+        }
+    }
+    bail!(
+        "this machine lets neither root nor this user make a process namespace (unshare --user --pid); \
+         on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+    )
+}
+
+/// Whether any process of the twin lives.
+pub(crate) fn is_alive(paths: &Paths) -> Result<bool> {
+    if !paths.lock().exists() {
+        return Ok(false);
+    }
+    let lock = OpenOptions::new().read(true).open(paths.lock())?;
+    match lock.try_lock() {
+        Ok(()) => Ok(false),
+        Err(fs::TryLockError::WouldBlock) => Ok(true),
+        Err(fs::TryLockError::Error(error)) => Err(error).context("cannot ask for the lock"),
+    }
+}
+
+/// Waits until no process of the twin lives any more.
+pub(crate) fn wait_for_end(paths: &Paths, longest: Duration) -> Result<()> {
+    let started = Instant::now();
+    while is_alive(paths)? {
+        if started.elapsed() > longest {
+            let log = paths.log("supervisor");
+            bail!("the twin has not ended after {} s; the end of {}:\n{}", longest.as_secs(), log.display(), tail(&log));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Tells one build of this program from another.
+pub(crate) fn program() -> Result<String> {
+    // Of the file that this process was started from, which may have been replaced since.
+    let metadata = fs::metadata("/proc/self/exe")?;
+    let modified = metadata.modified()?.duration_since(UNIX_EPOCH)?;
+    Ok(format!("{}-{}", modified.as_nanos(), metadata.len()))
+}
+
+/// State holds keys and tokens: for the owner only.
+fn restrict(paths: &Paths) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(paths.state(), fs::Permissions::from_mode(0o700))?;
+    Ok(())
+}

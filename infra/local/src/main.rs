@@ -1,0 +1,127 @@
+//! The local twin: the whole system on this machine, where only the machines are simulated.
+//!
+//! ```text
+//! twin up ──starts──> twin supervise ──runs──> etcd <─ kube-apiserver <─ controller-manager, scheduler, operator, twin-node
+//!    └──asks by .local/state/twin.sock ──┘        └──> ministack (the deployed template.yaml) <─ front
+//! ```
+//!
+//! Servers listen on 127.0.0.1 only; everything is below `.local`; nothing outlives the supervisor.
+
+mod cli;
+mod cluster;
+mod command;
+mod components;
+mod control;
+mod deploy;
+mod front;
+mod launch;
+mod ministack;
+mod orphans;
+mod paths;
+mod pki;
+mod pod;
+mod ports;
+mod probe;
+mod processes;
+mod progress;
+mod stamp;
+mod supervise;
+mod supervisor;
+mod tools;
+mod up;
+
+use std::{net::SocketAddr, process::ExitCode};
+
+use anyhow::{Result, anyhow};
+use clap::{Parser, Subcommand};
+
+use crate::{control::Request, paths::Paths};
+
+#[derive(Parser)]
+#[command(name = "twin", about = "The whole system on this machine: the real components, simulated machines.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes the tools, starts everything and deploys; on a running twin, brings up to date what has changed.
+    Up {
+        /// The control plane, the operator and MiniStack only: no node, no functions, no .local/env.
+        #[arg(long, hide = true)]
+        bare: bool,
+    },
+    /// Stops everything and keeps the state (ports, cluster, bucket, deployment).
+    Down,
+    /// Stops everything and deletes the state.
+    Clean {
+        /// Deletes the tools too: the next start takes minutes.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Shows each component: state, process id, port, restarts.
+    Status {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Brings back a component that was stopped, and waits until it is ready.
+    Start { component: String },
+    /// Stops a component and keeps it stopped.
+    Stop { component: String },
+    /// Sends a signal to a pod's running container.
+    Kill {
+        pod: String,
+        #[arg(long, default_value = "KILL")]
+        signal: String,
+        #[arg(long, default_value = "pytorch")]
+        container: String,
+        #[arg(long, default_value = deploy::NAMESPACE)]
+        namespace: String,
+    },
+    /// The detached process behind `up`.
+    #[command(hide = true)]
+    Supervise,
+    /// The listener in front of the HTTP API.
+    #[command(hide = true)]
+    Front {
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long)]
+        upstream: String,
+    },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    match run(Arguments::parse().command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("twin: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<()> {
+    rustls::crypto::aws_lc_rs::default_provider().install_default().map_err(|_| anyhow!("a TLS provider is there already"))?;
+    match command {
+        Command::Up { bare } => cli::up(&Paths::find()?, bare).await,
+        Command::Down => cli::down(&Paths::find()?).await,
+        Command::Clean { all } => cli::clean(&Paths::find()?, all).await,
+        Command::Status { json } => Paths::find().map(|_| cli::status(json))?.await,
+        Command::Start { component } => ask(Request::Start { component }).await,
+        Command::Stop { component } => ask(Request::Stop { component }).await,
+        Command::Kill { pod, signal, container, namespace } => {
+            ask(Request::Kill { pod, container, namespace, signal }).await
+        }
+        Command::Supervise => supervise::run(Paths::find()?).await,
+        Command::Front { listen, upstream } => front::serve(listen, upstream).await,
+    }
+}
+
+async fn ask(request: Request) -> Result<()> {
+    Paths::find()?;
+    cli::request(&request).await.map(|_| ())
+}

@@ -1,0 +1,129 @@
+//! `MiniStack`: its environment, and the EKS cluster that is written into its state while it is stopped.
+//! The cluster is never made with CreateCluster: where a Docker daemon answers, that would start a container.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use anyhow::{Context, Result};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
+
+use crate::{components::clean_environment, paths::Paths, pki::write_private, ports::Ports};
+
+pub(crate) const REGION: &str = "us-east-1";
+pub(crate) const ACCOUNT: &str = "000000000000";
+pub(crate) const CLUSTER_NAME: &str = "training";
+
+/// What `DescribeCluster` is to answer, and the secret part of the TokenReview address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cluster {
+    pub(crate) state_file: PathBuf,
+    pub(crate) endpoint: String,
+    /// The authority's PEM in base64.
+    pub(crate) authority: String,
+    pub(crate) auth_token: String,
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    pub(crate) fn new(paths: &Paths, ports: &Ports) -> Result<Self> {
+        use base64::prelude::BASE64_STANDARD;
+        Ok(Self {
+            state_file: state_folder(paths).join("eks.json"),
+            endpoint: crate::pki::api_url(ports),
+            authority: BASE64_STANDARD.encode(fs::read(paths.pki(crate::pki::CA))?),
+            auth_token: auth_token(paths)?,
+        })
+    }
+
+    pub(crate) fn token_review_url(&self, ports: &Ports) -> String {
+        format!("{}/_ministack/eks-auth/{ACCOUNT}/{REGION}/{CLUSTER_NAME}/{}", url(ports), self.auth_token)
+    }
+
+    /// Puts the cluster into the stored state and leaves the rest of it (the access entries) as it is.
+    /// Only while `MiniStack` is stopped: it reads the file at its start and writes it at its end.
+    pub(crate) fn seed(&self) -> Result<()> {
+        let mut state: Value = match fs::read(&self.state_file) {
+            Ok(text) => serde_json::from_slice(&text).context("MiniStack's eks.json is not JSON")?,
+            Err(_) => json!({"__ministack_format__": 3, "payload": {}}),
+        };
+        let clusters = &mut state["payload"]["clusters"];
+        clusters["__account_region_scoped__"] = json!(true);
+        clusters["data"][format!("{ACCOUNT}\0{REGION}\0'{CLUSTER_NAME}'")] = json!({
+            "name": CLUSTER_NAME,
+            "arn": format!("arn:aws:eks:{REGION}:{ACCOUNT}:cluster/{CLUSTER_NAME}"),
+            "createdAt": 0,
+            "version": "1.36",
+            "endpoint": self.endpoint,
+            "roleArn": format!("arn:aws:iam::{ACCOUNT}:role/eks"),
+            "resourcesVpcConfig": {},
+            "status": "ACTIVE",
+            "certificateAuthority": {"data": self.authority},
+            "platformVersion": "eks.1",
+            "tags": {},
+            "accessConfig": {"authenticationMode": "API"},
+            "_auth_token": self.auth_token,
+        });
+        if let Some(folder) = self.state_file.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        write_private(&self.state_file, &state.to_string())
+    }
+}
+
+pub(crate) fn url(ports: &Ports) -> String {
+    format!("http://127.0.0.1:{}", ports.ministack)
+}
+
+/// The functions inherit all of this, so it is as clean as Lambda's own.
+pub(crate) fn environment(paths: &Paths, ports: &Ports) -> BTreeMap<String, String> {
+    let mut environment = clean_environment(paths);
+    let folder = paths.state().join("ministack");
+    let mut set = |name: &str, value: String| environment.insert(name.into(), value);
+    set("BIND_HOST", "127.0.0.1".into());
+    // A name: with an address, the host name of the HTTP API would be one that lambda_http cannot parse.
+    set("MINISTACK_HOST", "localhost".into());
+    set("GATEWAY_PORT", ports.ministack.to_string());
+    // Without it the functions would call the real AWS.
+    set("AWS_ENDPOINT_URL", url(ports));
+    set("AUTH", "true".into());
+    set("PERSIST_STATE", "1".into());
+    set("S3_PERSIST", "1".into());
+    set("STATE_DIR", state_folder(paths).display().to_string());
+    set("S3_DATA_DIR", folder.join("s3").display().to_string());
+    set("TMPDIR", folder.join("tmp").display().to_string());
+    set("LAMBDA_EXECUTOR", "local".into());
+    // These two would listen on every interface.
+    set("IOT_MTLS_ENABLED", "0".into());
+    set("SFTP_ENABLED", "0".into());
+    // At its start and end it removes the containers of any MiniStack that it finds; a daemon is none of its business here.
+    set("DOCKER_HOST", format!("unix://{}", folder.join("no-docker.sock").display()));
+    environment
+}
+
+/// Makes the folders that `MiniStack` expects.
+pub(crate) fn make_folders(paths: &Paths) -> Result<()> {
+    fs::create_dir_all(state_folder(paths))?;
+    fs::create_dir_all(paths.state().join("ministack/tmp"))?;
+    Ok(())
+}
+
+fn state_folder(paths: &Paths) -> PathBuf {
+    paths.state().join("ministack/state")
+}
+
+/// The secret of the TokenReview address, made once.
+fn auth_token(paths: &Paths) -> Result<String> {
+    let file = paths.state().join("eks-auth-token");
+    if let Ok(token) = fs::read_to_string(&file) {
+        return Ok(token);
+    }
+    let mut bytes = [0; 32];
+    rustls::crypto::aws_lc_rs::default_provider()
+        .secure_random
+        .fill(&mut bytes)
+        .map_err(|_| anyhow::anyhow!("no random bytes"))?;
+    let token = BASE64_URL_SAFE_NO_PAD.encode(bytes);
+    write_private(&file, &token)?;
+    Ok(token)
+}

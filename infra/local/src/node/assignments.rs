@@ -1,0 +1,89 @@
+//! Follows the pods that the scheduler gives to this node, and starts one task for each.
+
+use std::{
+    collections::{HashMap, HashSet},
+    pin::pin,
+    sync::Arc,
+};
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, ResourceExt as _,
+    runtime::{WatchStreamExt as _, watcher},
+};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::{leftovers, node::Node, pod};
+
+/// The tasks, by the pod's uid. A task that is told `None` kills its pod and ends.
+type Tasks = HashMap<String, watch::Sender<Option<Arc<Pod>>>>;
+
+/// Follow the API server for ever; while it is away, the pods run on as they were.
+pub(crate) async fn run(node: Arc<Node>) {
+    let api: Api<Pod> = Api::all(Client::clone(&node.client.0));
+    let selection = watcher::Config::default().fields(&format!("spec.nodeName={}", node.config.node_name));
+    let mut events = pin!(watcher(api, selection).default_backoff());
+    let mut tasks = Tasks::new();
+    let mut listed = HashSet::new();
+    let mut first_list = true;
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(watcher::Event::Init) => listed.clear(),
+            Ok(watcher::Event::InitApply(pod)) => {
+                listed.extend(pod.uid());
+                node.remember(Arc::new(pod));
+            }
+            Ok(watcher::Event::InitDone) => {
+                let gone: Vec<String> = tasks.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
+                gone.iter().for_each(|uid| forget(&node, &mut tasks, uid));
+                if std::mem::take(&mut first_list) {
+                    leftovers::remove_strangers(&node.config.pods_dir, &listed);
+                    if let Err(error) = node.ports().keep_only(&node.jobs()) {
+                        warn!("{error:#}");
+                    }
+                    info!("{} pods were here before", listed.len());
+                }
+                // Only now, because a pod may ask what its job's master does.
+                node.pods_by_age().into_iter().for_each(|pod| assign(&node, &mut tasks, pod));
+            }
+            Ok(watcher::Event::Apply(pod)) => {
+                let pod = Arc::new(pod);
+                node.remember(Arc::clone(&pod));
+                assign(&node, &mut tasks, pod);
+            }
+            Ok(watcher::Event::Delete(pod)) => {
+                if let Some(uid) = pod.uid() {
+                    forget(&node, &mut tasks, &uid);
+                }
+            }
+            Err(error) => warn!("cannot follow the pods: {error}"),
+        }
+    }
+}
+
+fn assign(node: &Arc<Node>, tasks: &mut Tasks, pod: Arc<Pod>) {
+    let Some(uid) = pod.uid() else { return };
+    match tasks.get(&uid) {
+        Some(task) => {
+            task.send_replace(Some(pod));
+        }
+        None => {
+            info!("pod {} in {} is here", pod.name_any(), pod.namespace().unwrap_or_default());
+            match pod::start(node, pod) {
+                Ok(task) => {
+                    tasks.insert(uid, task);
+                }
+                Err(error) => warn!("cannot look after a pod: {error:#}"),
+            }
+        }
+    }
+}
+
+fn forget(node: &Node, tasks: &mut Tasks, uid: &str) {
+    node.forget(uid);
+    if let Some(task) = tasks.remove(uid) {
+        task.send_replace(None);
+    }
+}

@@ -1,0 +1,370 @@
+//! One container of a pod: what it does now, and what happens next. The pod asks it to look (`observe`), to go on
+//! (`advance`) and to stop (`signal`), many times a second; nothing here waits for a program.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{
+    api::core::v1::{Container as Spec, Pod},
+    jiff::Timestamp,
+};
+use nix::sys::signal::Signal;
+use tracing::{info, warn};
+
+use crate::{
+    attempt::{self, AttemptFolder, Exit, Observation},
+    back_off::BackOff,
+    environment::{self, Additions},
+    images,
+    node::Node,
+    process,
+    status::{ContainerView, RestartPolicy, State, Termination},
+    termination,
+};
+
+/// The init container that the training operator adds to workers: it waits until the master's name resolves.
+const WAITS_FOR_MASTER: &str = "init-pytorch";
+/// How long a failed pull stands as `ErrImagePull` before it becomes `ImagePullBackOff`.
+const PULL_ERROR_SHOWN: Duration = Duration::from_secs(1);
+/// How soon something that the container needs is looked for again.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// A container and the attempts at running it so far.
+#[derive(Debug)]
+pub(crate) struct Container {
+    spec: Spec,
+    /// `<pod uid>/<container>`, the beginning of each attempt's id.
+    id: String,
+    /// The pod's name in log lines and messages.
+    pod: String,
+    folder: PathBuf,
+    pid_file: PathBuf,
+    home: PathBuf,
+    activity: Activity,
+    /// The end of the attempt before the present one.
+    last: Option<Termination>,
+    /// The newest attempt, counted from 0.
+    attempt: Option<u32>,
+    restarts: BackOff,
+    pulls: BackOff,
+    base_delay: Duration,
+}
+
+#[derive(Debug)]
+enum Activity {
+    /// Not running until then.
+    Waiting { reason: &'static str, message: Option<String>, until: Instant, next: Next },
+    /// The newest attempt runs.
+    Running { started_at: Timestamp },
+    /// The newest attempt has ended.
+    Ended { termination: Termination, noticed_at: Instant },
+}
+
+/// What follows a wait.
+#[derive(Clone, Debug)]
+enum Next {
+    Start,
+    /// The pull that failed is tried again at this time, and not before.
+    PullAgain { at: Instant },
+}
+
+/// What a container needs to know of its pod to start.
+pub(crate) struct Surroundings<'a> {
+    pub(crate) node: &'a Node,
+    pub(crate) pod: &'a Pod,
+    pub(crate) job_port: Option<u16>,
+    pub(crate) master_has_started: bool,
+}
+
+// === impl Container ===
+
+impl Container {
+    /// Find a container as an earlier node left it, or not started yet.
+    pub(crate) fn find(pod: &Pod, spec: &Spec, pod_folder: &Path, base_delay: Duration) -> anyhow::Result<Self> {
+        let metadata = &pod.metadata;
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let uid = text(&metadata.uid);
+        let reason = if pod.spec.as_ref().is_some_and(|spec| spec.init_containers.as_ref().is_some_and(|all| !all.is_empty())) {
+            "PodInitializing"
+        } else {
+            "ContainerCreating"
+        };
+        let mut container = Self {
+            id: format!("{uid}/{}", spec.name),
+            pod: format!("{}_{}({uid})", text(&metadata.name), text(&metadata.namespace)),
+            folder: pod_folder.join(&spec.name),
+            pid_file: pod_folder.join(format!("{}.pid", spec.name)),
+            home: pod_folder.join("work"),
+            spec: spec.clone(),
+            activity: Activity::Waiting { reason, message: None, until: Instant::now(), next: Next::Start },
+            last: None,
+            attempt: None,
+            restarts: BackOff::new(base_delay),
+            pulls: BackOff::new(base_delay),
+            base_delay,
+        };
+        container.attempt = match attempt::attempts(&container.folder)?.last() {
+            Some(newest) => Some(*newest),
+            // The pod's folder was lost while the API server remembers attempts: the newest was lost with it.
+            None => reported_restarts(pod, &spec.name),
+        };
+        if let Some(newest) = container.attempt {
+            container.last = newest
+                .checked_sub(1)
+                .and_then(|before| Some(container.termination(before, container.attempt_folder(before).exit()?)));
+            container.activity = Activity::Running { started_at: process::started_at(&container.attempt_folder(newest)) };
+        }
+        Ok(container)
+    }
+
+    pub(crate) fn view(&self) -> ContainerView {
+        ContainerView {
+            name: self.spec.name.clone(),
+            image: self.spec.image.clone().unwrap_or_default(),
+            state: match &self.activity {
+                Activity::Waiting { reason, message, .. } => State::Waiting { reason, message: message.clone() },
+                Activity::Running { started_at } => State::Running { started_at: *started_at },
+                Activity::Ended { termination, .. } => State::Terminated(termination.clone()),
+            },
+            last: self.last.clone(),
+            restart_count: self.attempt.unwrap_or(0),
+            container_id: self.attempt.map(|attempt| self.attempt_id(attempt)),
+        }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.activity, Activity::Running { .. })
+    }
+
+    pub(crate) fn has_succeeded(&self) -> bool {
+        matches!(&self.activity, Activity::Ended { termination, .. } if termination.exit_code == 0)
+    }
+
+    /// Whether an attempt was ever made.
+    pub(crate) fn has_started(&self) -> bool {
+        self.attempt.is_some()
+    }
+
+    /// Look whether the running attempt has ended; `true` when it has just been found so.
+    pub(crate) fn observe(&mut self) -> bool {
+        let (Activity::Running { started_at }, Some(attempt)) = (&self.activity, self.attempt) else {
+            return false;
+        };
+        let folder = self.attempt_folder(attempt);
+        let exit = match folder.observe() {
+            Observation::Lost if self.is_virtual() => return false,
+            Observation::Running => return false,
+            Observation::Ended(exit) => exit,
+            Observation::Lost => {
+                // The program may live on without its shim; two of it must not run at once.
+                folder.signal(Signal::SIGKILL);
+                let exit = Exit::of_lost(*started_at);
+                if let Err(error) = fs::create_dir_all(folder.path()).map_err(Into::into).and_then(|()| folder.write_exit(&exit)) {
+                    warn!("cannot write down the end of {}: {error:#}", self.attempt_id(attempt));
+                }
+                exit
+            }
+        };
+        self.end(attempt, exit);
+        true
+    }
+
+    /// Do what is due: start, start again, or show why not.
+    pub(crate) async fn advance(&mut self, policy: RestartPolicy, surroundings: &Surroundings<'_>) {
+        match &self.activity {
+            Activity::Running { .. } => {
+                if self.is_virtual() && surroundings.master_has_started {
+                    self.end_virtual(0);
+                }
+            }
+            Activity::Ended { termination, noticed_at } => {
+                if !policy.restarts(termination.exit_code) {
+                    return;
+                }
+                let noticed_at = *noticed_at;
+                self.last = Some(termination.clone());
+                let delay = self.restarts.delay(noticed_at);
+                if delay.is_zero() {
+                    self.start(surroundings).await;
+                    return;
+                }
+                let message = format!(
+                    "back-off {}s restarting failed container={} pod={}",
+                    delay.as_secs(),
+                    self.spec.name,
+                    self.pod
+                );
+                info!("{message}");
+                self.wait("CrashLoopBackOff", Some(message), noticed_at + delay, Next::Start);
+            }
+            Activity::Waiting { until, .. } if Instant::now() < *until => {}
+            Activity::Waiting { next: Next::Start, .. } => self.start(surroundings).await,
+            Activity::Waiting { message, next: Next::PullAgain { at }, .. } => {
+                let message = format!(
+                    "Back-off pulling image \"{}\": ErrImagePull: {}",
+                    self.spec.image.as_deref().unwrap_or_default(),
+                    message.as_deref().unwrap_or_default()
+                );
+                let at = *at;
+                self.wait("ImagePullBackOff", Some(message), at, Next::Start);
+            }
+        }
+    }
+
+    /// Signal the container's first process, which is what a runtime does; the rest dies with it.
+    pub(crate) fn signal(&mut self, signal: Signal) -> bool {
+        let (true, Some(attempt)) = (self.is_running(), self.attempt) else {
+            return false;
+        };
+        if self.is_virtual() {
+            self.end_virtual(137);
+            return true;
+        }
+        let reached = self.attempt_folder(attempt).signal(signal);
+        if reached {
+            info!("{signal} sent to {}", self.attempt_id(attempt));
+        }
+        reached
+    }
+
+    async fn start(&mut self, surroundings: &Surroundings<'_>) {
+        if self.is_virtual() {
+            self.attempt = Some(0);
+            self.activity = Activity::Running { started_at: Timestamp::now() };
+            return;
+        }
+        let config = &surroundings.node.config;
+        let image = match images::pull(config, self.spec.image.as_deref().unwrap_or_default()) {
+            Ok(image) => image,
+            Err(message) => {
+                warn!("{}: {message}", self.id);
+                let now = Instant::now();
+                let at = now + self.pulls.delay(now).max(self.base_delay);
+                self.wait("ErrImagePull", Some(message), now + PULL_ERROR_SHOWN, Next::PullAgain { at });
+                return;
+            }
+        };
+        let attempt = self.attempt.map_or(0, |attempt| attempt + 1);
+        let folder = self.attempt_folder(attempt);
+        let session = match surroundings.node.sessions.session().await {
+            Ok(session) => session,
+            Err(error) => return self.wait_for_configuration(format!("{error:#}")),
+        };
+        let additions = Additions {
+            config,
+            image,
+            job_port: surroundings.job_port,
+            termination: &folder.termination(),
+            home: &self.home,
+            session: &session,
+        };
+        let environment = match environment::environment(surroundings.pod, &self.spec, &additions) {
+            Ok(environment) => environment,
+            Err(message) => return self.wait_for_configuration(message),
+        };
+        if let Err(error) = self.prepare(&folder) {
+            return self.wait_for_configuration(format!("cannot make the attempt's folder: {error}"));
+        }
+        self.attempt = Some(attempt);
+        let started = environment::command(&self.spec, &environment, image, config)
+            .and_then(|command| self.spawn(surroundings.node, &folder, &command, &environment));
+        match started {
+            Ok(shim) => {
+                info!("{} started, watched by process {shim}", self.attempt_id(attempt));
+                self.activity = Activity::Running { started_at: Timestamp::now() };
+            }
+            Err(message) => {
+                let exit = Exit::of_refused(message);
+                if let Err(error) = folder.write_exit(&exit) {
+                    warn!("cannot write down the end of {}: {error:#}", self.attempt_id(attempt));
+                }
+                self.end(attempt, exit);
+            }
+        }
+    }
+
+    fn prepare(&self, folder: &AttemptFolder) -> std::io::Result<()> {
+        fs::create_dir_all(&self.home)?;
+        fs::create_dir_all(folder.path())?;
+        fs::write(folder.termination(), "")
+    }
+
+    fn spawn(
+        &self,
+        node: &Node,
+        folder: &AttemptFolder,
+        command: &[String],
+        environment: &BTreeMap<String, String>,
+    ) -> Result<u32, String> {
+        let program = process::Program { command, environment, home: &self.home, pid_file: &self.pid_file };
+        process::spawn(&node.isolation, folder, &program).map_err(|error| format!("{error:#}"))
+    }
+
+    fn wait_for_configuration(&mut self, message: String) {
+        warn!("{}: {message}", self.id);
+        self.wait("CreateContainerConfigError", Some(message), Instant::now() + LOOK_AGAIN, Next::Start);
+    }
+
+    fn wait(&mut self, reason: &'static str, message: Option<String>, until: Instant, next: Next) {
+        self.activity = Activity::Waiting { reason, message, until, next };
+    }
+
+    fn end(&mut self, attempt: u32, exit: Exit) {
+        let termination = self.termination(attempt, exit);
+        info!("{} ended with exit code {}", self.attempt_id(attempt), termination.exit_code);
+        self.activity = Activity::Ended { termination, noticed_at: Instant::now() };
+    }
+
+    /// The operator's waiting init container is no process here.
+    fn is_virtual(&self) -> bool {
+        self.spec.name == WAITS_FOR_MASTER
+    }
+
+    /// It leaves an exit on disk like any other, for the next node.
+    fn end_virtual(&mut self, exit_code: i32) {
+        let Activity::Running { started_at } = self.activity else { return };
+        let folder = self.attempt_folder(0);
+        let exit = Exit { exit_code, started_at, finished_at: Timestamp::now(), refused: None };
+        if let Err(error) = fs::create_dir_all(folder.path()).map_err(Into::into).and_then(|()| folder.write_exit(&exit)) {
+            warn!("cannot write down the end of {}: {error:#}", self.id);
+        }
+        self.end(0, exit);
+    }
+
+    fn termination(&self, attempt: u32, exit: Exit) -> Termination {
+        let folder = self.attempt_folder(attempt);
+        let fall_back_to_log = self.spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+        Termination {
+            exit_code: exit.exit_code,
+            reason: match (&exit.refused, exit.exit_code) {
+                (Some(_), _) => "StartError",
+                (None, 0) => "Completed",
+                (None, _) => "Error",
+            },
+            message: exit.refused.or_else(|| termination::message(&folder, exit.exit_code != 0 && fall_back_to_log)),
+            started_at: exit.started_at,
+            finished_at: exit.finished_at,
+            container_id: self.attempt_id(attempt),
+        }
+    }
+
+    fn attempt_folder(&self, attempt: u32) -> AttemptFolder {
+        AttemptFolder::new(self.folder.join(attempt.to_string()))
+    }
+
+    fn attempt_id(&self, attempt: u32) -> String {
+        format!("twin://{}/{attempt}", self.id)
+    }
+}
+
+/// The attempt that the API server knows of a container that has started at least once.
+fn reported_restarts(pod: &Pod, container: &str) -> Option<u32> {
+    let status = pod.status.as_ref()?;
+    let statuses = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    let status = statuses.into_iter().find(|status| status.name == container && status.container_id.is_some())?;
+    u32::try_from(status.restart_count).ok()
+}

@@ -1,0 +1,290 @@
+//! What a container's program gets to see: environment and command line. Everything is as the manifest says but for the
+//! changes made here, which stand for what a cluster gives a container: an image, a network, a volume for the
+//! termination message, an AWS identity. Pure.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use k8s_openapi::api::core::v1::{Container, EnvVar, Pod};
+
+use crate::{
+    config::Config,
+    credentials::Session,
+    expansion::expand,
+    images::{Image, is_executable},
+};
+
+/// The search path that images have unless they say otherwise.
+const IMAGE_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where the trainer image keeps its scripts; read from the checkout here.
+const TRAINER_FOLDER: &str = "/opt/trainer/";
+
+/// What the node adds for one attempt of a container.
+pub(crate) struct Additions<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) image: Image,
+    /// The job's rendezvous port on this machine, for pods that belong to a job.
+    pub(crate) job_port: Option<u16>,
+    /// The file that is `terminationMessagePath` in a cluster.
+    pub(crate) termination: &'a Path,
+    /// The working directory.
+    pub(crate) home: &'a Path,
+    pub(crate) session: &'a Session,
+}
+
+/// The environment of a container; the error says which variable cannot be made.
+pub(crate) fn environment(
+    pod: &Pod,
+    container: &Container,
+    additions: &Additions<'_>,
+) -> Result<BTreeMap<String, String>, String> {
+    let mut environment = BTreeMap::from([
+        // What container runtimes set by themselves.
+        ("PATH".to_owned(), IMAGE_PATH.to_owned()),
+        ("HOSTNAME".to_owned(), pod.metadata.name.clone().unwrap_or_default()),
+        ("HOME".to_owned(), additions.home.display().to_string()),
+    ]);
+    for variable in container.env.iter().flatten() {
+        let value = match network_value(&variable.name, additions.job_port) {
+            Some(value) => value,
+            None => value_of(pod, variable, &environment)?,
+        };
+        environment.insert(variable.name.clone(), value);
+    }
+    if let Some(source) = container.env_from.iter().flatten().next() {
+        return Err(format!("envFrom is not supported by the twin's node: {source:?}"));
+    }
+    let config = additions.config;
+    if additions.image == Image::Trainer {
+        let path = environment.get("PATH").map_or(IMAGE_PATH, String::as_str);
+        environment.insert("PATH".to_owned(), format!("{}:{path}", config.trainer_bin.display()));
+    }
+    let session = additions.session;
+    for (name, value) in [
+        ("TORCHELASTIC_ERROR_FILE", additions.termination.display().to_string()),
+        ("GLOO_SOCKET_IFNAME", "lo".to_owned()),
+        ("MODEL_DIR", config.model_dir.display().to_string()),
+        ("AWS_ENDPOINT_URL", config.aws_endpoint_url.clone()),
+        ("AWS_REGION", config.aws_region.clone()),
+        ("AWS_ACCESS_KEY_ID", session.access_key_id.clone()),
+        ("AWS_SECRET_ACCESS_KEY", session.secret_access_key.clone()),
+        ("AWS_SESSION_TOKEN", session.session_token.clone()),
+    ] {
+        environment.insert(name.to_owned(), value);
+    }
+    Ok(environment)
+}
+
+/// The program and its arguments; the error is what a container runtime says when it cannot start them.
+pub(crate) fn command(
+    container: &Container,
+    environment: &BTreeMap<String, String>,
+    image: Image,
+    config: &Config,
+) -> Result<Vec<String>, String> {
+    if image == Image::Stub {
+        return Ok(vec![config.stub_binary.display().to_string()]);
+    }
+    let words = container.command.iter().flatten().chain(container.args.iter().flatten());
+    let mut words = words.map(|word| {
+        let word = expand(word, |name| environment.get(name).cloned());
+        match word.strip_prefix(TRAINER_FOLDER) {
+            Some(script) => config.trainer_dir.join(script).display().to_string(),
+            None => word,
+        }
+    });
+    let program = words.next().ok_or("no command specified")?;
+    let path = environment.get("PATH").map_or("", String::as_str);
+    let program = find_program(&program, path)
+        .ok_or_else(|| format!("exec: \"{program}\": executable file not found in $PATH"))?;
+    Ok([program.display().to_string()].into_iter().chain(words).collect())
+}
+
+/// The variables that name the job's master, which is another host in a cluster and another process here.
+fn network_value(name: &str, job_port: Option<u16>) -> Option<String> {
+    let port = job_port?;
+    match name {
+        "MASTER_ADDR" | "PET_MASTER_ADDR" => Some("127.0.0.1".to_owned()),
+        "MASTER_PORT" | "PET_MASTER_PORT" => Some(port.to_string()),
+        "PET_RDZV_ENDPOINT" => Some(format!("127.0.0.1:{port}")),
+        _ => None,
+    }
+}
+
+fn value_of(pod: &Pod, variable: &EnvVar, environment: &BTreeMap<String, String>) -> Result<String, String> {
+    let Some(source) = &variable.value_from else {
+        let value = variable.value.as_deref().unwrap_or_default();
+        return Ok(expand(value, |name| environment.get(name).cloned()));
+    };
+    let field = source.field_ref.as_ref().map(|field| field.field_path.as_str());
+    field.and_then(|field| field_of(pod, field)).ok_or_else(|| {
+        format!("the value of {} is not supported by the twin's node: {source:?}", variable.name)
+    })
+}
+
+fn field_of(pod: &Pod, field: &str) -> Option<String> {
+    let quoted = |prefix: &str| Some(field.strip_prefix(prefix)?.strip_prefix("['")?.strip_suffix("']")?.to_owned());
+    if let Some(key) = quoted("metadata.labels") {
+        return Some(pod.metadata.labels.as_ref()?.get(&key).cloned().unwrap_or_default());
+    }
+    if let Some(key) = quoted("metadata.annotations") {
+        return Some(pod.metadata.annotations.as_ref()?.get(&key).cloned().unwrap_or_default());
+    }
+    match field {
+        "metadata.name" => pod.metadata.name.clone(),
+        "metadata.namespace" => pod.metadata.namespace.clone(),
+        "metadata.uid" => pod.metadata.uid.clone(),
+        "spec.nodeName" => pod.spec.as_ref()?.node_name.clone(),
+        "spec.serviceAccountName" => pod.spec.as_ref()?.service_account_name.clone(),
+        "status.podIP" => pod.status.as_ref()?.pod_ip.clone(),
+        _ => None,
+    }
+}
+
+fn find_program(program: &str, path: &str) -> Option<PathBuf> {
+    if program.contains('/') {
+        let program = PathBuf::from(program);
+        return is_executable(&program).then_some(program);
+    }
+    path.split(':').map(|folder| Path::new(folder).join(program)).find(|candidate| is_executable(candidate))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config() -> Config {
+        serde_json::from_value(json!({
+            "node_name": "twin", "kubeconfig": "/k", "listen": "127.0.0.1:1", "pods_dir": "/pods",
+            "trainer_dir": "/checkout/trainer", "trainer_bin": "/usr/bin", "trainer_image": "trainer:local",
+            "model_dir": "/models", "stub_binary": "/stub", "aws_endpoint_url": "http://127.0.0.1:2",
+            "aws_region": "us-east-1", "trainer_role_arn": "arn", "running_trainers_limit": 1, "back_off_base_seconds": 10
+        }))
+        .unwrap()
+    }
+
+    fn pod(container: &serde_json::Value) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "job-worker-0", "namespace": "training", "uid": "u", "labels": {"a/b": "c"}},
+            "spec": {"nodeName": "twin", "containers": [container]},
+        }))
+        .unwrap()
+    }
+
+    /// The environment and command of a container with these fields.
+    fn seen(image: Image, fields: serde_json::Value) -> (BTreeMap<String, String>, Result<Vec<String>, String>) {
+        let config = config();
+        let mut container = json!({"name": "pytorch"});
+        container.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let pod = pod(&container);
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        let session = Session::new("key", "secret", "token");
+        let additions = Additions {
+            config: &config,
+            image,
+            job_port: Some(20_001),
+            termination: Path::new("/pod/termination"),
+            home: Path::new("/pod/work"),
+            session: &session,
+        };
+        let environment = environment(&pod, container, &additions).unwrap();
+        let command = command(container, &environment, image, &config);
+        (environment, command)
+    }
+
+    #[test]
+    fn nothing_but_the_agreed_changes_is_made() {
+        let (environment, _) = seen(Image::Trainer, json!({"env": [{"name": "OWN", "value": "1"}]}));
+        let expected = [
+            ("AWS_ACCESS_KEY_ID", "key"),
+            ("AWS_ENDPOINT_URL", "http://127.0.0.1:2"),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("AWS_SESSION_TOKEN", "token"),
+            ("GLOO_SOCKET_IFNAME", "lo"),
+            ("HOME", "/pod/work"),
+            ("HOSTNAME", "job-worker-0"),
+            ("MODEL_DIR", "/models"),
+            ("OWN", "1"),
+            ("PATH", "/usr/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+            ("TORCHELASTIC_ERROR_FILE", "/pod/termination"),
+        ];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(environment.into_iter().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn values_are_made_as_in_a_cluster_with_the_master_on_this_machine() {
+        let (environment, _) = seen(
+            Image::Trainer,
+            json!({"env": [
+                {"name": "RANK", "value": "7"},
+                {"name": "EARLY", "value": "$(MASTER_ADDR)"},
+                {"name": "MASTER_ADDR", "value": "job-master-0"},
+                {"name": "MASTER_PORT", "value": "23456"},
+                {"name": "PET_MASTER_ADDR", "value": "job-master-0"},
+                {"name": "PET_MASTER_PORT", "value": "23456"},
+                {"name": "PET_RDZV_ENDPOINT", "value": "job-worker-0:23456"},
+                {"name": "LATE", "value": "$(MASTER_ADDR):$(MASTER_PORT) $$(RANK)"},
+                {"name": "RANK", "value": "1"},
+                {"name": "ME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                {"name": "LABEL", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['a/b']"}}},
+                {"name": "PATH", "value": "/own"},
+            ]}),
+        );
+        let cases = [
+            ("a later variable is not known yet", "EARLY", "$(MASTER_ADDR)"),
+            ("an earlier one is", "LATE", "127.0.0.1:20001 $(RANK)"),
+            ("the last of two counts", "RANK", "1"),
+            ("master's host", "PET_MASTER_ADDR", "127.0.0.1"),
+            ("master's port", "PET_MASTER_PORT", "20001"),
+            ("rendezvous", "PET_RDZV_ENDPOINT", "127.0.0.1:20001"),
+            ("a field", "ME", "job-worker-0"),
+            ("a label", "LABEL", "c"),
+            ("the manifest's own path comes second", "PATH", "/usr/bin:/own"),
+        ];
+        for (label, name, expected) in cases {
+            assert_eq!(environment[name], expected, "{label}");
+        }
+    }
+
+    #[test]
+    fn commands_are_found_in_the_image() {
+        let found = |words: &[&str]| Ok(words.iter().map(|word| (*word).to_owned()).collect());
+        let cases = [
+            (
+                "a script of the image",
+                Image::Trainer,
+                json!({"command": ["env"], "args": ["--max-restarts=0", "/opt/trainer/train.py"]}),
+                found(&["/usr/bin/env", "--max-restarts=0", "/checkout/trainer/train.py"]),
+            ),
+            (
+                "variables of the operator",
+                Image::Trainer,
+                json!({"command": ["env"], "args": ["$(MASTER_ADDR)"], "env": [{"name": "MASTER_ADDR", "value": "x"}]}),
+                found(&["/usr/bin/env", "127.0.0.1"]),
+            ),
+            (
+                "another folder stays",
+                Image::Trainer,
+                json!({"command": ["/usr/bin/env", "/opt/trainers/train.py"]}),
+                found(&["/usr/bin/env", "/opt/trainers/train.py"]),
+            ),
+            (
+                "not there",
+                Image::Trainer,
+                json!({"command": ["no-such-program"]}),
+                Err("exec: \"no-such-program\": executable file not found in $PATH".to_owned()),
+            ),
+            ("none", Image::Trainer, json!({}), Err("no command specified".to_owned())),
+            ("the stub is one program", Image::Stub, json!({"command": ["torchrun"]}), found(&["/stub"])),
+        ];
+        for (label, image, fields, expected) in cases {
+            assert_eq!(seen(image, fields).1, expected, "{label}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The twin's node: runs the pods that the scheduler gives it as processes of this machine, with the kubelet's rules, and
+//! serves their logs. It stands for the machines of a cluster and for nothing else: the API server, the scheduler and
+//! the operator are the real ones.
+//!
+//! ```text
+//! API server ── pods of this node ──> assignments ──> pod (a task each) ──> container ──> shim ──> unshare ──> program
+//!     ^                                                │                                    └─> log, exit (files)
+//!     └──────────────── status ────────────────────────┘                                              │
+//!     └──────────────── logs ───────────────────────────────────────────────────────── server <───────┘
+//! ```
+//! It does not isolate: a container sees this machine's files and network. Only its processes are its own.
+//!
+//! SIGTERM ends the containers (five seconds of grace) and then the node. A node that is killed leaves them running, as a
+//! kubelet does, and the next one takes them over.
+
+mod admission;
+mod assignments;
+mod attempt;
+mod back_off;
+mod config;
+mod container;
+mod credentials;
+mod environment;
+mod expansion;
+mod images;
+mod leftovers;
+mod log_format;
+mod logs;
+mod node;
+mod pod;
+mod ports;
+mod process;
+mod registration;
+mod server;
+mod shim;
+mod status;
+mod termination;
+
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use clap::{Parser, Subcommand};
+use kube::{Client, config::{KubeConfigOptions, Kubeconfig}};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+    task,
+};
+use tracing::info;
+
+use crate::{config::Config, node::Node};
+
+/// How long containers get when the twin goes down.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// The twin's node.
+#[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true)]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<InternalCommand>,
+}
+
+#[derive(Subcommand)]
+enum InternalCommand {
+    /// Watch one container; the node starts it.
+    #[command(hide = true)]
+    Shim(shim::ShimArguments),
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    if let Some(InternalCommand::Shim(arguments)) = &arguments.command {
+        return shim::run(arguments);
+    }
+    let Some(config) = arguments.config else { bail!("--config is required") };
+    tracing_subscriber::fmt().with_ansi(false).with_target(false).with_writer(std::io::stderr).init();
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        bail!("another TLS provider is installed already");
+    }
+    Runtime::new()?.block_on(serve(Config::read(&config)?))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    fs::create_dir_all(&config.pods_dir).with_context(|| format!("cannot make {}", config.pods_dir.display()))?;
+    let kubeconfig = Kubeconfig::read_from(&config.kubeconfig)?;
+    let client_config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let node = Arc::new(Node::new(config, Client::try_from(client_config)?).await?);
+    let listener = server::listen(&node)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    info!("node {} serves logs on {}", node.config.node_name, node.config.listen);
+    tokio::spawn(registration::run(Arc::clone(&node)));
+    tokio::spawn(assignments::run(Arc::clone(&node)));
+    tokio::select! {
+        ended = server::run(Arc::clone(&node), listener) => ended,
+        _ = terminate.recv() => stop(&node).await,
+        _ = interrupt.recv() => stop(&node).await,
+    }
+}
+
+/// The containers' ends are not told to the API server: the next node finds and tells them, as after a reboot.
+async fn stop(node: &Node) -> anyhow::Result<()> {
+    info!("stopping");
+    node.stop();
+    let pods_dir = node.config.pods_dir.clone();
+    task::spawn_blocking(move || leftovers::end_everything(&pods_dir, STOP_GRACE)).await?;
+    Ok(())
+}

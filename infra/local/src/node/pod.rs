@@ -1,0 +1,421 @@
+//! The life of one pod on the node: a loop that looks at its containers, does what is due and tells the API server.
+//!
+//! ```text
+//! scheduled ─> admitted ─> init containers ─> containers ─(restarts)─> Succeeded or Failed
+//!                                 └─ deleted, or past its deadline: SIGTERM, grace, SIGKILL ─> told ─> removed
+//! ```
+//! Each round works on what is on disk and in the newest manifest, so it does not matter which node made the last one.
+
+use std::{
+    fs, future,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{
+    api::core::v1::{Pod, PodCondition, PodSpec, PodStatus},
+    jiff::{SignedDuration, Timestamp},
+};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tokio::{sync::watch, time};
+use tracing::{debug, info, warn};
+
+use crate::{
+    container::{Container, Surroundings},
+    images,
+    node::{Node, job_uid},
+    process,
+    status::{Ended, Phase, PodView, RestartPolicy},
+};
+
+/// How often the containers are looked at.
+const ROUND: Duration = Duration::from_millis(200);
+/// How long the API server has to answer.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// A container's end must be seen before its restart hides it, unless the API server is away for longer.
+const UNSEEN_END: Duration = Duration::from_secs(5);
+/// Kubernetes' own default.
+const DEFAULT_GRACE_SECONDS: i64 = 30;
+
+/// A pod and what this node does with it.
+#[derive(Debug)]
+struct PodWork {
+    node: Arc<Node>,
+    pod: Arc<Pod>,
+    uid: String,
+    /// The job's uid, or the pod's own when it has no job.
+    job: String,
+    folder: PathBuf,
+    init_containers: Vec<Container>,
+    containers: Vec<Container>,
+    address: Ipv4Addr,
+    start_time: Timestamp,
+    ending: Option<Ending>,
+    /// No container is started any more.
+    finished: bool,
+    publisher: Publisher,
+}
+
+/// The pod is being stopped.
+#[derive(Debug)]
+struct Ending {
+    why: Ended,
+    since: Instant,
+    /// Which containers have been told, by name.
+    told: Vec<String>,
+}
+
+/// Tells the API server, again and again until it has heard.
+#[derive(Debug)]
+struct Publisher {
+    /// What it has heard last.
+    heard: Option<PodStatus>,
+    unheard_since: Option<Instant>,
+    try_after: Instant,
+    failures: u32,
+}
+
+/// Look after a pod until it is gone from the API server, or the node stops.
+///
+/// What it left on disk is read before this returns, so that a pod that runs already keeps its place.
+pub(crate) fn start(node: &Arc<Node>, pod: Arc<Pod>) -> anyhow::Result<watch::Sender<Option<Arc<Pod>>>> {
+    let work = PodWork::find(Arc::clone(node), Arc::clone(&pod))?;
+    let (newest, receiver) = watch::channel(Some(pod));
+    tokio::spawn(run(work, receiver));
+    Ok(newest)
+}
+
+async fn run(mut work: PodWork, mut newest: watch::Receiver<Option<Arc<Pod>>>) {
+    let mut stopping = work.node.stopping();
+    loop {
+        let pod = newest.borrow_and_update().clone();
+        let pause = match pod {
+            Some(pod) => {
+                work.pod = pod;
+                work.round().await
+            }
+            None if work.kill() => break,
+            None => ROUND,
+        };
+        tokio::select! {
+            () = changed(&mut newest) => {}
+            () = time::sleep(pause) => {}
+            () = changed(&mut stopping) => return,
+        }
+    }
+    work.clean_up();
+}
+
+/// The next change; never, when there can be none any more.
+async fn changed<T>(receiver: &mut watch::Receiver<T>) {
+    if receiver.changed().await.is_err() {
+        future::pending().await
+    }
+}
+
+// === impl PodWork ===
+
+impl PodWork {
+    fn find(node: Arc<Node>, pod: Arc<Pod>) -> anyhow::Result<Self> {
+        let uid = pod.uid().unwrap_or_default();
+        let folder =
+            process::pod_folder(&node.config.pods_dir, &pod.namespace().unwrap_or_default(), &pod.name_any(), &uid);
+        let base = Duration::from_secs(node.config.back_off_base_seconds);
+        let spec = pod.spec.clone().unwrap_or_default();
+        let find = |spec| Container::find(&pod, spec, &folder, base);
+        let init_containers = spec.init_containers.iter().flatten().map(find).collect::<anyhow::Result<Vec<_>>>()?;
+        let containers = spec.containers.iter().map(find).collect::<anyhow::Result<Vec<_>>>()?;
+        let status = pod.status.as_ref();
+        let present = status.and_then(|status| status.pod_ip.as_ref()?.parse().ok());
+        let address = node.addresses().of_pod(&uid, present);
+        let start_time = status.and_then(|status| status.start_time.as_ref()).map_or_else(Timestamp::now, |time| time.0);
+        let phase = status.and_then(|status| status.phase.as_deref());
+        let work = Self {
+            job: job_uid(&pod).unwrap_or_else(|| uid.clone()),
+            finished: matches!(phase, Some("Succeeded" | "Failed")),
+            ending: None,
+            publisher: Publisher::new(),
+            node,
+            uid,
+            folder,
+            init_containers,
+            containers,
+            address,
+            start_time,
+            pod,
+        };
+        if work.needs_a_place() && !work.finished && work.containers.iter().any(Container::has_started) {
+            work.node.admission().adopt(&work.job, work.places(), &work.uid);
+        }
+        Ok(work)
+    }
+
+    /// Look, do, tell; returns how long to pause.
+    async fn round(&mut self) -> Duration {
+        let mut ended = false;
+        for container in self.init_containers.iter_mut().chain(&mut self.containers) {
+            ended |= container.observe();
+        }
+        self.notice_an_end();
+        if self.ending.is_some() || self.finished {
+            self.stop_containers();
+        } else if !ended && self.publisher.may_go_on() {
+            self.advance().await;
+        }
+        let told = self.tell().await;
+        let running = self.is_running();
+        if told && self.is_over() && !self.finished && !running {
+            info!("pod {} is over: {:?}", self.pod.name_any(), self.view().phase());
+            self.finished = true;
+            self.release();
+        }
+        if told && !running && self.is_deleted() {
+            self.remove().await;
+            return ANSWER_TIME;
+        }
+        match (ended, self.finished && !running) {
+            (true, _) if told => Duration::ZERO,
+            (_, true) if told => Duration::from_secs(60),
+            _ => ROUND,
+        }
+    }
+
+    /// Whether the pod has to be stopped from outside.
+    fn notice_an_end(&mut self) {
+        if self.ending.is_some() || self.finished {
+            return;
+        }
+        let deadline = self.spec().and_then(|spec| spec.active_deadline_seconds).map(SignedDuration::from_secs);
+        let why = if self.is_deleted() {
+            Ended::Deleted
+        } else if deadline.is_some_and(|deadline| Timestamp::now().duration_since(self.start_time) >= deadline) {
+            Ended::DeadlineExceeded
+        } else {
+            return;
+        };
+        info!("pod {} is stopped: {why:?}", self.pod.name_any());
+        self.ending = Some(Ending { why, since: Instant::now(), told: Vec::new() });
+    }
+
+    async fn advance(&mut self) {
+        if !self.is_admitted() {
+            return;
+        }
+        let policy = self.policy();
+        let job_port = match job_uid(&self.pod).map(|job| self.node.ports().of_job(&job)).transpose() {
+            Ok(port) => port,
+            Err(error) => return warn!("pod {} has to wait: {error:#}", self.pod.name_any()),
+        };
+        let surroundings = Surroundings {
+            node: &self.node,
+            pod: &self.pod,
+            job_port,
+            master_has_started: self.node.master_has_started(&self.job),
+        };
+        for container in &mut self.init_containers {
+            if !container.has_succeeded() {
+                container.advance(policy.for_init_containers(), &surroundings).await;
+                return;
+            }
+        }
+        for container in &mut self.containers {
+            container.advance(policy, &surroundings).await;
+        }
+    }
+
+    /// SIGTERM once, SIGKILL when the grace period is over.
+    fn stop_containers(&mut self) {
+        let grace = self.grace();
+        let containers = self.init_containers.iter_mut().chain(&mut self.containers);
+        let Some(ending) = &mut self.ending else {
+            // Finished according to the API server: whatever still runs is a leftover.
+            return containers.for_each(|container| {
+                container.signal(Signal::SIGKILL);
+            });
+        };
+        for container in containers {
+            let name = container.view().name;
+            if ending.since.elapsed() >= grace {
+                container.signal(Signal::SIGKILL);
+            } else if !ending.told.contains(&name) && container.signal(Signal::SIGTERM) {
+                ending.told.push(name);
+            }
+        }
+    }
+
+    /// Kill what runs, for a pod that is gone from the API server; `true` when nothing runs any more.
+    fn kill(&mut self) -> bool {
+        for container in self.init_containers.iter_mut().chain(&mut self.containers) {
+            container.signal(Signal::SIGKILL);
+            container.observe();
+        }
+        !self.is_running()
+    }
+
+    /// Publish the status when it has changed; `true` when the API server knows the present one.
+    async fn tell(&mut self) -> bool {
+        if self.publisher.heard.is_none() && self.finished {
+            // Over before this node came: the API server has the last word.
+            return true;
+        }
+        let present = self.pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let status = self.view().render(&self.publisher.conditions(present), Timestamp::now());
+        self.publisher.publish(&self.api(), &self.pod.name_any(), &self.uid, status).await
+    }
+
+    async fn remove(&mut self) {
+        let parameters = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions { uid: Some(self.uid.clone()), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        let name = self.pod.name_any();
+        let api = self.api();
+        match time::timeout(ANSWER_TIME, api.delete(&name, &parameters)).await {
+            Ok(Ok(_)) => info!("pod {name} removed"),
+            // Gone, or another of the same name: the watch will say so.
+            Ok(Err(kube::Error::Api(answer))) if matches!(answer.code, 404 | 409) => {}
+            Ok(Err(error)) => warn!("cannot remove pod {name}: {error}"),
+            Err(_) => warn!("cannot remove pod {name}: no answer"),
+        }
+    }
+
+    fn clean_up(&mut self) {
+        self.release();
+        self.node.addresses().release(&self.uid);
+        if let Err(error) = fs::remove_dir_all(&self.folder)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            warn!("cannot remove {}: {error}", self.folder.display());
+        }
+    }
+
+    fn release(&self) {
+        self.node.admission().release(&self.job, &self.uid);
+    }
+
+    fn is_admitted(&self) -> bool {
+        !self.needs_a_place() || self.node.admission().admit(&self.job, self.places(), &self.uid)
+    }
+
+    fn needs_a_place(&self) -> bool {
+        let images = self.spec().into_iter().flat_map(|spec| &spec.containers).filter_map(|container| container.image.as_deref());
+        images.into_iter().any(|image| images::is_trainer(&self.node.config, image))
+    }
+
+    /// How many pods the job has, from what the operator tells each of them.
+    fn places(&self) -> usize {
+        let variables = self.spec().into_iter().flat_map(|spec| &spec.containers).flat_map(|container| container.env.iter().flatten());
+        let nodes = variables.into_iter().filter(|variable| variable.name == "PET_NNODES").find_map(|variable| variable.value.as_deref());
+        nodes.and_then(|nodes| nodes.rsplit(':').next()?.parse().ok()).unwrap_or(1)
+    }
+
+    fn view(&self) -> PodView {
+        PodView {
+            init_containers: self.init_containers.iter().map(Container::view).collect(),
+            containers: self.containers.iter().map(Container::view).collect(),
+            restart_policy: self.policy(),
+            ended: self.ending.as_ref().map(|ending| ending.why.clone()),
+            address: self.address,
+            start_time: self.start_time,
+            generation: self.pod.metadata.generation,
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        self.init_containers.iter().chain(&self.containers).any(Container::is_running)
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.view().phase(), Phase::Succeeded | Phase::Failed)
+    }
+
+    fn is_deleted(&self) -> bool {
+        self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    fn grace(&self) -> Duration {
+        let deletion = self.pod.metadata.deletion_grace_period_seconds.filter(|_| self.is_deleted());
+        let seconds = deletion.or_else(|| self.spec()?.termination_grace_period_seconds).unwrap_or(DEFAULT_GRACE_SECONDS);
+        Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+    }
+
+    fn policy(&self) -> RestartPolicy {
+        RestartPolicy::of(self.spec().and_then(|spec| spec.restart_policy.as_deref()))
+    }
+
+    fn spec(&self) -> Option<&PodSpec> {
+        self.pod.spec.as_ref()
+    }
+
+    fn api(&self) -> Api<Pod> {
+        Api::namespaced(self.node.client.0.clone(), &self.pod.namespace().unwrap_or_default())
+    }
+}
+
+// === impl Publisher ===
+
+impl Publisher {
+    fn new() -> Self {
+        Self { heard: None, unheard_since: None, try_after: Instant::now(), failures: 0 }
+    }
+
+    /// Whether the containers' present states need not be held still to be seen.
+    fn may_go_on(&self) -> bool {
+        self.unheard_since.is_none_or(|since| since.elapsed() >= UNSEEN_END)
+    }
+
+    /// The conditions that the API server has, as far as is known.
+    fn conditions(&self, present: &[PodCondition]) -> Vec<PodCondition> {
+        let own = self.heard.as_ref().and_then(|status| status.conditions.as_deref());
+        own.unwrap_or(present).to_vec()
+    }
+
+    async fn publish(&mut self, api: &Api<Pod>, name: &str, uid: &str, status: PodStatus) -> bool {
+        if self.heard.as_ref() == Some(&status) {
+            self.unheard_since = None;
+            return true;
+        }
+        self.unheard_since.get_or_insert_with(Instant::now);
+        if Instant::now() < self.try_after {
+            return false;
+        }
+        let patch = Patch::Strategic(patch(uid, &status));
+        let answer = time::timeout(ANSWER_TIME, api.patch_status(name, &PatchParams::default(), &patch)).await;
+        match answer {
+            Ok(Ok(_)) => {
+                self.heard = Some(status);
+                self.unheard_since = None;
+                self.failures = 0;
+                return true;
+            }
+            Ok(Err(kube::Error::Api(answer))) if matches!(answer.code, 404 | 409) => {
+                debug!("pod {name} is gone or another: {}", answer.message);
+            }
+            Ok(Err(error)) => warn!("cannot tell the status of pod {name}: {error}"),
+            Err(_) => warn!("cannot tell the status of pod {name}: no answer"),
+        }
+        self.failures += 1;
+        self.try_after = Instant::now() + ROUND * 2_u32.pow(self.failures.min(5));
+        false
+    }
+}
+
+/// The uid keeps the status from a later pod of the same name. A strategic merge leaves the scheduler's condition alone,
+/// and a field is only removed when it is named.
+fn patch(uid: &str, status: &PodStatus) -> Value {
+    let mut status = json!(status);
+    for condition in status["conditions"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        for field in ["reason", "message"] {
+            condition.entry(field).or_insert(Value::Null);
+        }
+    }
+    json!({"metadata": {"uid": uid}, "status": status})
+}

@@ -1,0 +1,304 @@
+//! What a pod's containers are doing, as the status that the API server shows. Pure, with the kubelet's rules for
+//! phases, conditions and reasons.
+
+use std::net::Ipv4Addr;
+
+use k8s_openapi::{
+    api::core::v1::{
+        ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
+        PodCondition, PodIP, PodStatus,
+    },
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::Timestamp,
+};
+
+/// `spec.restartPolicy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RestartPolicy {
+    Always,
+    OnFailure,
+    Never,
+}
+
+/// What one container does now.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum State {
+    Waiting { reason: &'static str, message: Option<String> },
+    Running { started_at: Timestamp },
+    Terminated(Termination),
+}
+
+/// How one attempt of a container ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Termination {
+    pub(crate) exit_code: i32,
+    pub(crate) reason: &'static str,
+    pub(crate) message: Option<String>,
+    pub(crate) started_at: Timestamp,
+    pub(crate) finished_at: Timestamp,
+    pub(crate) container_id: String,
+}
+
+/// One container of a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ContainerView {
+    pub(crate) name: String,
+    pub(crate) image: String,
+    pub(crate) state: State,
+    /// The attempt before the present one.
+    pub(crate) last: Option<Termination>,
+    pub(crate) restart_count: u32,
+    /// The newest attempt's; `None` before the first.
+    pub(crate) container_id: Option<String>,
+}
+
+/// Why the node ended a pod whose containers had not ended by themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It was deleted.
+    Deleted,
+    /// It ran longer than `activeDeadlineSeconds`.
+    DeadlineExceeded,
+}
+
+/// One pod.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PodView {
+    pub(crate) init_containers: Vec<ContainerView>,
+    pub(crate) containers: Vec<ContainerView>,
+    pub(crate) restart_policy: RestartPolicy,
+    pub(crate) ended: Option<Ended>,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) start_time: Timestamp,
+    pub(crate) generation: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Pending,
+    Running,
+    Succeeded,
+    Failed,
+}
+
+// === impl RestartPolicy ===
+
+impl RestartPolicy {
+    pub(crate) fn of(policy: Option<&str>) -> Self {
+        match policy {
+            Some("Never") => Self::Never,
+            Some("OnFailure") => Self::OnFailure,
+            _ => Self::Always,
+        }
+    }
+
+    /// Whether a container that ended with this code is started again.
+    pub(crate) fn restarts(self, exit_code: i32) -> bool {
+        match self {
+            Self::Always => true,
+            Self::OnFailure => exit_code != 0,
+            Self::Never => false,
+        }
+    }
+
+    /// The same question for an init container, which only has to succeed once.
+    pub(crate) fn for_init_containers(self) -> Self {
+        match self {
+            Self::Always | Self::OnFailure => Self::OnFailure,
+            Self::Never => Self::Never,
+        }
+    }
+}
+
+// === impl ContainerView ===
+
+impl ContainerView {
+    fn is_running(&self) -> bool {
+        matches!(self.state, State::Running { .. })
+    }
+
+    /// The end that the container stands at: of its present attempt, or of the last while it waits for the next.
+    fn end(&self) -> Option<&Termination> {
+        match &self.state {
+            State::Terminated(termination) => Some(termination),
+            State::Waiting { .. } => self.last.as_ref(),
+            State::Running { .. } => None,
+        }
+    }
+
+    fn has_succeeded(&self) -> bool {
+        matches!(&self.state, State::Terminated(termination) if termination.exit_code == 0)
+    }
+
+    fn status(&self, ready: bool) -> ContainerStatus {
+        ContainerStatus {
+            name: self.name.clone(),
+            image: self.image.clone(),
+            image_id: if self.container_id.is_some() { format!("twin://{}", self.image) } else { String::new() },
+            container_id: self.container_id.clone(),
+            restart_count: i32::try_from(self.restart_count).unwrap_or(i32::MAX),
+            ready,
+            started: Some(self.is_running()),
+            state: Some(match &self.state {
+                State::Waiting { reason, message } => ContainerState {
+                    waiting: Some(ContainerStateWaiting { reason: Some((*reason).to_owned()), message: message.clone() }),
+                    ..ContainerState::default()
+                },
+                State::Running { started_at } => ContainerState {
+                    running: Some(ContainerStateRunning { started_at: Some(Time(*started_at)) }),
+                    ..ContainerState::default()
+                },
+                State::Terminated(termination) => termination.state(),
+            }),
+            last_state: self.last.as_ref().map(Termination::state),
+            ..ContainerStatus::default()
+        }
+    }
+}
+
+// === impl Termination ===
+
+impl Termination {
+    fn state(&self) -> ContainerState {
+        ContainerState {
+            terminated: Some(ContainerStateTerminated {
+                exit_code: self.exit_code,
+                reason: Some(self.reason.to_owned()),
+                message: self.message.clone(),
+                started_at: Some(Time(self.started_at)),
+                finished_at: Some(Time(self.finished_at)),
+                container_id: Some(self.container_id.clone()),
+                ..ContainerStateTerminated::default()
+            }),
+            ..ContainerState::default()
+        }
+    }
+}
+
+// === impl PodView ===
+
+impl PodView {
+    /// Whether every init container has done its work.
+    pub(crate) fn is_initialized(&self) -> bool {
+        self.init_containers.iter().all(ContainerView::has_succeeded)
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        let all = || self.init_containers.iter().chain(&self.containers);
+        let stopped = !all().any(ContainerView::is_running);
+        if self.ended == Some(Ended::DeadlineExceeded) && stopped {
+            return Phase::Failed;
+        }
+        let init_failed = self.init_containers.iter().any(|container| {
+            matches!(&container.state, State::Terminated(termination)
+                if termination.exit_code != 0 && !self.restart_policy.for_init_containers().restarts(termination.exit_code))
+        });
+        let succeeded = self.containers.iter().all(|container| container.end().is_some_and(|end| end.exit_code == 0));
+        if self.ended.is_some() && stopped {
+            return if succeeded { Phase::Succeeded } else { Phase::Failed };
+        }
+        if init_failed {
+            return Phase::Failed;
+        }
+        let never_started =
+            |container: &ContainerView| matches!(container.state, State::Waiting { .. }) && container.last.is_none();
+        if !self.is_initialized() || self.containers.iter().any(never_started) {
+            return Phase::Pending;
+        }
+        let done = self.containers.iter().all(|container| {
+            container.end().is_some_and(|end| !self.restart_policy.restarts(end.exit_code))
+        });
+        match (done, succeeded) {
+            (false, _) => Phase::Running,
+            (true, true) => Phase::Succeeded,
+            (true, false) => Phase::Failed,
+        }
+    }
+
+    /// The pod's status. Conditions that stay what they were keep the time of their last change.
+    pub(crate) fn render(&self, present: &[PodCondition], now: Timestamp) -> PodStatus {
+        let phase = self.phase();
+        let over = matches!(phase, Phase::Succeeded | Phase::Failed);
+        let ready = |container: &ContainerView| container.is_running() && !over;
+        let names = |containers: &[ContainerView], good: &dyn Fn(&ContainerView) -> bool| {
+            let names = containers.iter().filter(|container| !good(container)).map(|container| container.name.clone());
+            names.collect::<Vec<_>>().join(" ")
+        };
+        let not_ready = names(&self.containers, &ready);
+        let not_initialized = names(&self.init_containers, &ContainerView::has_succeeded);
+        let over_reason = match phase {
+            Phase::Succeeded => Some("PodCompleted"),
+            Phase::Failed => Some("PodFailed"),
+            Phase::Pending | Phase::Running => None,
+        };
+        let readiness = |kind| match over_reason {
+            Some(reason) => condition(kind, false, Some(reason), None),
+            None if not_ready.is_empty() => condition(kind, true, None, None),
+            None => {
+                let message = format!("containers with unready status: [{not_ready}]");
+                condition(kind, false, Some("ContainersNotReady"), Some(message))
+            }
+        };
+        let initialized = if not_initialized.is_empty() {
+            let reason = (phase == Phase::Succeeded).then_some("PodCompleted");
+            condition("Initialized", true, reason, None)
+        } else {
+            let message = format!("containers with incomplete status: [{not_initialized}]");
+            condition("Initialized", false, Some("ContainersNotInitialized"), Some(message))
+        };
+        let conditions = [initialized, readiness("Ready"), readiness("ContainersReady")]
+            .into_iter()
+            .map(|condition| PodCondition {
+                last_transition_time: present
+                    .iter()
+                    .find(|old| old.type_ == condition.type_ && old.status == condition.status)
+                    .and_then(|old| old.last_transition_time.clone())
+                    .or(Some(Time(now))),
+                ..condition
+            })
+            .collect();
+        let deadline = self.ended == Some(Ended::DeadlineExceeded) && over;
+        PodStatus {
+            phase: Some(phase.name().to_owned()),
+            reason: deadline.then(|| "DeadlineExceeded".to_owned()),
+            message: deadline.then(|| "Pod was active on the node longer than the specified deadline".to_owned()),
+            conditions: Some(conditions),
+            host_ip: Some("127.0.0.1".to_owned()),
+            host_ips: Some(vec![HostIP { ip: "127.0.0.1".to_owned() }]),
+            pod_ip: Some(self.address.to_string()),
+            pod_ips: Some(vec![PodIP { ip: self.address.to_string() }]),
+            start_time: Some(Time(self.start_time)),
+            observed_generation: self.generation,
+            init_container_statuses: (!self.init_containers.is_empty()).then(|| {
+                self.init_containers.iter().map(|container| container.status(container.has_succeeded())).collect()
+            }),
+            container_statuses: Some(
+                self.containers.iter().map(|container| container.status(ready(container))).collect(),
+            ),
+            ..PodStatus::default()
+        }
+    }
+}
+
+// === impl Phase ===
+
+impl Phase {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Running => "Running",
+            Self::Succeeded => "Succeeded",
+            Self::Failed => "Failed",
+        }
+    }
+}
+
+fn condition(kind: &str, holds: bool, reason: Option<&str>, message: Option<String>) -> PodCondition {
+    PodCondition {
+        type_: kind.to_owned(),
+        status: if holds { "True" } else { "False" }.to_owned(),
+        reason: reason.map(str::to_owned),
+        message,
+        ..PodCondition::default()
+    }
+}

@@ -1,0 +1,101 @@
+//! Where the twin keeps its things: every path below the checkout is named here and nowhere else.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// The checkout and, below it, `.local`: tools that outlive a `twin clean` and state that does not.
+#[derive(Debug, Clone)]
+pub(crate) struct Paths {
+    root: PathBuf,
+}
+
+impl Paths {
+    /// Walks up from the working directory to the checkout and makes it the working directory, so that the control
+    /// socket can be named by a short relative path (a Unix socket's name is at most 107 bytes long).
+    pub(crate) fn find() -> Result<Self> {
+        let start = std::env::current_dir().context("no working directory")?;
+        let root = start
+            .ancestors()
+            .find(|folder| folder.join("infra/local/go.mod").is_file())
+            .context("not inside a checkout: no folder above this one holds infra/local/go.mod")?
+            .to_path_buf();
+        std::env::set_current_dir(&root)?;
+        Ok(Self { root })
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A path of the checkout itself, such as `template.yaml`.
+    pub(crate) fn source(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
+    pub(crate) fn local(&self) -> PathBuf {
+        self.root.join(".local")
+    }
+
+    pub(crate) fn bin(&self, name: &str) -> PathBuf {
+        self.local().join("bin").join(name)
+    }
+
+    pub(crate) fn venv(&self, name: &str) -> PathBuf {
+        self.local().join("venv").join(name)
+    }
+
+    pub(crate) fn models(&self) -> PathBuf {
+        self.local().join("models")
+    }
+
+    pub(crate) fn pods(&self) -> PathBuf {
+        self.local().join("pods")
+    }
+
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.local().join("logs")
+    }
+
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
+        self.logs().join(format!("{name}.log"))
+    }
+
+    /// Hashes of what each tool was made from.
+    pub(crate) fn tool_stamp(&self, step: &str) -> PathBuf {
+        self.local().join("stamps").join(step)
+    }
+
+    /// Everything that `twin clean` deletes.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.local().join("state")
+    }
+
+    /// Hashes of what the running state was made from.
+    pub(crate) fn state_stamp(&self, step: &str) -> PathBuf {
+        self.state().join("stamps").join(step)
+    }
+
+    pub(crate) fn pki(&self, file: &str) -> PathBuf {
+        self.state().join("pki").join(file)
+    }
+
+    pub(crate) fn admin_kubeconfig(&self) -> PathBuf {
+        self.state().join("admin.kubeconfig")
+    }
+
+    /// The ready mark and what a shell needs to use the twin; written last.
+    pub(crate) fn env(&self) -> PathBuf {
+        self.local().join("env")
+    }
+
+    /// Held by every process of the twin while it lives.
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.local().join("lock")
+    }
+
+    /// Relative, see [`Paths::find`].
+    pub(crate) fn socket() -> PathBuf {
+        PathBuf::from(".local/state/twin.sock")
+    }
+}

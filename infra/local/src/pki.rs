@@ -1,0 +1,143 @@
+//! Keys and certificates of the twin's control plane, made once, and the kubeconfig files that name them.
+//! They protect a cluster that listens on 127.0.0.1 only; the folder is readable by its owner alone.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_RSA_SHA256, RsaKeySize,
+};
+use serde_json::json;
+
+use crate::{paths::Paths, ports::Ports};
+
+/// The certificate authority of the API server and its clients, in PEM.
+pub(crate) const CA: &str = "ca.crt";
+/// The certificate authority of the operator's webhook, in PEM.
+pub(crate) const WEBHOOK_CA: &str = "webhook-ca.crt";
+/// Written last: with it the folder is complete.
+const COMPLETE: &str = "complete";
+
+/// Makes all keys and certificates unless they are there.
+pub(crate) fn make(paths: &Paths) -> Result<()> {
+    if paths.pki(COMPLETE).exists() {
+        return Ok(());
+    }
+    let folder = paths.state().join("pki");
+    fs::create_dir_all(&folder)?;
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
+    let write = |name: &str, text: String| fs::write(paths.pki(name), text).with_context(|| format!("cannot write {name}"));
+
+    let ca_key = KeyPair::generate()?;
+    let ca_params = authority("twin-ca", &[])?;
+    write(CA, ca_params.self_signed(&ca_key)?.pem())?;
+    let ca = Issuer::new(ca_params, ca_key);
+
+    let server_key = KeyPair::generate()?;
+    let mut server = CertificateParams::new(["127.0.0.1", "localhost", "10.0.0.1"].map(String::from))?;
+    server.distinguished_name.push(DnType::CommonName, "kube-apiserver");
+    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    write("server.crt", server.signed_by(&server_key, &ca)?.pem())?;
+    write("server.key", server_key.serialize_pem())?;
+
+    let admin_key = KeyPair::generate()?;
+    let mut admin = CertificateParams::default();
+    admin.distinguished_name.push(DnType::CommonName, "admin");
+    admin.distinguished_name.push(DnType::OrganizationName, "system:masters");
+    admin.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    write("admin.crt", admin.signed_by(&admin_key, &ca)?.pem())?;
+    write("admin.key", admin_key.serialize_pem())?;
+
+    let service_accounts = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?;
+    write("service-accounts.key", service_accounts.serialize_pem())?;
+    write("service-accounts.pub", service_accounts.public_key_pem())?;
+
+    make_webhook_pair(&write)?;
+    write(COMPLETE, String::new())
+}
+
+/// The operator keeps a certificate that it finds only when it looks like its own: RSA keys in PKCS#1, an authority
+/// named training-operator-ca in its subject alternative names, its service's name among the server's.
+fn make_webhook_pair(write: &impl Fn(&str, String) -> Result<()>) -> Result<()> {
+    let ca_key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?;
+    let mut ca_params = authority("training-operator-ca", &["training-operator-ca"])?;
+    ca_params.distinguished_name.push(DnType::OrganizationName, "training-operator");
+    ca_params.key_usages.extend([KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment]);
+    write(WEBHOOK_CA, ca_params.self_signed(&ca_key)?.pem())?;
+    write("webhook-ca.key", pkcs1(&ca_key)?)?;
+    let ca = Issuer::new(ca_params, ca_key);
+
+    let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?;
+    let mut server = CertificateParams::new(["training-operator.kubeflow.svc", "127.0.0.1"].map(String::from))?;
+    server.distinguished_name.push(DnType::CommonName, "training-operator.kubeflow.svc");
+    server.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    write("webhook.crt", server.signed_by(&key, &ca)?.pem())?;
+    write("webhook.key", pkcs1(&key)?)
+}
+
+fn authority(name: &str, alternative_names: &[&str]) -> Result<CertificateParams> {
+    let names: Vec<String> = alternative_names.iter().map(ToString::to_string).collect();
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+/// The PKCS#1 form of an RSA-2048 key: the octets inside its PKCS#8 form, which begin after a header of 26 bytes.
+fn pkcs1(key: &KeyPair) -> Result<String> {
+    const HEADER_BYTES: usize = 26;
+    let der = key.serialized_der();
+    let inner = der.get(HEADER_BYTES..).context("the RSA key is too short")?;
+    ensure!(
+        der.get(22..24) == Some(&[0x04, 0x82]) && inner.starts_with(&[0x30, 0x82]),
+        "the RSA key is not laid out as PKCS#8 of 2048 bits"
+    );
+    Ok(pem::encode(&pem::Pem::new("RSA PRIVATE KEY", inner)))
+}
+
+/// Writes the administrator's kubeconfig and the API server's TokenReview configuration (both JSON, which is YAML).
+pub(crate) fn write_kubeconfigs(paths: &Paths, ports: &Ports, token_review_url: &str) -> Result<()> {
+    let admin = kubeconfig(
+        &json!({
+            "server": api_url(ports),
+            "certificate-authority-data": BASE64_STANDARD.encode(fs::read(paths.pki(CA))?),
+        }),
+        &json!({
+            "client-certificate-data": BASE64_STANDARD.encode(fs::read(paths.pki("admin.crt"))?),
+            "client-key-data": BASE64_STANDARD.encode(fs::read(paths.pki("admin.key"))?),
+        }),
+    );
+    write_private(&paths.admin_kubeconfig(), &admin)?;
+    let review = kubeconfig(&json!({ "server": token_review_url }), &json!({}));
+    write_private(&paths.state().join("token-review.kubeconfig"), &review)
+}
+
+/// Where the API server listens.
+pub(crate) fn api_url(ports: &Ports) -> String {
+    format!("https://127.0.0.1:{}", ports.apiserver)
+}
+
+fn kubeconfig(cluster: &serde_json::Value, user: &serde_json::Value) -> String {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "twin", "cluster": cluster}],
+        "users": [{"name": "twin", "user": user}],
+        "contexts": [{"name": "twin", "context": {"cluster": "twin", "user": "twin"}}],
+        "current-context": "twin",
+    })
+    .to_string()
+}
+
+/// Writes a file that only its owner can read.
+pub(crate) fn write_private(file: &Path, text: &str) -> Result<()> {
+    let draft = file.with_extension("draft");
+    fs::write(&draft, text)?;
+    fs::set_permissions(&draft, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&draft, file).with_context(|| format!("cannot write {}", file.display()))
+}

@@ -1,0 +1,31 @@
+//! `twin kill`: sends a signal to a pod's running container, as a fault from outside.
+
+use std::{fs, str::FromStr};
+
+use anyhow::{Context, Result};
+use nix::{
+    sys::signal::{Signal, kill as send},
+    unistd::Pid,
+};
+
+use crate::paths::Paths;
+
+/// Signals the process that the node noted for the container, and returns its id.
+pub(crate) fn kill(paths: &Paths, namespace: &str, pod: &str, container: &str, signal: &str) -> Result<i32> {
+    let name = signal.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    let signal = Signal::from_str(&name).with_context(|| format!("no signal `{signal}`"))?;
+    let prefix = format!("{namespace}_{pod}_");
+    // Pods of the same name that came before have folders too: the newest one counts.
+    let file = fs::read_dir(paths.pods())?
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .map(|entry| entry.path().join(format!("{container}.pid")))
+        .filter_map(|file| Some((fs::metadata(&file).ok()?.modified().ok()?, file)))
+        .max()
+        .map(|(_, file)| file)
+        .with_context(|| format!("no running container `{container}` of pod {namespace}/{pod} on this node"))?;
+    let pid: i32 = fs::read_to_string(&file)?.trim().parse().with_context(|| format!("no number in {}", file.display()))?;
+    send(Pid::from_raw(pid), signal).with_context(|| format!("process {pid} of {pod} cannot be signalled"))?;
+    Ok(pid)
+}

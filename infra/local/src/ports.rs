@@ -1,0 +1,78 @@
+//! The twin's ports: chosen free once, kept over restarts, chosen anew only where somebody else has taken one.
+
+use std::{fs, net::TcpListener};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::paths::Paths;
+
+/// Below the range from which the kernel takes ports for outgoing connections: there, a port that was free at the
+/// choice could be taken before the next start.
+const FIRST: u16 = 20_000;
+const LAST: u16 = 31_999;
+
+/// One port per listener, all on 127.0.0.1.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Ports {
+    pub(crate) etcd: u16,
+    pub(crate) etcd_peer: u16,
+    pub(crate) apiserver: u16,
+    pub(crate) controller_manager: u16,
+    pub(crate) scheduler: u16,
+    pub(crate) operator_metrics: u16,
+    pub(crate) operator_health: u16,
+    pub(crate) operator_webhook: u16,
+    pub(crate) ministack: u16,
+    pub(crate) node: u16,
+    pub(crate) front: u16,
+}
+
+impl Ports {
+    /// Reads the kept ports, replaces those that cannot be listened on, and keeps the result.
+    /// To be called when nothing of the twin is running.
+    pub(crate) fn settle(paths: &Paths) -> Result<Self> {
+        let file = paths.state().join("ports.json");
+        let mut ports: Self = fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        // The listeners are held until all are chosen, so that no port is chosen twice.
+        let mut held = Vec::new();
+        for port in ports.each_mut() {
+            let listener = match listen(*port) {
+                Some(listener) => listener,
+                None => free().context("no free port")?,
+            };
+            *port = listener.local_addr()?.port();
+            held.push(listener);
+        }
+        fs::write(&file, serde_json::to_vec_pretty(&ports)?)?;
+        Ok(ports)
+    }
+
+    fn each_mut(&mut self) -> [&mut u16; 11] {
+        [
+            &mut self.etcd,
+            &mut self.etcd_peer,
+            &mut self.apiserver,
+            &mut self.controller_manager,
+            &mut self.scheduler,
+            &mut self.operator_metrics,
+            &mut self.operator_health,
+            &mut self.operator_webhook,
+            &mut self.ministack,
+            &mut self.node,
+            &mut self.front,
+        ]
+    }
+}
+
+fn listen(port: u16) -> Option<TcpListener> {
+    if port == 0 { None } else { TcpListener::bind(("127.0.0.1", port)).ok() }
+}
+
+/// Tries ports in an order of this process's own, so that two checkouts that start together seldom meet.
+fn free() -> Option<TcpListener> {
+    let count = LAST - FIRST + 1;
+    let start = u16::try_from(uuid::Uuid::now_v7().as_u128() % u128::from(count)).unwrap_or(0);
+    (0..count).find_map(|offset| listen(FIRST + (start + offset) % count))
+}

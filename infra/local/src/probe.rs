@@ -1,0 +1,39 @@
+//! Asks a component whether it serves. The twin's two certificate authorities are the only ones believed.
+
+use std::{fs, time::Duration};
+
+use anyhow::Result;
+use reqwest::{Certificate, Client, StatusCode};
+use tokio::net::TcpStream;
+
+use crate::{components::Ready, paths::Paths, pki};
+
+#[derive(Debug, Clone)]
+pub(crate) struct Probe {
+    client: Client,
+}
+
+// === impl Probe ===
+
+impl Probe {
+    pub(crate) fn new(paths: &Paths) -> Result<Self> {
+        let mut authorities = Vec::new();
+        for name in [pki::CA, pki::WEBHOOK_CA] {
+            authorities.push(Certificate::from_pem(&fs::read(paths.pki(name))?)?);
+        }
+        let client = Client::builder().tls_certs_only(authorities).no_proxy().timeout(Duration::from_secs(2)).build()?;
+        Ok(Self { client })
+    }
+
+    pub(crate) async fn is_ready(&self, ready: &Ready) -> bool {
+        match ready {
+            Ready::Succeeds(url) => self.ask(url).await.is_some_and(|status| status.is_success()),
+            Ready::Routed(url) => self.ask(url).await.is_some_and(|status| status != StatusCode::NOT_FOUND),
+            Ready::Accepts(port) => TcpStream::connect(("127.0.0.1", *port)).await.is_ok(),
+        }
+    }
+
+    async fn ask(&self, url: &str) -> Option<StatusCode> {
+        Some(self.client.get(url).send().await.ok()?.status())
+    }
+}

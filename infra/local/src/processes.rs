@@ -1,0 +1,31 @@
+//! Process ids as this terminal sees them: the supervisor knows those of its own namespace only.
+
+use std::fs;
+
+use crate::supervisor::Status;
+
+/// Replaces the ids of the supervisor's namespace by the ones of this process's.
+pub(crate) fn translate(supervisor: Option<i32>, components: &mut [Status]) {
+    let Some(supervisor) = supervisor else { return };
+    let children: Vec<(u32, u32)> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| ids(&fs::read_to_string(entry.path().join("status")).ok()?, supervisor))
+        .collect();
+    for component in components {
+        component.pid = component.pid.and_then(|inner| {
+            children.iter().find(|(_, candidate)| *candidate == inner).map(|(outer, _)| *outer)
+        });
+    }
+}
+
+/// The first and last of the ids that a child of the supervisor has in its nested namespaces.
+fn ids(status: &str, supervisor: i32) -> Option<(u32, u32)> {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let parent: i32 = field("PPid:")?.trim().parse().ok()?;
+    let mut ids = field("NSpid:")?.split_whitespace().map(str::parse);
+    let outer = ids.next()?.ok()?;
+    let inner = ids.last().and_then(Result::ok).unwrap_or(outer);
+    (parent == supervisor).then_some((outer, inner))
+}

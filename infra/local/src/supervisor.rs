@@ -1,0 +1,342 @@
+//! Keeps components running: starts them, probes them, restarts those that die, stops them on request.
+//! One task per component; what is wanted and how it stands are two watched values.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    process::Stdio,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    process::{Child, Command},
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    command::tail,
+    components::{self, Prepare, Spec},
+    paths::Paths,
+    probe::Probe,
+};
+
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const PROBE_PAUSE: Duration = Duration::from_millis(50);
+/// A component that ran for so long has recovered: its next restart is quick again.
+const STABLE_AFTER: Duration = Duration::from_secs(30);
+const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(10);
+const LONGEST_LOG_BYTES: u64 = 16 * 1024 * 1024;
+
+/// What `twin status` shows of a component.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) name: String,
+    pub(crate) state: State,
+    /// As the supervisor sees it: inside the twin's own process namespace.
+    pub(crate) pid: Option<u32>,
+    pub(crate) port: u16,
+    pub(crate) restarts: u32,
+    pub(crate) last_exit: Option<String>,
+    /// Which launch this is the state of.
+    #[serde(skip)]
+    launch: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum State {
+    Stopped,
+    Starting,
+    Ready,
+    Stopping,
+    BackOff,
+}
+
+/// What a component is to be: stopped, or running from this specification.
+type Wanted = Option<Launch>;
+
+/// A specification and the age of its program: a rebuilt program is another one.
+#[derive(Debug, Clone)]
+struct Launch {
+    spec: Spec,
+    built: Option<SystemTime>,
+    /// Rises with each one, so that the state of an old process cannot pass for that of the new one.
+    number: u64,
+}
+
+struct Component {
+    wanted: watch::Sender<Wanted>,
+    status: watch::Sender<Status>,
+    /// Kept for `start` after `stop`.
+    last: Mutex<Option<Spec>>,
+}
+
+/// All components by name.
+pub(crate) struct Supervisor {
+    paths: Paths,
+    components: BTreeMap<&'static str, Component>,
+    launches: AtomicU64,
+}
+
+// === impl Supervisor ===
+
+impl Supervisor {
+    /// One idle task per component.
+    pub(crate) fn new(paths: &Paths, probe: &Probe) -> Arc<Self> {
+        let components = components::ALL.map(|name| {
+            let (wanted, wants) = watch::channel(None);
+            let status = watch::Sender::new(Status {
+                name: name.to_string(),
+                state: State::Stopped,
+                pid: None,
+                port: 0,
+                restarts: 0,
+                last_exit: None,
+                launch: 0,
+            });
+            let task = Task { paths: paths.clone(), probe: probe.clone(), wanted: wants, status: status.clone() };
+            tokio::spawn(task.run());
+            (name, Component { wanted, status, last: Mutex::new(None) })
+        });
+        Arc::new(Self { paths: paths.clone(), components: components.into(), launches: AtomicU64::new(0) })
+    }
+
+    /// In the order of dependence.
+    pub(crate) fn status(&self) -> Vec<Status> {
+        components::ALL
+            .iter()
+            .filter_map(|name| self.components.get(name))
+            .map(|component| component.status.borrow().clone())
+            .collect()
+    }
+
+    /// Whether the component runs from exactly this specification and program.
+    pub(crate) fn runs(&self, spec: &Spec) -> bool {
+        let Some(component) = self.components.get(spec.name) else { return false };
+        let same = component.wanted.borrow().as_ref().is_some_and(|launch| launch.spec == *spec && launch.built == built(spec));
+        same && component.status.borrow().state == State::Ready
+    }
+
+    /// Starts a component, or restarts one that runs from another specification or an older program, and waits until
+    /// it is ready.
+    pub(crate) async fn ensure(&self, spec: Spec) -> Result<()> {
+        self.launch(self.component(spec.name)?, spec).await
+    }
+
+    /// Brings back a component that was stopped, and waits until it is ready.
+    pub(crate) async fn start(&self, name: &str) -> Result<()> {
+        let component = self.component(name)?;
+        let last = component.last.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.clone();
+        let Some(spec) = last else { bail!("{name} has not been part of this twin yet; run `twin up`") };
+        self.launch(component, spec).await
+    }
+
+    /// Stops a component and keeps it stopped; returns when its process is gone.
+    pub(crate) async fn stop(&self, name: &str) -> Result<()> {
+        let component = self.component(name)?;
+        let mut status = component.status.subscribe();
+        component.wanted.send_replace(None);
+        status.wait_for(|status| status.state == State::Stopped).await?;
+        Ok(())
+    }
+
+    /// Stops everything: the node first, so that pods can end while there is an API server to hear of it, etcd last.
+    pub(crate) async fn stop_all(&self) -> Result<()> {
+        self.stop(components::NODE).await?;
+        let middle = [
+            components::FRONT,
+            components::OPERATOR,
+            components::SCHEDULER,
+            components::CONTROLLER_MANAGER,
+            components::MINISTACK,
+        ];
+        futures::future::try_join_all(middle.map(|name| self.stop(name))).await?;
+        self.stop(components::APISERVER).await?;
+        self.stop(components::ETCD).await
+    }
+
+    async fn launch(&self, component: &Component, spec: Spec) -> Result<()> {
+        ensure!(spec.program.exists(), "{} is not built", spec.program.display());
+        *component.last.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = Some(spec.clone());
+        let built = built(&spec);
+        let name = spec.name;
+        let mut number = 0;
+        component.wanted.send_if_modified(|wanted| {
+            let running = wanted.as_ref().filter(|launch| launch.spec == spec && launch.built == built);
+            number = running.map_or_else(|| self.launches.fetch_add(1, Ordering::Relaxed) + 1, |launch| launch.number);
+            let changed = running.is_none();
+            if changed {
+                *wanted = Some(Launch { spec, built, number });
+            }
+            changed
+        });
+        let mut status = component.status.subscribe();
+        let ready = status.wait_for(|status| status.state == State::Ready && status.launch == number);
+        if let Ok(result) = timeout(READY_WITHIN, ready).await {
+            return result.map(|_| ()).context("the supervisor's task has ended");
+        }
+        let log = self.paths.log(name);
+        bail!("{name} is not ready after {} s; the end of {}:\n{}", READY_WITHIN.as_secs(), log.display(), tail(&log))
+    }
+
+    fn component(&self, name: &str) -> Result<&Component> {
+        self.components
+            .get(name)
+            .with_context(|| format!("no component `{name}`; there are {}", components::ALL.join(", ")))
+    }
+}
+
+/// The task of one component.
+struct Task {
+    paths: Paths,
+    probe: Probe,
+    wanted: watch::Receiver<Wanted>,
+    status: watch::Sender<Status>,
+}
+
+/// Why a process is no longer running.
+enum Ended {
+    Died(String),
+    Unwanted,
+}
+
+// === impl Task ===
+
+impl Task {
+    async fn run(mut self) {
+        let mut back_off = FIRST_BACK_OFF;
+        loop {
+            let launch = self.wanted.borrow_and_update().clone();
+            let Some(launch) = launch else {
+                self.set(State::Stopped, None);
+                if self.wanted.changed().await.is_err() {
+                    return;
+                }
+                self.status.send_modify(|status| (status.restarts, status.last_exit) = (0, None));
+                back_off = FIRST_BACK_OFF;
+                continue;
+            };
+            let started = Instant::now();
+            let ended = match self.spawn(&launch.spec) {
+                Ok(child) => self.watch(&launch, child).await,
+                Err(error) => Ended::Died(format!("{error:#}")),
+            };
+            let Ended::Died(reason) = ended else { continue };
+            tracing::warn!("{} died: {reason}", launch.spec.name);
+            if started.elapsed() > STABLE_AFTER {
+                back_off = FIRST_BACK_OFF;
+            }
+            self.status.send_modify(|status| {
+                status.restarts += 1;
+                status.last_exit = Some(reason);
+            });
+            self.set(State::BackOff, None);
+            tokio::select! {
+                () = sleep(back_off) => back_off = (back_off * 2).min(LONGEST_BACK_OFF),
+                changed = self.wanted.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    fn spawn(&self, spec: &Spec) -> Result<Child> {
+        match &spec.prepare {
+            Prepare::Nothing => {}
+            Prepare::Ministack(cluster) => cluster.seed()?,
+        }
+        self.status.send_modify(|status| status.port = spec.port);
+        let log = self.open_log(spec.name)?;
+        Command::new(&spec.program)
+            .args(&spec.arguments)
+            .env_clear()
+            .envs(&spec.environment)
+            .current_dir(self.paths.state())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // A group of its own, to be killed with what it leaves behind.
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start {}", spec.program.display()))
+    }
+
+    /// Sees a process through its life.
+    async fn watch(&mut self, launch: &Launch, mut child: Child) -> Ended {
+        let spec = &launch.spec;
+        let pid = child.id();
+        self.status.send_modify(|status| status.launch = launch.number);
+        self.set(State::Starting, pid);
+        let ready = async {
+            while !self.probe.is_ready(&spec.ready).await {
+                sleep(PROBE_PAUSE).await;
+            }
+        };
+        let mut wanted = self.wanted.clone();
+        let died = tokio::select! {
+            status = child.wait() => Some(status),
+            _ = wanted.changed() => None,
+            () = ready => {
+                self.set(State::Ready, pid);
+                tokio::select! {
+                    status = child.wait() => Some(status),
+                    _ = wanted.changed() => None,
+                }
+            }
+        };
+        if let Some(status) = died {
+            kill_group(pid, Signal::SIGKILL);
+            return Ended::Died(status.map_or_else(|error| error.to_string(), |status| status.to_string()));
+        }
+        self.set(State::Stopping, pid);
+        signal(pid, Signal::SIGTERM);
+        if timeout(spec.grace, child.wait()).await.is_err() {
+            tracing::info!("{} did not end within {} s of SIGTERM: killed", spec.name, spec.grace.as_secs());
+            signal(pid, Signal::SIGKILL);
+            let _ = child.wait().await;
+        }
+        kill_group(pid, Signal::SIGKILL);
+        Ended::Unwanted
+    }
+
+    fn set(&self, state: State, pid: Option<u32>) {
+        self.status.send_modify(|status| (status.state, status.pid) = (state, pid));
+    }
+
+    /// Appends; a log that has grown large becomes the old one first.
+    fn open_log(&self, name: &str) -> Result<File> {
+        let log = self.paths.log(name);
+        if fs::metadata(&log).is_ok_and(|metadata| metadata.len() > LONGEST_LOG_BYTES) {
+            fs::rename(&log, log.with_extension("log.old"))?;
+        }
+        OpenOptions::new().create(true).append(true).open(&log).with_context(|| format!("cannot write {}", log.display()))
+    }
+}
+
+fn built(spec: &Spec) -> Option<SystemTime> {
+    fs::metadata(&spec.program).and_then(|metadata| metadata.modified()).ok()
+}
+
+fn signal(pid: Option<u32>, signal: Signal) {
+    if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) {
+        // The process may have ended by itself in the meantime.
+        let _ = nix::sys::signal::kill(Pid::from_raw(pid), signal);
+    }
+}
+
+fn kill_group(pid: Option<u32>, signal: Signal) {
+    if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) {
+        // Mostly there is nothing left.
+        let _ = killpg(Pid::from_raw(pid), signal);
+    }
+}

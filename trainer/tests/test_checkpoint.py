@@ -1,0 +1,234 @@
+"""What makes files a checkpoint, and which one a submission starts from."""
+
+import json
+import logging
+import threading
+
+import pytest
+
+from training import layout
+from training.checkpoint import Checkpoints, parse
+from training.distributed import World
+from training.storage import Folder
+
+OLD, OTHER, MINE = (f"0198000{number}-0000-7000-8000-000000000000" for number in (1, 2, 3))
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Folder(tmp_path / "run")
+
+
+@pytest.fixture
+def checkpoints(storage, tmp_path):
+    """Makes a submission's view of the run; each is as a freshly started process would have it."""
+
+    def make(submission, keep_last=None):
+        world = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
+        return Checkpoints(storage, world, framework="hf", submission=submission, keep_last=keep_last)
+
+    return make
+
+
+def save(checkpoints, tmp_path, *steps, loss=1.5):
+    for step in steps:
+        folder = tmp_path / f"checkpoint-{step}"
+        (folder / "sub").mkdir(parents=True)
+        (folder / "weights").write_text(f"{checkpoints.submission} {step}")
+        (folder / "sub" / "rng").write_text("r")
+        checkpoints.save(folder, step=step, loss=loss)
+        assert not folder.exists()
+
+
+def trained(checkpoints, tmp_path, submission, *steps, resume=False):
+    """A submission that starts and saves these steps; returns the step from which it started."""
+    one = checkpoints(submission)
+    start = one.choose(resume)
+    save(one, tmp_path, *steps)
+    return start.step if start else 0
+
+
+def start(checkpoints, submission, resume):
+    chosen = checkpoints(submission).choose(resume)
+    return (chosen.submission, chosen.step) if chosen else None
+
+
+def test_saving_writes_files_and_a_marker_of_them(checkpoints, storage, tmp_path):
+    trained(checkpoints, tmp_path, MINE, 500)
+    assert [entry.key for entry in storage.list("")] == [
+        "checkpoints/checkpoint-500/sub/rng",
+        "checkpoints/checkpoint-500/weights",
+        "checkpoints/step-000500.json",
+    ]
+    body = json.loads(storage.read("checkpoints/step-000500.json"))
+    assert body.pop("saved_at") > 1.7e9
+    assert body == {
+        "layout": 1,
+        "framework": "hf",
+        "step": 500,
+        "submission": MINE,
+        "attempt": 1,
+        "parent": None,
+        "world_size": 1,
+        "files": [
+            {"path": "checkpoint-500/sub/rng", "size": 1},
+            {"path": "checkpoint-500/weights", "size": 40},
+        ],
+        "metrics": {"loss": 1.5},
+        "metadata": {"hf_checkpoint_dir": "checkpoints/checkpoint-500"},
+    }
+
+
+def test_a_loss_that_is_no_number_is_null(checkpoints, storage, tmp_path):
+    one = checkpoints(MINE)
+    save(one, tmp_path, 1, loss=float("nan"))
+    assert parse(storage.read(layout.marker_key(1))).metrics == {"loss": None}
+
+
+def test_an_empty_run_starts_at_step_zero(checkpoints):
+    assert start(checkpoints, MINE, resume=True) is None
+
+
+def test_a_restart_goes_on_from_its_own_newest_whatever_it_was_told(checkpoints, tmp_path):
+    trained(checkpoints, tmp_path, OTHER, 100)
+    trained(checkpoints, tmp_path, MINE, 9, 10)
+    for resume in (False, True):
+        assert start(checkpoints, MINE, resume) == (MINE, 10)
+
+
+def test_before_it_has_one_of_its_own_a_submission_does_as_told(checkpoints, tmp_path):
+    trained(checkpoints, tmp_path, OTHER, 10, 20)
+    assert start(checkpoints, MINE, resume=False) is None
+    assert start(checkpoints, MINE, resume=True) == (OTHER, 20)
+
+
+def test_who_goes_on_from_another_names_it_also_after_a_restart(checkpoints, storage, tmp_path):
+    trained(checkpoints, tmp_path, OTHER, 20)
+    trained(checkpoints, tmp_path, MINE, 30, resume=True)
+    trained(checkpoints, tmp_path, MINE, 40, resume=True)
+    for step in (30, 40):
+        assert parse(storage.read(layout.marker_key(step))).parent == {"submission": OTHER, "step": 20}
+
+
+def test_steps_are_ordered_as_numbers(checkpoints, tmp_path):
+    trained(checkpoints, tmp_path, OTHER, 999_999, 1_000_000)
+    assert start(checkpoints, MINE, resume=True) == (OTHER, 1_000_000)
+
+
+def test_a_run_begun_again_does_not_jump_to_its_former_life(checkpoints, tmp_path):
+    trained(checkpoints, tmp_path, OLD, 10, 20, 30)
+    trained(checkpoints, tmp_path, OTHER, 10)
+    assert start(checkpoints, MINE, resume=True) == (OTHER, 10)
+
+
+def test_beyond_the_step_it_went_on_from_a_parents_steps_do_not_count(checkpoints, storage, tmp_path):
+    trained(checkpoints, tmp_path, OLD, 10, 20)
+    assert trained(checkpoints, tmp_path, OTHER, 25, resume=True) == 20
+    trained(checkpoints, tmp_path, OLD, 30)  # a step of the old one that no chain leads to
+    storage.delete(["checkpoints/checkpoint-25/weights"])
+    assert start(checkpoints, MINE, resume=True) == (OLD, 20)
+
+
+@pytest.mark.parametrize(
+    "tear",
+    [
+        lambda storage: storage.delete(["checkpoints/checkpoint-20/weights"]),
+        lambda storage: storage.write("checkpoints/checkpoint-20/weights", b"shorter"),
+        lambda storage: storage.delete(["checkpoints/step-000020.json"]),
+        lambda storage: storage.write("checkpoints/step-000020.json", b"{"),
+        lambda storage: storage.write("checkpoints/step-000020.json", storage.read("checkpoints/step-000010.json")),
+        lambda storage: storage.write(
+            "checkpoints/step-000020.json",
+            b'{"framework": "hf", "step": 20, "saved_at": 1.0, "metadata": {}}',  # lists no files
+        ),
+    ],
+    ids=["file missing", "file shorter", "no marker", "marker is no JSON", "marker of another step", "unverified"],
+)
+@pytest.mark.parametrize("submission", [MINE, OTHER])
+def test_a_torn_checkpoint_is_passed_over(checkpoints, storage, tmp_path, tear, submission):
+    trained(checkpoints, tmp_path, OTHER, 10, 20)
+    tear(storage)
+    assert start(checkpoints, submission, resume=True) == (OTHER, 10)
+
+
+def test_what_is_passed_over_is_said(checkpoints, storage, tmp_path, caplog):
+    trained(checkpoints, tmp_path, MINE, 10, 20)
+    storage.delete(["checkpoints/checkpoint-20/weights"])
+    with caplog.at_level(logging.WARNING):
+        start(checkpoints, MINE, resume=True)
+    assert "skips step 20" in caplog.text
+
+
+def test_saving_a_step_again_replaces_all_of_it(checkpoints, storage, tmp_path):
+    trained(checkpoints, tmp_path, OTHER, 10)
+    storage.write("checkpoints/checkpoint-10/of-a-larger-world", b"")
+    storage.write("checkpoints/checkpoint-100/another", b"")
+    trained(checkpoints, tmp_path, MINE, 10)
+    assert [entry.key for entry in storage.list("checkpoints/checkpoint-10")] == [
+        "checkpoints/checkpoint-10/sub/rng",
+        "checkpoints/checkpoint-10/weights",
+        "checkpoints/checkpoint-100/another",
+    ]
+    assert parse(storage.read(layout.marker_key(10))).submission == MINE
+
+
+def test_a_marker_that_another_wrote_meanwhile_is_an_error(checkpoints, storage, tmp_path, monkeypatch):
+    one = checkpoints(MINE)
+    upload = storage.upload
+
+    def race(source, key):
+        upload(source, key)
+        storage.write(layout.marker_key(10), b"another's")
+
+    monkeypatch.setattr(storage, "upload", race)
+    with pytest.raises(FileExistsError):
+        save(one, tmp_path, 10)
+    assert storage.read(layout.marker_key(10)) == b"another's"
+
+
+def test_a_marker_whose_answer_was_lost_is_written(checkpoints, storage, tmp_path, monkeypatch):
+    one = checkpoints(MINE)
+    write = storage.write
+
+    def retried(key, body, **condition):
+        write(key, body, **condition)
+        write(key, body, **condition)  # as botocore does when the first answer does not arrive
+
+    monkeypatch.setattr(storage, "write", retried)
+    save(one, tmp_path, 10)
+    assert start(checkpoints, MINE, resume=False) == (MINE, 10)
+
+
+def test_keeping_the_last_ones_removes_only_ones_own(checkpoints, storage, tmp_path):
+    trained(checkpoints, tmp_path, OTHER, 1, 2)
+    for steps in ((3, 4), (5, 6)):  # the second process knows what the first one left
+        one = checkpoints(MINE, keep_last=2)
+        one.choose(True)
+        save(one, tmp_path, *steps)
+    markers = [layout.parse_marker_key(entry.key) for entry in storage.list("checkpoints/step-")]
+    folders = {entry.key.split("/")[1] for entry in storage.list("checkpoints/checkpoint-")}
+    assert markers == [1, 2, 5, 6]
+    assert folders == {"checkpoint-1", "checkpoint-2", "checkpoint-5", "checkpoint-6"}
+
+
+def test_a_marker_goes_before_its_files(checkpoints, storage, tmp_path, monkeypatch):
+    trained(checkpoints, tmp_path, MINE, 1)
+    one = checkpoints(MINE, keep_last=1)
+    one.choose(False)
+    order = []
+    delete = storage.delete
+    monkeypatch.setattr(storage, "delete", lambda keys: (order.extend(keys := list(keys)), delete(keys)))
+    save(one, tmp_path, 2)
+    assert [key for key in order if "checkpoint-2" not in key and "000002" not in key] == [
+        "checkpoints/step-000001.json",
+        "checkpoints/checkpoint-1/sub/rng",
+        "checkpoints/checkpoint-1/weights",
+    ]
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(checkpoints, tmp_path):
+    trained(checkpoints, tmp_path, MINE, 10)
+    one = checkpoints(MINE)
+    folder = one.download(one.choose(False), tmp_path / "resume")
+    assert (folder / "weights").read_text() == f"{MINE} 10"
+    assert (folder / "sub" / "rng").read_text() == "r"

@@ -1,0 +1,86 @@
+"""The vectors that trainer and control plane share. An operation that this side does not know fails, and so does one
+of its operations that has no vector."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training import checkpoint, layout
+from training.storage import Entry
+
+CONTRACT = Path(__file__).parents[2] / "tests" / "contract"
+
+
+def parse(value):
+    marker = checkpoint.parse(json.dumps(value).encode())
+    return {
+        "framework": marker.framework,
+        "step": marker.step,
+        "submission": marker.submission,
+        "files": None if marker.files is None else len(marker.files),
+    }
+
+
+def reject(value):
+    with pytest.raises(ValueError, match=r".") as refused:
+        checkpoint.parse(json.dumps(value).encode())
+    return str(refused.value).split()[0]  # the field at fault comes first
+
+
+def complete(value):
+    listing = [
+        Entry(key=f"checkpoints/{file['path']}", size=file["size"], etag=file["etag"]) for file in value["listing"]
+    ]
+    return checkpoint.parse(json.dumps(value["marker"]).encode()).state(listing)
+
+
+OPERATIONS = {
+    "layout.json": {
+        "run_prefix": lambda value: layout.run_prefix(**value),
+        "marker_key": lambda value: layout.marker_key(**value),
+        "parse_marker_key": lambda value: layout.parse_marker_key(**value),
+        "progress_key": lambda value: layout.progress_key(**value),
+        "model_prefix": lambda value: layout.model_prefix(**value),
+        "config_keys": lambda value: layout.config_keys(**value),
+    },
+    "marker.json": {"parse": parse, "reject": reject, "complete": complete},
+}
+VECTORS = [
+    (file, vector)
+    for file in OPERATIONS
+    for vector in json.loads((CONTRACT / file).read_text(encoding="utf-8"))["vectors"]
+]
+
+
+@pytest.mark.parametrize(
+    ("file", "vector"), VECTORS, ids=lambda value: value if isinstance(value, str) else value["case"]
+)
+def test_vector(file, vector):
+    assert vector["op"] in OPERATIONS[file], "an operation that the trainer does not know"
+    assert OPERATIONS[file][vector["op"]](vector["input"]) == vector["output"]
+
+
+@pytest.mark.parametrize(("file", "op"), [(file, op) for file, ops in OPERATIONS.items() for op in ops])
+def test_each_operation_has_a_vector(file, op):
+    assert any(vector["op"] == op for of, vector in VECTORS if of == file)
+
+
+def test_what_is_written_can_be_read():
+    marker = checkpoint.Marker(
+        framework="hf",
+        step=20,
+        saved_at=1.5,
+        submission="01980000-0000-7000-8000-000000000001",
+        attempt=1,
+        parent={"submission": "01970000-0000-7000-8000-000000000001", "step": 10},
+        world_size=2,
+        files=(
+            checkpoint.File(path="checkpoint-20/a", size=1, etag='"e"'),
+            checkpoint.File(path="checkpoint-20/b", size=2),
+        ),
+        metrics={"loss": None},
+        metadata={"hf_checkpoint_dir": "checkpoints/checkpoint-20"},
+    )
+    assert checkpoint.parse(marker.dump()) == marker
+    assert json.loads(marker.dump())["layout"] == 1

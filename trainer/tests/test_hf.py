@@ -1,0 +1,335 @@
+"""Whole runs: real torchrun, real processes over gloo, the tiny model, a local folder as storage.
+
+The pods are started as the operator starts them: `torchrun --max-restarts=0 <path>` with PET_* variables, one for each
+node, each with a temporary directory of its own.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+TRAINER = Path(__file__).parents[1]
+TORCHRUN = Path(sys.executable).with_name("torchrun")
+FIRST, SECOND, THIRD = (f"0198000{number}-0000-7000-8000-000000000000" for number in (1, 2, 3))
+SETTINGS = {
+    "lr": 0.01,
+    "max_steps": 60,
+    "save_steps": 10,
+    "logging_steps": 1,
+    "gradient_accumulation": 2,
+    "batch_size": 3,
+}
+CHECKPOINT_FILES = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "trainer_state.json",
+    "training_args.bin",
+}
+MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+class Pods:
+    """A running job; a context that leaves no process behind."""
+
+    def __init__(self, command, environments, directory):
+        self.logs = [directory / f"pod-{node}.log" for node in range(len(environments))]
+        self.processes = []
+        for environment, log in zip(environments, self.logs, strict=True):
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    command, env=environment, cwd="/", stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                )
+            self.processes.append(process)
+
+    @property
+    def log(self):
+        return self.logs[0].read_text()
+
+    def steps(self):
+        return [int(step) for step in re.findall(r"INFO step (\d+)/", self.log)]
+
+    def wait_for_step(self, step):
+        deadline = time.monotonic() + 120
+        while not (steps := self.steps()) or steps[-1] < step:
+            assert self.processes[0].poll() is None, f"ended before step {step}:\n{self.log}"
+            assert time.monotonic() < deadline, f"no step {step} in time:\n{self.log}"
+            time.sleep(0.002)
+
+    def ranks(self, node):
+        """Process ids of the node's ranks."""
+        pid = self.processes[node].pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def end(self):
+        """Exit codes, when all have ended."""
+        return [process.wait(timeout=120) for process in self.processes]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for node, process in enumerate(self.processes):
+            if process.poll() is None:
+                for pid in [*self.ranks(node), process.pid]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+
+def start_pods(directory, model_dir, dataset, store, submission, *, resume=False, nodes=1, processes=2, **settings):
+    """Start a job's pods. `processes` is per node; 0 is plain python, as on a laptop."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {
+        "PATH": os.environ["PATH"],
+        "MODEL_DIR": str(model_dir),
+        "FRAMEWORK": "hf",
+        "MODEL_ID": "tiny",
+        "RUN_ID": "run",
+        "DATASET_URI": f"file://{dataset}",
+        "CHECKPOINT_BASE_URI": f"file://{store}",
+        "SUBMISSION": submission,
+        "RESUME": "true" if resume else "false",
+        "NUM_NODES": str(nodes),
+        "GPUS_PER_NODE": "0",
+        "TRAINING_EXTRA_ARGS_JSON": json.dumps(SETTINGS | settings),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if not processes:
+        command, pods = [sys.executable, TRAINER / "train.py"], [{}]
+    else:
+        command = [TORCHRUN, "--max-restarts=0", TRAINER / "train.py"]
+        rendezvous = {
+            "PET_NNODES": str(nodes),
+            "PET_NPROC_PER_NODE": str(processes),
+            "PET_MASTER_ADDR": "127.0.0.1",
+            "PET_MASTER_PORT": port,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "WORLD_SIZE": str(nodes),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        pods = [rendezvous | {"PET_NODE_RANK": str(node), "RANK": str(node)} for node in range(nodes)]
+    for node, pod in enumerate(pods):
+        pod["TMPDIR"] = str(directory / f"tmp-{node}")
+        pod["TORCHELASTIC_ERROR_FILE"] = str(directory / f"error-{node}.json")
+        Path(pod["TMPDIR"]).mkdir(parents=True)
+    return Pods(command, [common | pod for pod in pods], directory)
+
+
+@pytest.fixture
+def start(tmp_path, model_dir, dataset):
+    """start_pods, in a new directory each time."""
+    number = itertools.count()
+    return lambda *job, **options: start_pods(tmp_path / f"pods-{next(number)}", model_dir, dataset, *job, **options)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, model_dir, dataset):
+    """The storage of a run of two processes that nothing disturbed, and its log."""
+    directory = tmp_path_factory.mktemp("straight")
+    with start_pods(directory, model_dir, dataset, directory / "store", FIRST) as pods:
+        assert pods.end() == [0], pods.log
+        assert not list((directory / "tmp-0").glob("train-*")), "the working directory is gone"
+        return directory / "store", pods.log
+
+
+def run_of(store):
+    return store / "run" / "framework=hf"
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def marker(store, step):
+    return json.loads((run_of(store) / f"checkpoints/step-{step:06d}.json").read_bytes())
+
+
+def newest_marker(store):
+    return max(int(path.stem.removeprefix("step-")) for path in (run_of(store) / "checkpoints").glob("step-*.json"))
+
+
+def progress(store, submission):
+    return json.loads((run_of(store) / "progress" / submission).read_bytes())
+
+
+def same(one, other):
+    """Equal to the last bit, in all depths."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def state(store, step):
+    """Everything that a checkpoint holds of the training: weights, optimizer, schedule and random states."""
+    folder = run_of(store) / f"checkpoints/checkpoint-{step}"
+    found = {"weights": load_file(folder / "model.safetensors")}
+    for name in ("optimizer.pt", "scheduler.pt"):
+        found[name] = torch.load(folder / name)
+    for path in folder.glob("rng_state*.pth"):
+        found[path.name] = torch.load(path, weights_only=False)["cpu"]
+    return found
+
+
+def test_the_files_of_a_run(straight):
+    store, log = straight
+    expected = {"config/run.json", f"config/{FIRST}/run.json", f"progress/{FIRST}"}
+    expected |= {f"model/{FIRST}/{name}" for name in MODEL_FILES}
+    for step in range(10, 61, 10):
+        expected.add(f"checkpoints/step-{step:06d}.json")
+        names = CHECKPOINT_FILES | {"rng_state_0.pth", "rng_state_1.pth"}
+        expected |= {f"checkpoints/checkpoint-{step}/{name}" for name in names}
+    assert files(run_of(store)) == expected
+    assert files(store) == {f"run/framework=hf/{name}" for name in expected}
+
+    last = marker(store, 60)
+    assert last["world_size"] == 2
+    assert {file["path"] for file in last["files"]} == {
+        path.removeprefix("checkpoints/") for path in expected if path.startswith("checkpoints/checkpoint-60/")
+    }
+    at_the_end = progress(store, FIRST)
+    assert (at_the_end["step"], at_the_end["total"]) == (60, 60)
+    assert at_the_end["loss"] == last["metrics"]["loss"]
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", log)]
+    assert len(losses) == 60
+    assert losses[-1] < losses[0] / 1.2, "it learns"
+    assert losses[-1] == pytest.approx(last["metrics"]["loss"], abs=1e-4), "the step's own, no average"
+
+
+def test_the_exported_model_is_the_last_checkpoints(straight):
+    store, _ = straight
+    exported = load_file(run_of(store) / "model" / FIRST / "model.safetensors")
+    assert same(exported, state(store, 60)["weights"])
+
+
+def test_killed_and_told_to_stop_it_ends_as_if_nothing_had_happened(straight, start, tmp_path):
+    store = tmp_path / "store"
+
+    kill_at, node = random.randint(11, 25), random.randint(0, 1)
+    with start(store, SECOND, nodes=2, processes=1) as pods:
+        pods.wait_for_step(kill_at)
+        os.kill(pods.ranks(node)[0], signal.SIGKILL)
+        assert pods.end() == [1, 1]
+        killed_at = pods.steps()[-1]
+        assert killed_at < 60, pods.log
+    saved_at = newest_marker(store)
+    assert killed_at - 10 <= saved_at <= killed_at
+
+    with start(store, SECOND, nodes=2, processes=1) as pods:
+        pods.wait_for_step(killed_at + 3)
+        pods.processes[node].send_signal(signal.SIGTERM)
+        assert 0 not in pods.end(), "a run that was cut short is not done"
+        log = pods.log
+        resumed_at, stopped_at = pods.steps()[0] - 1, pods.steps()[-1]
+    assert f"goes on from its own step {saved_at}" in log
+    assert resumed_at == saved_at
+    assert newest_marker(store) == stopped_at < 60, "it saved where it was"
+    assert progress(store, SECOND)["step"] == stopped_at
+    assert not (run_of(store) / "model").exists()
+
+    with start(store, SECOND, nodes=1, processes=2) as pods:
+        assert pods.end() == [0], pods.log
+        assert pods.steps()[0] == stopped_at + 1
+    assert same(state(store, 60), state(straight[0], 60)), (kill_at, node, killed_at, stopped_at)
+    assert marker(store, 60)["metrics"] == marker(straight[0], 60)["metrics"]
+    assert marker(store, 60)["parent"] is None
+
+
+def test_a_finished_run_goes_on_to_a_later_end(straight, start, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(straight[0], store)
+    with start(store, SECOND, resume=True, max_steps=75, lr=0.005, keep_last=1) as pods:
+        assert pods.end() == [0], pods.log
+        assert pods.steps() == list(range(61, 76))
+    found = marker(store, 75)
+    assert found["parent"] == {"submission": FIRST, "step": 60}
+    markers = sorted(path.name for path in (run_of(store) / "checkpoints").glob("step-*.json"))
+    assert markers == [f"step-{step:06d}.json" for step in (10, 20, 30, 40, 50, 60, 75)], "70 was its own, 60 is not"
+    assert not same(state(store, 60)["weights"], state(store, 75)["weights"])
+    schedule = state(store, 75)["scheduler.pt"]
+    assert schedule["base_lrs"] == [0.005, 0.005], "this job's learning rate, not the old one's"
+    before_the_end = torch.load(run_of(store) / "checkpoints/checkpoint-75/optimizer.pt")["param_groups"][0]["lr"]
+    assert before_the_end == 0.0, "the schedule ends where this job ends"
+
+
+def test_a_torn_checkpoint_is_skipped_and_another_world_goes_on(straight, start, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(straight[0], store)
+    (run_of(store) / "checkpoints/checkpoint-60/optimizer.pt").unlink()
+    with (run_of(store) / "checkpoints/checkpoint-50/model.safetensors").open("r+b") as torn:
+        torn.truncate(1000)
+    with start(store, SECOND, resume=True, processes=0, max_steps=42) as pods:
+        assert pods.end() == [0], pods.log
+        assert re.findall(r"skips step (\d+)", pods.log) == ["60", "50"]
+        assert pods.steps() == [41, 42]
+    assert marker(store, 42)["world_size"] == 1
+    assert not (run_of(store) / "checkpoints/checkpoint-42/rng_state_1.pth").exists()
+
+
+def test_an_end_that_was_reached_before_is_exported_again(straight, start, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(straight[0], store)
+    shutil.rmtree(run_of(store) / "model")
+    with start(store, FIRST, processes=0) as pods:
+        assert pods.end() == [0], pods.log
+        assert pods.steps() == []
+    exported = load_file(run_of(store) / "model" / FIRST / "model.safetensors")
+    assert same(exported, state(store, 60)["weights"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"max_seq_len": 300}, "max_seq_len 300 is beyond the 256 positions of the model"),
+        ({"dataset_text_field": "body"}, "texts.jsonl, line 1: no text in field 'body'"),
+    ],
+)
+def test_what_only_model_or_data_can_tell_is_one_sentence_too(start, tmp_path, changed, says):
+    with start(tmp_path / "store", FIRST, processes=1, **changed) as pods:
+        assert pods.end() == [1]
+        message = json.loads(next(tmp_path.glob("pods-*/error-0.json")).read_bytes())["message"]["message"]
+    assert says in message
+    assert "\n" not in message
+
+
+def test_a_framework_that_is_not_there_yet_says_so_to_torchrun(tmp_path):
+    error = tmp_path / "error.json"
+    job = {
+        "FRAMEWORK": "nemo",
+        "MODEL_ID": "tiny",
+        "RUN_ID": "run",
+        "DATASET_URI": "s3://bucket/data",
+        "CHECKPOINT_BASE_URI": "s3://bucket/runs",
+        "TORCHELASTIC_ERROR_FILE": str(error),
+    }
+    ended = subprocess.run([sys.executable, TRAINER / "train.py"], env=job, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == "train.py: framework nemo is not in this image yet; hf is\n"
+    assert "framework nemo is not in this image yet" in json.loads(error.read_bytes())["message"]["message"]

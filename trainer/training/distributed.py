@@ -1,0 +1,106 @@
+"""The processes of a job: who they are, and the few things that they agree on.
+
+Agreement runs over gloo on the CPU also where training runs over NCCL, so that asking each step costs the GPU nothing.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import tempfile
+import threading
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from training.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World:
+    rank: int
+    size: int
+    local_rank: int
+    node: int
+    gpu: bool
+    stop: threading.Event  # this process was told to stop; ask any(), since all have to stop at the same step
+
+    def barrier(self) -> None:
+        self.total([0.0])
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether some process has it."""
+        return tuple(count > 0 for count in self.total([float(flag) for flag in flags]))
+
+    def total(self, numbers: list[float]) -> list[float]:
+        """For each number, its sum over all processes."""
+        if self.size == 1:
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather(self, value: typing.Any) -> list:
+        """Everybody's value, by rank."""
+        values = [value]
+        if self.size > 1:
+            values = [None] * self.size
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_rank_zero(self, value: typing.Any) -> typing.Any:
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    @contextlib.contextmanager
+    def node_directory(self) -> Iterator[Path]:
+        """A fresh directory that the processes of a node share, and that is gone at the end."""
+        with contextlib.ExitStack() as stack:
+            mine = stack.enter_context(tempfile.TemporaryDirectory(prefix="train-")) if self.local_rank == 0 else None
+            paths = self.gather((self.node, mine))
+            yield Path(next(path for node, path in paths if node == self.node and path))
+            self.barrier()  # nobody is reading any more
+
+
+@contextlib.contextmanager
+def join(gpus_per_node: int | None, num_nodes: int | None) -> Iterator[World]:
+    """Meet the other processes that torchrun started, or be the only one."""
+    under_torchrun = "LOCAL_RANK" in os.environ
+    if not under_torchrun:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    gpu = torch.cuda.is_available() if gpus_per_node is None else gpus_per_node > 0
+    if gpu and not torch.cuda.is_available():
+        raise UserError(f"GPUS_PER_NODE is {gpus_per_node}, but torch finds no GPU here")
+
+    # torchrun replaces the operator's WORLD_SIZE and RANK, which count nodes, by those of the processes.
+    number = (lambda name, alone: int(os.environ[name])) if under_torchrun else (lambda name, alone: alone)
+    nodes = number("GROUP_WORLD_SIZE", 1)
+    if num_nodes not in (None, nodes):
+        raise UserError(f"NUM_NODES is {num_nodes}, but torchrun was started for {nodes}")
+
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    world = World(
+        rank=number("RANK", 0),
+        size=number("WORLD_SIZE", 1),
+        local_rank=number("LOCAL_RANK", 0),
+        node=number("GROUP_RANK", 0),
+        gpu=gpu,
+        stop=stop,
+    )
+    if gpu:
+        torch.cuda.set_device(world.local_rank)
+    if world.size > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "cpu:gloo")
+    yield world
+    # Not after an error: the others are not coming, and to wait for them would hide it.
+    if world.size > 1:
+        dist.destroy_process_group()

@@ -1,0 +1,135 @@
+"""What to train: a job as its pod's environment, or a person's command line, describes it.
+
+It decides nothing about how to train; that is settings.py.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+import time
+import uuid
+from collections.abc import Mapping
+
+from training import layout, settings
+from training.errors import UserError
+
+RUN_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+SUBMISSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+SCHEMES = ("s3://", "file:///")
+EXTRA_ARGS = "TRAINING_EXTRA_ARGS_JSON"
+
+# Name of the flag and of the environment variable, and its meaning.
+OPTIONS = {
+    "framework": "hf, nemo or meta",
+    "model-id": "an s3:// or file:// folder, an absolute path, a folder's name under MODEL_DIR, or a hub name",
+    "run-id": "name of the run, which keeps its checkpoints over many jobs",
+    "dataset-uri": "JSON lines: one object, or with a trailing slash all objects below it",
+    "checkpoint-base-uri": "folder of all runs",
+    "submission": "UUID of this submission; a fresh one when not given",
+    "resume": "true or false: go on from the run's newest checkpoint (a restart of a submission always does)",
+    "num-nodes": "how many nodes the job has",
+    "gpus-per-node": "how many GPUs each has; 0 trains on the CPU",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    framework: str
+    model_id: str
+    run_id: str
+    dataset_uri: str
+    checkpoint_base_uri: str
+    submission: str
+    resume: bool
+    num_nodes: int | None
+    gpus_per_node: int | None
+    settings: settings.Settings
+
+    @property
+    def prefix(self) -> str:
+        return layout.run_prefix(self.checkpoint_base_uri, self.run_id, self.framework)
+
+
+def parse(arguments: list[str], environment: Mapping[str, str]) -> Job:
+    """Read a job; a flag wins over its variable. Raises UserError."""
+    given = {name: environment.get(variable(name)) for name in OPTIONS}
+    given |= {name: value for name, value in flags(arguments).items() if value is not None}
+    job = Job(
+        framework=required(given, "framework"),
+        model_id=required(given, "model-id"),
+        run_id=required(given, "run-id"),
+        dataset_uri=uri(given, "dataset-uri"),
+        checkpoint_base_uri=uri(given, "checkpoint-base-uri"),
+        submission=given["submission"] or fresh_submission(),
+        resume=boolean(given, "resume"),
+        num_nodes=count(given, "num-nodes"),
+        gpus_per_node=count(given, "gpus-per-node"),
+        settings=settings.parse(environment.get(EXTRA_ARGS) or "{}"),
+    )
+    if job.framework not in layout.FRAMEWORKS:
+        raise UserError(f"FRAMEWORK must be one of {', '.join(layout.FRAMEWORKS)}, not {job.framework!r}")
+    if job.framework != "hf":
+        raise UserError(f"framework {job.framework} is not in this image yet; hf is")
+    if not RUN_ID.fullmatch(job.run_id):
+        raise UserError(f"RUN_ID must match {RUN_ID.pattern}, not {job.run_id!r}")
+    if not SUBMISSION.fullmatch(job.submission):
+        raise UserError(f"SUBMISSION must be a UUID in lower case, not {job.submission!r}")
+    if environment.get("CHECKPOINT_PREFIX", job.prefix) != job.prefix:
+        raise UserError(f"CHECKPOINT_PREFIX is {environment['CHECKPOINT_PREFIX']}, but this job's is {job.prefix}")
+    return job
+
+
+def flags(arguments: list[str]) -> dict[str, str | None]:
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train one job. Each option may come from the environment variable in brackets instead.",
+        epilog=f"How to train comes from {EXTRA_ARGS} alone: "
+        + ", ".join(field.name for field in dataclasses.fields(settings.Settings)),
+        allow_abbrev=False,
+    )
+    for name, meaning in OPTIONS.items():
+        parser.add_argument(f"--{name}", dest=name, metavar="...", help=f"[{variable(name)}] {meaning}")
+    return vars(parser.parse_args(arguments))
+
+
+def variable(name: str) -> str:
+    return name.upper().replace("-", "_")
+
+
+def required(given: Mapping[str, str | None], name: str) -> str:
+    value = given[name]
+    if not value:
+        raise UserError(f"{variable(name)} is missing: {OPTIONS[name]}")
+    return value
+
+
+def uri(given: Mapping[str, str | None], name: str) -> str:
+    value = required(given, name)
+    if not value.startswith(SCHEMES):
+        raise UserError(f"{variable(name)} must begin with {' or '.join(SCHEMES)}, not be {value!r}")
+    return value
+
+
+def boolean(given: Mapping[str, str | None], name: str) -> bool:
+    value = given[name] or "false"
+    if value not in ("true", "false"):
+        raise UserError(f"{variable(name)} must be true or false, not {value!r}")
+    return value == "true"
+
+
+def count(given: Mapping[str, str | None], name: str) -> int | None:
+    value = given[name]
+    if not value:
+        return None
+    if not re.fullmatch("[0-9]{1,6}", value):
+        raise UserError(f"{variable(name)} must be a whole number, not {value!r}")
+    return int(value)
+
+
+def fresh_submission() -> str:
+    """A UUIDv7: its order is the order of making, in milliseconds."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 0x7 << 76  # version
+    value = value & ~(0x3 << 62) | 0x2 << 62  # variant
+    return str(uuid.UUID(int=value))

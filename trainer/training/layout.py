@@ -1,0 +1,46 @@
+"""Where a run keeps its objects: every key that the trainer reads or writes is built here.
+
+A contract with the control plane: tests/contract/layout.json holds the vectors that both sides run.
+Keys are relative to the run's prefix. No imports, so that anything may import it.
+"""
+
+import re
+
+FRAMEWORKS = ("hf", "nemo", "meta")
+CHECKPOINTS = "checkpoints/"
+MAX_STEP = 10**12 - 1
+
+_MARKER = re.compile(r"checkpoints/step-([0-9]{1,12})\.json")
+
+
+def run_prefix(checkpoint_base_uri: str, run_id: str, framework: str) -> str:
+    return f"{checkpoint_base_uri.rstrip('/')}/{run_id}/framework={framework}"
+
+
+def marker_key(step: int) -> str:
+    """Six digits are a minimum: order steps as integers, never by key."""
+    return f"{CHECKPOINTS}step-{step:06d}.json"
+
+
+def parse_marker_key(key: str) -> int | None:
+    """The step, or None for any other key."""
+    match = _MARKER.fullmatch(key)
+    return int(match[1]) if match else None
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of an hf checkpoint below checkpoints/; the transformers Trainer gives it the same name."""
+    return f"checkpoint-{step}"
+
+
+def progress_key(submission: str) -> str:
+    return f"progress/{submission}"
+
+
+def model_prefix(submission: str) -> str:
+    return f"model/{submission}/"
+
+
+def config_keys(submission: str) -> list[str]:
+    """The configuration of the newest submission, and of this one."""
+    return ["config/run.json", f"config/{submission}/run.json"]

@@ -1,0 +1,189 @@
+"""Objects under keys, in an S3 bucket or below a local folder. It knows nothing of checkpoints.
+
+An object appears whole or not at all, in both.
+"""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.errors import UserError
+
+PART = ".part"  # ends the name of a local file that is still being written
+MEANINGS = {"NoSuchKey": FileNotFoundError, "404": FileNotFoundError, "PreconditionFailed": FileExistsError}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    key: str
+    size: int  # bytes
+    etag: str | None  # with its quotes, as S3 gives it; a folder has none
+
+
+class Storage(typing.Protocol):
+    """The verbs that the trainer needs. Keys are relative to the URI that was opened."""
+
+    def read(self, key: str) -> bytes:
+        """Raises FileNotFoundError."""
+
+    def write(self, key: str, body: bytes, *, only_if_absent: bool = False) -> None:
+        """Raises FileExistsError when the object was to be the first and is not."""
+
+    def upload(self, source: Path, key: str) -> None: ...
+
+    def download(self, key: str, target: Path) -> None:
+        """Raises FileNotFoundError; makes the folders that the target needs."""
+
+    def list(self, prefix: str) -> list[Entry]:
+        """All objects whose key begins with the prefix, in the order of their keys."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """An object that is not there is no error."""
+
+
+def open_storage(uri: str) -> Storage:
+    """Storage below a URI, with or without a trailing slash. Touches neither network nor disk."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == "file" and rest.startswith("/"):
+        return Folder(Path(rest))
+    bucket, _, prefix = rest.partition("/")
+    if scheme == "s3" and bucket:
+        return Bucket(bucket, prefix.strip("/"))
+    raise UserError(f"{uri!r} is no URI of a bucket or folder: give s3://bucket/prefix or file:///absolute/path")
+
+
+# === a local folder ===
+
+
+class Folder:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, key: str) -> bytes:
+        return (self.root / key).read_bytes()
+
+    def write(self, key: str, body: bytes, *, only_if_absent: bool = False) -> None:
+        target = self.root / key
+        part = self._part(target)
+        try:
+            part.write_bytes(body)
+            if only_if_absent:
+                os.link(part, target)  # unlike a rename, it fails when the target exists
+            else:
+                part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def upload(self, source: Path, key: str) -> None:
+        target = self.root / key
+        part = self._part(target)
+        try:
+            shutil.copyfile(source, part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def download(self, key: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.root / key, target)
+
+    def list(self, prefix: str) -> list[Entry]:
+        entries = []
+        for folder, _, names in os.walk(self.root / prefix.rpartition("/")[0]):
+            for path in (Path(folder, name) for name in names if not name.endswith(PART)):
+                key = pathlib.PurePosixPath(path.relative_to(self.root)).as_posix()
+                if key.startswith(prefix):
+                    entries.append(Entry(key=key, size=path.stat().st_size, etag=None))
+        return sorted(entries, key=lambda entry: entry.key)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            path = self.root / key
+            path.unlink(missing_ok=True)
+            for folder in path.parents:  # a bucket has no empty folders either
+                if folder == self.root or not folder.is_dir() or any(folder.iterdir()):
+                    break
+                folder.rmdir()
+
+    def _part(self, target: Path) -> Path:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=PART, dir=target.parent)
+        os.close(handle)
+        return Path(name)
+
+
+# === an S3 bucket ===
+
+
+class Bucket:
+    def __init__(self, bucket: str, prefix: str) -> None:
+        import boto3
+        from botocore.config import Config
+
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        self.client = boto3.client(
+            "s3",
+            region_name=os.environ.get("AWS_REGION") or None,  # boto3 itself reads AWS_DEFAULT_REGION only
+            config=Config(
+                retries={"mode": "standard", "total_max_attempts": 8},
+                connect_timeout=10,
+                max_pool_connections=32,
+                # A stand-in for S3 has no host name for each bucket.
+                s3={"addressing_style": "path" if endpoint else "auto"},
+            ),
+        )
+        self.bucket = bucket
+        self.prefix = f"{prefix}/" if prefix else ""
+
+    def read(self, key: str) -> bytes:
+        with _meanings(key):
+            return self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].read()
+
+    def write(self, key: str, body: bytes, *, only_if_absent: bool = False) -> None:
+        condition = {"IfNoneMatch": "*"} if only_if_absent else {}
+        with _meanings(key):
+            self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body, **condition)
+
+    def upload(self, source: Path, key: str) -> None:
+        self.client.upload_file(str(source), self.bucket, self.prefix + key)
+
+    def download(self, key: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _meanings(key):
+            self.client.download_file(self.bucket, self.prefix + key, str(target))
+
+    def list(self, prefix: str) -> list[Entry]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+        return [
+            Entry(key=found["Key"].removeprefix(self.prefix), size=found["Size"], etag=found["ETag"])
+            for page in pages
+            for found in page.get("Contents", [])
+        ]
+
+    def delete(self, keys: Iterable[str]) -> None:
+        names = [{"Key": self.prefix + key} for key in keys]
+        for start in range(0, len(names), 1000):  # as many as one request takes
+            batch = {"Objects": names[start : start + 1000], "Quiet": True}
+            failed = self.client.delete_objects(Bucket=self.bucket, Delete=batch).get("Errors", [])
+            if failed:
+                raise OSError(f"could not delete {failed[0]['Key']}: {failed[0].get('Message', failed[0].get('Code'))}")
+
+
+@contextlib.contextmanager
+def _meanings(key: str) -> Iterator[None]:
+    """Turns S3's answers that mean something to us into the exceptions that a file system raises."""
+    from botocore.exceptions import ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        meaning = MEANINGS.get(error.response.get("Error", {}).get("Code", ""))
+        if meaning is None:
+            raise
+        raise meaning(key) from error
