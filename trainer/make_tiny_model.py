@@ -43,7 +43,9 @@ def main() -> None:
 def make(folder: pathlib.Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = make_tokenizer()
     torch.manual_seed(SEED)
     config = LlamaConfig(

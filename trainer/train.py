@@ -15,12 +15,17 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 from training.errors import UserError
 from training.job import Job, parse
 
 # The exit code of a run that was told to stop: 128 + SIGTERM. Never 0, or a job that was cut short would count as done.
 STOPPED = 143
+
+# The frameworks that have a runner here; nemo and meta are known names without one.
+RUNNERS = ("hf",)
 
 logger = logging.getLogger("training")
 
@@ -32,17 +37,26 @@ def main() -> None:
     start_logging()
     try:
         job = parse(sys.argv[1:], os.environ)
+        if job.framework not in RUNNERS:
+            raise UserError(f"framework {job.framework} is not in this image yet, only {', '.join(RUNNERS)}")
     except UserError as error:
         refuse(error)
     recorded(run)(job)
 
 
 def run(job: Job) -> None:
-    from training import distributed, hf  # not before the job is known to be one: they import torch
+    # Not before the job is known to be one: these import torch, and more.
+    from training import distributed
+
+    match job.framework:
+        case "hf":
+            from training import hf as runner
+        case _:
+            raise AssertionError(f"no runner for {job.framework}")
 
     try:
         with distributed.join(job.gpus_per_node, job.num_nodes) as world:
-            finished = hf.train(job, world)
+            finished = runner.train(job, world)
     except UserError:
         sys.tracebacklimit = 0  # the sentence says it all
         raise
@@ -51,7 +65,7 @@ def run(job: Job) -> None:
         sys.exit(STOPPED)
 
 
-def refuse(error: UserError) -> None:
+def refuse(error: UserError) -> NoReturn:
     """End with one sentence, before anything heavy is imported, and leave it where torchrun looks for a cause."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
 
@@ -63,7 +77,7 @@ def refuse(error: UserError) -> None:
     sys.exit(f"train.py: {error}")
 
 
-def recorded(function):
+def recorded(function: Callable[..., None]) -> Callable[..., None]:
     """The function with its exception written to torchrun's error file, from where it reaches the pod's status."""
     from torch.distributed.elastic.multiprocessing.errors import record  # imports torch, which takes seconds
 

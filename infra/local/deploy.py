@@ -10,6 +10,7 @@
 Can be repeated. Prints one JSON object: the API's id and the token that it asks for.
 """
 
+import contextlib
 import json
 import re
 import sys
@@ -44,8 +45,7 @@ def make_routes(stack: str, api_id: str) -> None:
     gateway = boto3.client("apigatewayv2")
     wanted = {key: function_arn(stack, uri) for key, uri in routes(stack).items()}
     integrations = {
-        item["IntegrationUri"]: item["IntegrationId"]
-        for item in gateway.get_integrations(ApiId=api_id)["Items"]
+        item["IntegrationUri"]: item["IntegrationId"] for item in gateway.get_integrations(ApiId=api_id)["Items"]
     }
     for arn in set(wanted.values()) - set(integrations):
         made = gateway.create_integration(
@@ -93,9 +93,7 @@ def function_arn(stack: str, uri: Any) -> str:
     match = re.search(r"\$\{(\w+)\.Arn\}", json.dumps(uri))
     if match is None:
         raise ValueError(f"no function in the integration URI {uri!r}")
-    resource = boto3.client("cloudformation").describe_stack_resource(
-        StackName=stack, LogicalResourceId=match.group(1)
-    )
+    resource = boto3.client("cloudformation").describe_stack_resource(StackName=stack, LogicalResourceId=match.group(1))
     name = resource["StackResourceDetail"]["PhysicalResourceId"]
     return boto3.client("lambda").get_function(FunctionName=name)["Configuration"]["FunctionArn"]
 
@@ -111,13 +109,11 @@ def make_access_entry(cluster: str, role: str, group: str) -> None:
 
 
 def make_trainer_role(bucket: str) -> None:
-    """The trainer reads and writes runs, except what belongs to the control plane: index, owner and jobs."""
+    """The trainer reads data sets and runs, and writes runs except what the control plane owns: index, owner, jobs."""
     iam = boto3.client("iam")
     trust = statement("Allow", "sts:AssumeRole", Principal={"AWS": "arn:aws:iam::000000000000:root"})
-    try:
+    with contextlib.suppress(iam.exceptions.EntityAlreadyExistsException):
         iam.create_role(RoleName=TRAINER_ROLE, AssumeRolePolicyDocument=policy(trust))
-    except iam.exceptions.EntityAlreadyExistsException:
-        pass
     runs = f"arn:aws:s3:::{bucket}/runs/*"
     writes = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
     theirs = [f"arn:aws:s3:::{bucket}/runs/{part}" for part in ("*/index/*", "*/owner", "*/_jobs/*", "_jobs/*")]
@@ -126,6 +122,7 @@ def make_trainer_role(bucket: str) -> None:
         PolicyName="runs",
         PolicyDocument=policy(
             statement("Allow", ["s3:GetObject", *writes], Resource=runs),
+            statement("Allow", "s3:GetObject", Resource=f"arn:aws:s3:::{bucket}/datasets/*"),
             statement("Allow", "s3:ListBucket", Resource=f"arn:aws:s3:::{bucket}"),
             statement("Deny", writes, Resource=theirs),
         ),

@@ -90,10 +90,11 @@ def test_an_empty_run_starts_at_step_zero(checkpoints):
 
 
 def test_a_restart_goes_on_from_its_own_newest_whatever_it_was_told(checkpoints, tmp_path):
-    trained(checkpoints, tmp_path, OTHER, 100)
-    trained(checkpoints, tmp_path, MINE, 9, 10)
+    trained(checkpoints, tmp_path, OTHER, 9, 10)
+    trained(checkpoints, tmp_path, MINE, 100)  # a newer one does not change that
+    trained(checkpoints, tmp_path, OLD, 200)  # nor a higher step
     for resume in (False, True):
-        assert start(checkpoints, MINE, resume) == (MINE, 10)
+        assert start(checkpoints, OTHER, resume) == (OTHER, 10)
 
 
 def test_before_it_has_one_of_its_own_a_submission_does_as_told(checkpoints, tmp_path):
@@ -127,6 +128,13 @@ def test_beyond_the_step_it_went_on_from_a_parents_steps_do_not_count(checkpoint
     trained(checkpoints, tmp_path, OLD, 30)  # a step of the old one that no chain leads to
     storage.delete(["checkpoints/checkpoint-25/weights"])
     assert start(checkpoints, MINE, resume=True) == (OLD, 20)
+
+
+def test_where_a_newer_submission_has_nothing_whole_an_older_one_serves(checkpoints, storage, tmp_path):
+    trained(checkpoints, tmp_path, OLD, 10)
+    trained(checkpoints, tmp_path, OTHER, 20)
+    storage.delete(["checkpoints/checkpoint-20/weights"])
+    assert start(checkpoints, MINE, resume=True) == (OLD, 10)
 
 
 @pytest.mark.parametrize(

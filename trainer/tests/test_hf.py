@@ -319,10 +319,11 @@ def test_what_only_model_or_data_can_tell_is_one_sentence_too(start, tmp_path, c
     assert "\n" not in message
 
 
-def test_a_framework_that_is_not_there_yet_says_so_to_torchrun(tmp_path):
+@pytest.mark.parametrize("framework", ["nemo", "meta"])
+def test_a_framework_that_is_not_there_yet_says_so_to_torchrun(tmp_path, framework):
     error = tmp_path / "error.json"
     job = {
-        "FRAMEWORK": "nemo",
+        "FRAMEWORK": framework,
         "MODEL_ID": "tiny",
         "RUN_ID": "run",
         "DATASET_URI": "s3://bucket/data",
@@ -331,5 +332,5 @@ def test_a_framework_that_is_not_there_yet_says_so_to_torchrun(tmp_path):
     }
     ended = subprocess.run([sys.executable, TRAINER / "train.py"], env=job, capture_output=True, text=True)
     assert ended.returncode == 1
-    assert ended.stderr == "train.py: framework nemo is not in this image yet; hf is\n"
-    assert "framework nemo is not in this image yet" in json.loads(error.read_bytes())["message"]["message"]
+    assert ended.stderr == f"train.py: framework {framework} is not in this image yet, only hf\n"
+    assert f"framework {framework} is not in this image yet" in json.loads(error.read_bytes())["message"]["message"]

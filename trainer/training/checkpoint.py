@@ -43,11 +43,11 @@ class Marker:
     saved_at: float  # seconds since 1970, by this machine's clock
     submission: str | None = None
     attempt: int | None = None
-    parent: dict | None = None  # {"submission", "step"} that this submission went on from
+    parent: dict[str, typing.Any] | None = None  # {"submission", "step"} that this submission went on from
     world_size: int | None = None
     files: tuple[File, ...] | None = None  # None in markers of other images
-    metrics: dict = dataclasses.field(default_factory=dict)
-    metadata: dict = dataclasses.field(default_factory=dict)
+    metrics: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
+    metadata: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
 
     def state(self, listing: Iterable[Entry]) -> str:
         """complete, incomplete or unverified; the listing's keys are relative to the run."""
@@ -61,7 +61,7 @@ class Marker:
         return "complete" if all_there else "incomplete"
 
     def dump(self) -> bytes:
-        body = {"layout": LAYOUT} | dataclasses.asdict(self)
+        body: dict[str, typing.Any] = {"layout": LAYOUT} | dataclasses.asdict(self)
         for file in body["files"]:
             if file["etag"] is None:
                 del file["etag"]
@@ -101,30 +101,30 @@ def parse(body: bytes) -> Marker:
     )
 
 
-def whole(value: object) -> bool:
+def whole(value: typing.Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def is_number(value: object) -> bool:
+def is_number(value: typing.Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def is_step(value: object) -> bool:
+def is_step(value: typing.Any) -> bool:
     return whole(value) and value <= layout.MAX_STEP
 
 
-def is_uuid(value: object) -> bool:
+def is_uuid(value: typing.Any) -> bool:
     try:
         return isinstance(value, str) and bool(uuid.UUID(value))
     except ValueError:
         return False
 
 
-def is_parent(value: object) -> bool:
+def is_parent(value: typing.Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("submission"), str) and is_step(value.get("step"))
 
 
-def is_file(value: object) -> bool:
+def is_file(value: typing.Any) -> bool:
     """A path that stays below checkpoints/, a size, and perhaps an ETag."""
     if not isinstance(value, dict) or not whole(value.get("size")):
         return False
@@ -169,7 +169,7 @@ class Checkpoints:
         self.framework = framework
         self.submission = submission
         self.keep_last = keep_last
-        self.parent: dict | None = None
+        self.parent: dict[str, typing.Any] | None = None
         self.own: set[int] = set()  # steps that this submission has a marker of; known on rank 0
 
     def choose(self, resume: bool) -> Marker | None:
@@ -223,6 +223,7 @@ class Checkpoints:
 
     def download(self, marker: Marker, directory: Path) -> Path:
         """Bring a checkpoint's files below `directory` on each node; together. Returns the checkpoint's folder."""
+        assert marker.files, "only complete checkpoints are chosen"
         if self.world.local_rank == 0:
 
             def download(file: File) -> None:

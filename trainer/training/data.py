@@ -90,8 +90,8 @@ class Collator:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_seq_len: int) -> None:
         self.tokenizer = tokenizer
         self.max_seq_len = max_seq_len
-        self.end = tokenizer.eos_token_id
-        self.padding = tokenizer.pad_token_id or 0  # any token will do: it is masked
+        self.end: typing.Any = tokenizer.eos_token_id
+        self.padding: typing.Any = tokenizer.pad_token_id or 0  # any token will do: it is masked
 
     def __call__(self, texts: list[str]) -> dict[str, "torch.Tensor"]:
         import torch

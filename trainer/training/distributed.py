@@ -46,7 +46,7 @@ class World:
         dist.all_reduce(tensor)
         return tensor.tolist()
 
-    def gather(self, value: typing.Any) -> list:
+    def gather(self, value: typing.Any) -> list[typing.Any]:
         """Everybody's value, by rank."""
         values = [value]
         if self.size > 1:

@@ -56,20 +56,19 @@ def train(job: Job, world: World) -> bool:
         source = fetch(job, world, checkpoints, start, directory)
         texts = Texts(job.dataset_uri, sorted((directory / "data").iterdir()), settings.dataset_text_field)
         network, tokenizer = load(source)
-        settings = complete(settings, network.config, world)
+        settings, max_seq_len = complete(settings, network.config, world)
         total = total_steps(len(texts), settings, world.size)
         if world.rank == 0:
             write_configuration(storage, job, settings, world, total)
 
         progress = Progress(storage, job.submission, total)
-        reached = start.step if start else 0
-        if reached < total:
+        if start is None or start.step < total:
             reporter = Reporter(settings, world, checkpoints, progress, directory / "work", total)
             trainer = StepTrainer(
                 model=network,
                 args=arguments(settings, world, directory / "work", total),
                 train_dataset=texts,
-                data_collator=Collator(tokenizer, settings.max_seq_len),
+                data_collator=Collator(tokenizer, max_seq_len),
                 processing_class=tokenizer,
                 callbacks=[reporter],
             )
@@ -78,6 +77,7 @@ def train(job: Job, world: World) -> bool:
             trainer.train(resume_from_checkpoint=source if start else None)
             reached = trainer.state.global_step
         else:
+            reached = start.step
             logger.info("step %d of %d was reached before", reached, total)
             if world.rank == 0:
                 progress.report(reached, start.metrics.get("loss"), 0.0)
@@ -109,8 +109,8 @@ def load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise UserError(f"the model in {source} cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
-def complete(settings: Settings, config: PreTrainedConfig, world: World) -> Settings:
-    """The settings with what depends on model and machine filled in, and checked against them."""
+def complete(settings: Settings, config: PreTrainedConfig, world: World) -> tuple[Settings, int]:
+    """The settings with what depends on model and machine filled in and checked against them, and max_seq_len."""
     limit = getattr(config, "max_position_embeddings", None)
     max_seq_len = settings.max_seq_len or min(limit or LONGEST, LONGEST)
     if limit and max_seq_len > limit:
@@ -121,7 +121,7 @@ def complete(settings: Settings, config: PreTrainedConfig, world: World) -> Sett
         raise UserError("precision fp16 needs a GPU; bf16 and fp32 do not")
     if precision == "bf16" and world.gpu and not bf16:
         raise UserError("precision bf16 is not supported by this GPU")
-    return dataclasses.replace(settings, max_seq_len=max_seq_len, precision=precision)
+    return dataclasses.replace(settings, max_seq_len=max_seq_len, precision=precision), max_seq_len
 
 
 def total_steps(texts: int, settings: Settings, processes: int) -> int:

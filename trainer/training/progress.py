@@ -23,7 +23,7 @@ class Progress:
         self.submission = submission
         self.total = total
         self.writer = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="progress")
-        self.pending: concurrent.futures.Future | None = None
+        self.pending: concurrent.futures.Future[None] | None = None
         self.since = (0, time.monotonic(), 0.0)  # step, time and tokens at the last report
 
     def start(self, step: int) -> None:

@@ -67,7 +67,7 @@ def parse(text: str) -> Settings:
     if not isinstance(arguments, dict):
         raise UserError("extra_args must be a JSON object")
     types_of = typing.get_type_hints(Settings)
-    values: dict[str, object] = {}
+    values: dict[str, typing.Any] = {}
     for key, value in arguments.items():
         name = ALIASES.get(key, key)
         if name not in types_of:
@@ -78,7 +78,7 @@ def parse(text: str) -> Settings:
     return Settings(**values)
 
 
-def typed(key: str, value: object, annotation: object) -> object:
+def typed(key: str, value: typing.Any, annotation: typing.Any) -> typing.Any:
     """The value as its setting's type; JSON's null only where leaving it out means something."""
     kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     if value is None and type(None) in kinds:

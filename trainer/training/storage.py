@@ -31,6 +31,7 @@ class Storage(typing.Protocol):
 
     def read(self, key: str) -> bytes:
         """Raises FileNotFoundError."""
+        ...
 
     def write(self, key: str, body: bytes, *, only_if_absent: bool = False) -> None:
         """Raises FileExistsError when the object was to be the first and is not."""
@@ -42,6 +43,7 @@ class Storage(typing.Protocol):
 
     def list(self, prefix: str) -> list[Entry]:
         """All objects whose key begins with the prefix, in the order of their keys."""
+        ...
 
     def delete(self, keys: Iterable[str]) -> None:
         """An object that is not there is no error."""

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Longer than `MiniStack` may take to save its state.
-const END_WITHIN: Duration = Duration::from_secs(60);
+const END_WITHIN: Duration = Duration::from_mins(1);
 const SOCKET_WITHIN: Duration = Duration::from_secs(15);
 
 /// Starts a twin, or brings the running one up to date.
@@ -162,7 +162,8 @@ async fn ask(stream: UnixStream, request: &Request) -> Result<Value> {
     }
 }
 
-fn say(text: &str) {
+/// Prints a line.
+pub(crate) fn say(text: &str) {
     // A closed terminal is no reason to fail.
     let _ = writeln!(std::io::stdout(), "{text}");
 }

@@ -25,7 +25,8 @@ pub(crate) async fn apply(paths: &Paths, ports: &Ports, tools: &Tools) -> Result
     }
     let objects = async {
         let module = tools.module_folder(OPERATOR_MODULE).await?;
-        kubectl(paths, &["apply", "--server-side", "--force-conflicts", "-k"], module.join("manifests/base/crds")).await?;
+        kubectl(paths, &["apply", "--server-side", "--force-conflicts", "-k"], module.join("manifests/base/crds"))
+            .await?;
         let file = paths.state().join("operator.json");
         let list = json!({"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}},
@@ -36,8 +37,7 @@ pub(crate) async fn apply(paths: &Paths, ports: &Ports, tools: &Tools) -> Result
         kubectl(paths, &["apply", "--server-side", "--force-conflicts", "-f"], file).await?;
         kubectl(paths, &["apply", "--server-side", "--force-conflicts", "-k"], paths.source("infra/cluster")).await
     };
-    tools.progress.step("applying the operator's manifests and infra/cluster", objects).await?;
-    stamp.write()
+    stamp.make(tools.progress.step("applying the operator's manifests and infra/cluster", objects)).await
 }
 
 /// Puts the operator's certificate where its webhook server reads it.
@@ -61,12 +61,8 @@ pub(crate) fn make_operator_folders(paths: &Paths) -> Result<()> {
 }
 
 /// Our file and the operator's name for it.
-const CERTIFICATE_FILES: [(&str, &str); 4] = [
-    (pki::WEBHOOK_CA, "ca.crt"),
-    ("webhook-ca.key", "ca.key"),
-    ("webhook.crt", "tls.crt"),
-    ("webhook.key", "tls.key"),
-];
+const CERTIFICATE_FILES: [(&str, &str); 4] =
+    [(pki::WEBHOOK_CA, "ca.crt"), ("webhook-ca.key", "ca.key"), ("webhook.crt", "tls.crt"), ("webhook.key", "tls.key")];
 
 /// The operator keeps this certificate because it is valid for it; without it, it would make one without 127.0.0.1.
 fn certificate_secret(paths: &Paths) -> Result<Value> {
@@ -108,4 +104,29 @@ async fn kubectl(paths: &Paths, arguments: &[&str], input: PathBuf) -> Result<()
         .args(arguments)
         .arg(input);
     command::run(&mut command, &paths.log("kubectl")).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn webhooks_are_called_at_the_address_of_a_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::at(folder.path());
+        pki::make(&paths).unwrap();
+        let manifest = folder.path().join("manifests.yaml");
+        let text = "---\nkind: ValidatingWebhookConfiguration\nmetadata: {name: x}\nwebhooks:\n- name: a\n  \
+                    clientConfig:\n    service: {name: s, namespace: n, path: /validate-a}\n";
+        fs::write(&manifest, text).unwrap();
+        let ports = Ports { operator_webhook: 7, ..Ports::default() };
+        let made = webhook_configuration(&paths, &ports, &manifest).unwrap();
+        assert_eq!(made["metadata"]["name"], WEBHOOK_CONFIGURATION);
+        let client = &made["webhooks"][0]["clientConfig"];
+        assert_eq!(client["url"], "https://127.0.0.1:7/validate-a");
+        assert!(client["service"].is_null() && client["caBundle"].is_string());
+
+        fs::write(&manifest, "kind: ValidatingWebhookConfiguration\nwebhooks: []\n").unwrap();
+        assert!(webhook_configuration(&paths, &ports, &manifest).is_err(), "an operator without webhooks is not ours");
+    }
 }

@@ -31,23 +31,21 @@ impl Drop for Group {
 pub(crate) async fn run(command: &mut Command, log: &Path) -> Result<()> {
     let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     command.stdout(file.try_clone()?).stderr(file);
-    wait(command, log).await.map(|_| ())
+    // Boxed: it is large, and every step holds one.
+    Box::pin(wait(command, log)).await.map(|_| ())
 }
 
 /// Runs the tool and returns what it printed; only its standard error goes to the log.
 pub(crate) async fn output(command: &mut Command, log: &Path) -> Result<Vec<u8>> {
     let file = OpenOptions::new().create(true).append(true).open(log)?;
     command.stdout(Stdio::piped()).stderr(file);
-    wait(command, log).await
+    Box::pin(wait(command, log)).await
 }
 
 async fn wait(command: &mut Command, log: &Path) -> Result<Vec<u8>> {
     let program = command.as_std().get_program().to_string_lossy().into_owned();
-    let child = command
-        .stdin(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("cannot start {program}"))?;
+    let child =
+        command.stdin(Stdio::null()).process_group(0).spawn().with_context(|| format!("cannot start {program}"))?;
     let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
     let output = child.wait_with_output().await?;
     group.0 = None;

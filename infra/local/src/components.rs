@@ -6,7 +6,13 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use anyhow::Result;
 use serde_json::json;
 
-use crate::{ministack, paths::Paths, pki, ports::Ports};
+use crate::{
+    deploy::{self, Deployment},
+    ministack,
+    paths::Paths,
+    pki,
+    ports::Ports,
+};
 
 pub(crate) const ETCD: &str = "etcd";
 pub(crate) const APISERVER: &str = "kube-apiserver";
@@ -18,8 +24,7 @@ pub(crate) const NODE: &str = "twin-node";
 pub(crate) const FRONT: &str = "front";
 
 /// All components, in the order in which they depend on each other.
-pub(crate) const ALL: [&str; 8] =
-    [ETCD, APISERVER, MINISTACK, CONTROLLER_MANAGER, SCHEDULER, OPERATOR, NODE, FRONT];
+pub(crate) const ALL: [&str; 8] = [ETCD, APISERVER, MINISTACK, CONTROLLER_MANAGER, SCHEDULER, OPERATOR, NODE, FRONT];
 
 /// How a component is started, probed and stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +95,10 @@ pub(crate) fn apiserver(paths: &Paths, ports: &Ports) -> Spec {
             format!("--service-account-signing-key-file={}", pki("service-accounts.key")),
             "--service-account-issuer=https://localhost".into(),
             "--authorization-mode=RBAC".into(),
-            format!("--authentication-token-webhook-config-file={}", paths.state().join("token-review.kubeconfig").display()),
+            format!(
+                "--authentication-token-webhook-config-file={}",
+                paths.state().join("token-review.kubeconfig").display()
+            ),
             "--authentication-token-webhook-version=v1".into(),
             "--authentication-token-webhook-cache-ttl=10s".into(),
             "--service-cluster-ip-range=10.0.0.0/24".into(),
@@ -135,7 +143,10 @@ pub(crate) fn operator(paths: &Paths, ports: &Ports) -> Spec {
     let mut spec = Spec {
         // Its own /readyz can be ready a moment before this path is served, and the API server would refuse the first
         // job with "the server could not find the requested resource".
-        ready: Ready::Routed(format!("https://127.0.0.1:{}/validate-kubeflow-org-v1-pytorchjob", ports.operator_webhook)),
+        ready: Ready::Routed(format!(
+            "https://127.0.0.1:{}/validate-kubeflow-org-v1-pytorchjob",
+            ports.operator_webhook
+        )),
         arguments: vec![
             format!("--metrics-bind-address=127.0.0.1:{}", ports.operator_metrics),
             format!("--health-probe-bind-address=127.0.0.1:{}", ports.operator_health),
@@ -177,12 +188,12 @@ pub(crate) fn node(paths: &Paths, ports: &Ports) -> Result<Spec> {
         "pods_dir": paths.pods(),
         "trainer_dir": paths.source("trainer"),
         "trainer_bin": paths.venv("trainer").join("bin"),
-        "trainer_image": crate::deploy::TRAINER_IMAGE,
+        "trainer_image": deploy::TRAINER_IMAGE,
         "model_dir": paths.models(),
         "stub_binary": sibling("twin-stub")?,
         "aws_endpoint_url": ministack::url(ports),
         "aws_region": ministack::REGION,
-        "trainer_role_arn": crate::deploy::TRAINER_ROLE_ARN,
+        "trainer_role_arn": deploy::TRAINER_ROLE_ARN,
         "running_trainers_limit": 4,
         "back_off_base_seconds": 10,
     });
@@ -200,14 +211,14 @@ pub(crate) fn node(paths: &Paths, ports: &Ports) -> Result<Spec> {
     })
 }
 
-pub(crate) fn front(paths: &Paths, ports: &Ports, api_id: &str) -> Result<Spec> {
+pub(crate) fn front(paths: &Paths, ports: &Ports, deployment: &Deployment) -> Result<Spec> {
     Ok(Spec {
         name: FRONT,
         program: sibling("twin")?,
         arguments: vec![
             "front".into(),
             format!("--listen=127.0.0.1:{}", ports.front),
-            format!("--upstream={}/_aws/execute-api/{api_id}/$default", ministack::url(ports)),
+            format!("--upstream={}", deployment.url(ports)),
         ],
         environment: clean_environment(paths),
         port: ports.front,

@@ -8,12 +8,23 @@ use serde_json::Value;
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Request {
     /// Make, start and deploy what is missing.
-    Up { bare: bool },
+    Up {
+        bare: bool,
+    },
     Down,
     Status,
-    Start { component: String },
-    Stop { component: String },
-    Kill { pod: String, container: String, namespace: String, signal: String },
+    Start {
+        component: String,
+    },
+    Stop {
+        component: String,
+    },
+    Kill {
+        pod: String,
+        container: String,
+        namespace: String,
+        signal: String,
+    },
 }
 
 /// The lines that come back; the last is `Done` or `Failed`.

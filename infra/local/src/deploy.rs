@@ -1,21 +1,22 @@
 //! `sam build` and `sam deploy` of the unchanged template into MiniStack, what MiniStack's CloudFormation leaves out,
 //! and `.local/env` at the end.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use tokio::process::Command;
+use tokio::{process::Command, time::timeout};
 
 use crate::{
     command,
-    components::clean_environment,
+    components::{self, Ready, clean_environment},
     ministack::{self, CLUSTER_NAME, REGION},
     paths::Paths,
     pki::write_private,
     ports::Ports,
     stamp::{Stamp, short_hash},
     tools::Tools,
+    up::Twin,
 };
 
 pub(crate) const NAMESPACE: &str = "training";
@@ -23,6 +24,8 @@ pub(crate) const TRAINER_IMAGE: &str = "trainer:local";
 pub(crate) const TRAINER_ROLE_ARN: &str = "arn:aws:iam::000000000000:role/trainer";
 const STACK: &str = "training";
 const ALLOWED_IMAGES: &str = "trainer:local,stub,unknown.invalid/";
+/// The first request after a start also starts the function.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 const DEMO_MODEL: &str = "tiny";
 /// The production profile optimises for size, for more than a minute of linking a function.
 const QUICK_BUILD: [(&str, &str); 3] = [
@@ -34,9 +37,18 @@ const QUICK_BUILD: [(&str, &str); 3] = [
 /// What the deployment is known by; printed by `deploy.py`.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Deployment {
-    pub(crate) api_id: String,
+    api_id: String,
     /// The token that the API asks for.
     token: String,
+}
+
+// === impl Deployment ===
+
+impl Deployment {
+    /// Where `MiniStack` serves the HTTP API to callers that cannot resolve its host name.
+    pub(crate) fn url(&self, ports: &Ports) -> String {
+        format!("{}/_aws/execute-api/{}/$default", ministack::url(ports), self.api_id)
+    }
 }
 
 /// What the functions are built from.
@@ -69,40 +81,53 @@ pub(crate) async fn build(paths: &Paths, tools: &Tools) -> Result<Stamp> {
         .arg(&built)
         .args(["--parameter-overrides", &format!("Architecture={}", architecture())]);
     let log = paths.log("sam-build");
-    tools.progress.step("sam build", command::run(&mut command, &log)).await?;
-    stamp.write()?;
+    stamp.make(tools.progress.step("sam build", command::run(&mut command, &log))).await?;
     Ok(stamp)
 }
 
-/// Deploys unless the same is deployed. Returns the deployment, and whether it was made now.
-pub(crate) async fn deploy(paths: &Paths, ports: &Ports, tools: &Tools, build: &Stamp) -> Result<(Deployment, bool)> {
+/// Deploys unless the same is deployed and answers.
+pub(crate) async fn deploy(twin: &Twin, tools: &Tools, build: &Stamp) -> Result<Deployment> {
+    let (paths, ports) = (&twin.paths, &twin.ports);
     let parameters = parameters(paths);
     let settings: Vec<&str> = parameters.iter().map(String::as_str).chain([build.hash()]).collect();
     let script = paths.source("infra/local/deploy.py");
     let stamp = Stamp::new(paths.state_stamp("deploy"), std::slice::from_ref(&script), &settings)?;
     let file = paths.state().join("deployment.json");
     if stamp.is_current() {
-        let deployment = serde_json::from_slice(&fs::read(&file)?).context("deployment.json is damaged")?;
-        return Ok((deployment, false));
+        let deployment: Deployment = serde_json::from_slice(&fs::read(&file)?).context("deployment.json is damaged")?;
+        // MiniStack forgets what it had not saved when it is killed.
+        let answers = Ready::Succeeds(format!("{}/healthz", deployment.url(ports)));
+        if timeout(ANSWERS_WITHIN, twin.probe.until(&answers)).await.is_ok() {
+            return Ok(deployment);
+        }
+        tools.progress.say("the deployment does not answer: deploying again");
     }
-    let mut sam = aws(paths, ports, &paths.venv("sam").join("bin/sam"));
-    sam.args(["deploy", "--config-env", "twin", "--stack-name", STACK, "--region", REGION])
-        .args(["--resolve-s3", "--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset"])
-        .args(["--no-fail-on-empty-changeset", "--no-progressbar", "--template-file"])
-        .arg(build_folder(paths).join("template.yaml"))
-        .arg("--parameter-overrides")
-        .args(&parameters);
-    tools.progress.step("sam deploy", command::run(&mut sam, &paths.log("sam-deploy"))).await?;
+    let work = async {
+        let mut sam = aws(paths, ports, &paths.venv("sam").join("bin/sam"));
+        sam.args(["deploy", "--config-env", "twin", "--stack-name", STACK, "--region", REGION])
+            .args(["--resolve-s3", "--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset"])
+            .args(["--no-fail-on-empty-changeset", "--no-progressbar", "--template-file"])
+            .arg(build_folder(paths).join("template.yaml"))
+            .arg("--parameter-overrides")
+            .args(&parameters);
+        tools.progress.step("sam deploy", command::run(&mut sam, &paths.log("sam-deploy"))).await?;
 
-    let mut complete = aws(paths, ports, &paths.venv("sam").join("bin/python3"));
-    complete.arg(&script).args([STACK, CLUSTER_NAME, &bucket(paths)]);
-    let log = paths.log("deploy");
-    let printed =
-        tools.progress.step("routes, access entries and the trainer's role", command::output(&mut complete, &log)).await?;
-    let deployment: Deployment = serde_json::from_slice(&printed).context("deploy.py did not print a deployment")?;
-    write_private(&file, &serde_json::to_string(&deployment)?)?;
-    stamp.write()?;
-    Ok((deployment, true))
+        let mut complete = aws(paths, ports, &paths.venv("sam").join("bin/python3"));
+        complete.arg(&script).args([STACK, CLUSTER_NAME, &bucket(paths)]);
+        let log = paths.log("deploy");
+        let printed = command::output(&mut complete, &log);
+        let printed = tools.progress.step("routes, access entries and the trainer's role", printed).await?;
+        let deployment: Deployment = serde_json::from_slice(&printed).context("deploy.py printed no deployment")?;
+        write_private(&file, &serde_json::to_string(&deployment)?)?;
+        // It keeps its state in memory until it ends. After this, a crash costs only what came later.
+        let save = async {
+            twin.supervisor.stop(components::MINISTACK).await?;
+            twin.supervisor.start(components::MINISTACK).await
+        };
+        tools.progress.step("saving the deployment", save).await
+    };
+    stamp.make(work).await?;
+    Ok(serde_json::from_slice(&fs::read(&file)?)?)
 }
 
 /// Writes what a shell needs to use the twin: the mark that it is ready.
@@ -120,11 +145,13 @@ pub(crate) fn write_env(paths: &Paths, ports: &Ports, deployment: &Deployment) -
         ("DEMO_MODEL", DEMO_MODEL.into()),
         ("AWS_ENDPOINT_URL", ministack::url(ports)),
         ("AWS_REGION", REGION.into()),
+        // boto3 reads this one only.
+        ("AWS_DEFAULT_REGION", REGION.into()),
         ("AWS_ACCESS_KEY_ID", "test".into()),
         ("AWS_SECRET_ACCESS_KEY", "test".into()),
     ];
-    let text: String = variables.iter().map(|(name, value)| format!("export {name}={}\n", quote(value))).collect();
-    write_private(&paths.env(), &text)
+    let lines = variables.map(|(name, value)| format!("export {name}={}\n", quote(&value)));
+    write_private(&paths.env(), &lines.concat())
 }
 
 fn parameters(paths: &Paths) -> Vec<String> {
@@ -172,4 +199,16 @@ fn aws(paths: &Paths, ports: &Ports, program: &PathBuf) -> Command {
 fn quote(value: &str) -> String {
     let plain = |character: char| character.is_ascii_alphanumeric() || "_-./:".contains(character);
     if value.chars().all(plain) { value.into() } else { format!("'{}'", value.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_values_stay_plain_and_others_are_quoted() {
+        assert_eq!(quote("http://127.0.0.1:1/a_b-c.d"), "http://127.0.0.1:1/a_b-c.d");
+        assert_eq!(quote("a b"), "'a b'");
+        assert_eq!(quote("it's $HOME"), r"'it'\''s $HOME'");
+    }
 }

@@ -24,7 +24,15 @@ pub(crate) fn supervisor(paths: &Paths) -> Result<Child> {
     restrict(paths)?;
     let log = paths.log("supervisor");
     let log_file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-    Command::new("setsid")
+    let mut command = Command::new("setsid");
+    // `cargo run` describes the package that it runs; the cargo of `sam build` must not take that for its own.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name == "CARGO" || ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.starts_with(prefix)) {
+            command.env_remove(&*name);
+        }
+    }
+    command
         .args(["flock", "--nonblock"])
         .arg(paths.lock())
         .arg("unshare")
@@ -74,7 +82,12 @@ pub(crate) fn wait_for_end(paths: &Paths, longest: Duration) -> Result<()> {
     while is_alive(paths)? {
         if started.elapsed() > longest {
             let log = paths.log("supervisor");
-            bail!("the twin has not ended after {} s; the end of {}:\n{}", longest.as_secs(), log.display(), tail(&log));
+            bail!(
+                "the twin has not ended after {} s; the end of {}:\n{}",
+                longest.as_secs(),
+                log.display(),
+                tail(&log)
+            );
         }
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -89,9 +102,9 @@ pub(crate) fn program() -> Result<String> {
     Ok(format!("{}-{}", modified.as_nanos(), metadata.len()))
 }
 
-/// State holds keys and tokens: for the owner only.
+/// State, logs and pods hold keys and tokens: for the owner only.
 fn restrict(paths: &Paths) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(paths.state(), fs::Permissions::from_mode(0o700))?;
+    fs::set_permissions(paths.local(), fs::Permissions::from_mode(0o700))?;
     Ok(())
 }

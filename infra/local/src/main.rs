@@ -12,6 +12,7 @@ mod cluster;
 mod command;
 mod components;
 mod control;
+mod demo;
 mod deploy;
 mod front;
 mod launch;
@@ -79,6 +80,8 @@ enum Command {
         #[arg(long, default_value = deploy::NAMESPACE)]
         namespace: String,
     },
+    /// Runs the main job on a twin that is up, and shows each step.
+    Demo,
     /// The detached process behind `up`.
     #[command(hide = true)]
     Supervise,
@@ -105,7 +108,9 @@ async fn main() -> ExitCode {
 }
 
 async fn run(command: Command) -> Result<()> {
-    rustls::crypto::aws_lc_rs::default_provider().install_default().map_err(|_| anyhow!("a TLS provider is there already"))?;
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow!("a TLS provider is there already"))?;
     match command {
         Command::Up { bare } => cli::up(&Paths::find()?, bare).await,
         Command::Down => cli::down(&Paths::find()?).await,
@@ -116,6 +121,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Kill { pod, signal, container, namespace } => {
             ask(Request::Kill { pod, container, namespace, signal }).await
         }
+        Command::Demo => demo::run(&Paths::find()?).await,
         Command::Supervise => supervise::run(Paths::find()?).await,
         Command::Front { listen, upstream } => front::serve(listen, upstream).await,
     }

@@ -1,5 +1,5 @@
 //! `MiniStack`: its environment, and the EKS cluster that is written into its state while it is stopped.
-//! The cluster is never made with CreateCluster: where a Docker daemon answers, that would start a container.
+//! The cluster is never made with `CreateCluster`: where a Docker daemon answers, that would start a container.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -13,7 +13,7 @@ pub(crate) const REGION: &str = "us-east-1";
 pub(crate) const ACCOUNT: &str = "000000000000";
 pub(crate) const CLUSTER_NAME: &str = "training";
 
-/// What `DescribeCluster` is to answer, and the secret part of the TokenReview address.
+/// What `DescribeCluster` is to answer, and the secret part of the `TokenReview` address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cluster {
     pub(crate) state_file: PathBuf,
@@ -112,7 +112,7 @@ fn state_folder(paths: &Paths) -> PathBuf {
     paths.state().join("ministack/state")
 }
 
-/// The secret of the TokenReview address, made once.
+/// The secret of the `TokenReview` address, made once.
 fn auth_token(paths: &Paths) -> Result<String> {
     let file = paths.state().join("eks-auth-token");
     if let Ok(token) = fs::read_to_string(&file) {

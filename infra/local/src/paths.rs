@@ -24,6 +24,11 @@ impl Paths {
         Ok(Self { root })
     }
 
+    #[cfg(test)]
+    pub(crate) fn at(root: &Path) -> Self {
+        Self { root: root.to_path_buf() }
+    }
+
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }

@@ -28,7 +28,8 @@ pub(crate) fn make(paths: &Paths) -> Result<()> {
     let folder = paths.state().join("pki");
     fs::create_dir_all(&folder)?;
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
-    let write = |name: &str, text: String| fs::write(paths.pki(name), text).with_context(|| format!("cannot write {name}"));
+    let write =
+        |name: &str, text: String| fs::write(paths.pki(name), text).with_context(|| format!("cannot write {name}"));
 
     let ca_key = KeyPair::generate()?;
     let ca_params = authority("twin-ca", &[])?;
@@ -100,7 +101,7 @@ fn pkcs1(key: &KeyPair) -> Result<String> {
     Ok(pem::encode(&pem::Pem::new("RSA PRIVATE KEY", inner)))
 }
 
-/// Writes the administrator's kubeconfig and the API server's TokenReview configuration (both JSON, which is YAML).
+/// Writes the administrator's kubeconfig and the API server's `TokenReview` configuration (both JSON, which is YAML).
 pub(crate) fn write_kubeconfigs(paths: &Paths, ports: &Ports, token_review_url: &str) -> Result<()> {
     let admin = kubeconfig(
         &json!({
@@ -140,4 +141,54 @@ pub(crate) fn write_private(file: &Path, text: &str) -> Result<()> {
     fs::write(&draft, text)?;
     fs::set_permissions(&draft, fs::Permissions::from_mode(0o600))?;
     fs::rename(&draft, file).with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{
+        ServerConfig,
+        pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer},
+    };
+
+    use super::*;
+
+    fn paths_with_keys(folder: &Path) -> Paths {
+        let paths = Paths::at(folder);
+        make(&paths).unwrap();
+        paths
+    }
+
+    /// Fails unless the key can be read and belongs to the certificate.
+    fn serve_with(paths: &Paths, certificate: &str, key: PrivateKeyDer<'static>) {
+        let certificate = pem::parse(fs::read(paths.pki(certificate)).unwrap()).unwrap();
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![CertificateDer::from(certificate.into_contents())], key)
+            .unwrap();
+    }
+
+    #[test]
+    fn the_webhook_key_is_pkcs1_and_fits_its_certificate() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = paths_with_keys(folder.path());
+        let key = pem::parse(fs::read(paths.pki("webhook.key")).unwrap()).unwrap();
+        assert_eq!(key.tag(), "RSA PRIVATE KEY");
+        serve_with(&paths, "webhook.crt", PrivatePkcs1KeyDer::from(key.into_contents()).into());
+    }
+
+    #[test]
+    fn keys_are_made_once_and_for_their_owner_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = paths_with_keys(folder.path());
+        let before = fs::read(paths.pki("server.key")).unwrap();
+        make(&paths).unwrap();
+        assert_eq!(fs::read(paths.pki("server.key")).unwrap(), before);
+        let mode = fs::metadata(paths.state().join("pki")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let key = pem::parse(before).unwrap();
+        serve_with(&paths, "server.crt", PrivatePkcs8KeyDer::from(key.into_contents()).into());
+    }
 }

@@ -25,7 +25,33 @@ pub(crate) fn kill(paths: &Paths, namespace: &str, pod: &str, container: &str, s
         .max()
         .map(|(_, file)| file)
         .with_context(|| format!("no running container `{container}` of pod {namespace}/{pod} on this node"))?;
-    let pid: i32 = fs::read_to_string(&file)?.trim().parse().with_context(|| format!("no number in {}", file.display()))?;
+    let pid: i32 =
+        fs::read_to_string(&file)?.trim().parse().with_context(|| format!("no number in {}", file.display()))?;
     send(Pid::from_raw(pid), signal).with_context(|| format!("process {pid} of {pod} cannot be signalled"))?;
     Ok(pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::process::ExitStatusExt, process::Command};
+
+    use super::*;
+
+    #[test]
+    fn the_newest_pod_of_a_name_is_signalled() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::at(folder.path());
+        let mut process = Command::new("sleep").arg("60").spawn().unwrap();
+        // The older pod's process id is one that cannot be signalled.
+        for (uid, pid) in [("1", i32::MAX), ("2", i32::try_from(process.id()).unwrap())] {
+            let pod = paths.pods().join(format!("training_job-master-0_{uid}"));
+            fs::create_dir_all(&pod).unwrap();
+            fs::write(pod.join("pytorch.pid"), format!("{pid}\n")).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        kill(&paths, "training", "job-master-0", "pytorch", "TERM").unwrap();
+        assert_eq!(process.wait().unwrap().signal(), Some(15));
+        assert!(kill(&paths, "training", "job-master", "pytorch", "KILL").is_err(), "part of a name is no name");
+        assert!(kill(&paths, "training", "job-master-0", "pytorch", "NONE").is_err(), "no such signal");
+    }
 }

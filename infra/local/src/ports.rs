@@ -34,7 +34,8 @@ impl Ports {
     /// To be called when nothing of the twin is running.
     pub(crate) fn settle(paths: &Paths) -> Result<Self> {
         let file = paths.state().join("ports.json");
-        let mut ports: Self = fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let mut ports: Self =
+            fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
         // The listeners are held until all are chosen, so that no port is chosen twice.
         let mut held = Vec::new();
         for port in ports.each_mut() {
@@ -75,4 +76,27 @@ fn free() -> Option<TcpListener> {
     let count = LAST - FIRST + 1;
     let start = u16::try_from(uuid::Uuid::now_v7().as_u128() % u128::from(count)).unwrap_or(0);
     (0..count).find_map(|offset| listen(FIRST + (start + offset) % count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_kept_unless_somebody_took_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::at(folder.path());
+        fs::create_dir_all(paths.state()).unwrap();
+        let mut first = Ports::settle(&paths).unwrap();
+        let mut distinct: Vec<u16> = first.each_mut().iter().map(|port| **port).collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        assert_eq!(distinct.len(), 11, "no port twice");
+
+        let taken = TcpListener::bind(("127.0.0.1", first.etcd)).unwrap();
+        let second = Ports::settle(&paths).unwrap();
+        drop(taken);
+        assert_ne!(second.etcd, first.etcd);
+        assert_eq!((second.front, second.apiserver), (first.front, first.apiserver));
+    }
 }

@@ -4,9 +4,11 @@ use std::{fs, time::Duration};
 
 use anyhow::Result;
 use reqwest::{Certificate, Client, StatusCode};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::sleep};
 
 use crate::{components::Ready, paths::Paths, pki};
+
+const PAUSE: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Probe {
@@ -21,11 +23,19 @@ impl Probe {
         for name in [pki::CA, pki::WEBHOOK_CA] {
             authorities.push(Certificate::from_pem(&fs::read(paths.pki(name))?)?);
         }
-        let client = Client::builder().tls_certs_only(authorities).no_proxy().timeout(Duration::from_secs(2)).build()?;
+        let client =
+            Client::builder().tls_certs_only(authorities).no_proxy().timeout(Duration::from_secs(2)).build()?;
         Ok(Self { client })
     }
 
-    pub(crate) async fn is_ready(&self, ready: &Ready) -> bool {
+    /// Asks until the answer is right.
+    pub(crate) async fn until(&self, ready: &Ready) {
+        while !self.is_ready(ready).await {
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn is_ready(&self, ready: &Ready) -> bool {
         match ready {
             Ready::Succeeds(url) => self.ask(url).await.is_some_and(|status| status.is_success()),
             Ready::Routed(url) => self.ask(url).await.is_some_and(|status| status != StatusCode::NOT_FOUND),

@@ -14,9 +14,9 @@ pub(crate) fn translate(supervisor: Option<i32>, components: &mut [Status]) {
         .filter_map(|entry| ids(&fs::read_to_string(entry.path().join("status")).ok()?, supervisor))
         .collect();
     for component in components {
-        component.pid = component.pid.and_then(|inner| {
-            children.iter().find(|(_, candidate)| *candidate == inner).map(|(outer, _)| *outer)
-        });
+        component.pid = component
+            .pid
+            .and_then(|inner| children.iter().find(|(_, candidate)| *candidate == inner).map(|(outer, _)| *outer));
     }
 }
 
@@ -26,6 +26,6 @@ fn ids(status: &str, supervisor: i32) -> Option<(u32, u32)> {
     let parent: i32 = field("PPid:")?.trim().parse().ok()?;
     let mut ids = field("NSpid:")?.split_whitespace().map(str::parse);
     let outer = ids.next()?.ok()?;
-    let inner = ids.last().and_then(Result::ok).unwrap_or(outer);
+    let inner = ids.next_back().and_then(Result::ok).unwrap_or(outer);
     (parent == supervisor).then_some((outer, inner))
 }

@@ -37,7 +37,7 @@ impl Progress {
         let announce = async {
             sleep(LONG).await;
             self.say(&format!("{name} ..."));
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         let result = tokio::select! {
             result = work => result,

@@ -39,7 +39,10 @@ impl Stamp {
         fs::read_to_string(&self.file).is_ok_and(|text| text == self.hash)
     }
 
-    pub(crate) fn write(&self) -> Result<()> {
+    /// Carries the step out. In between there is no stamp, so a step that is interrupted is done again.
+    pub(crate) async fn make(&self, work: impl Future<Output = Result<()>>) -> Result<()> {
+        let _ = fs::remove_file(&self.file);
+        work.await?;
         if let Some(folder) = self.file.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -58,7 +61,8 @@ fn add(hasher: &mut Sha256, path: &Path) -> Result<()> {
         if SKIPPED.contains(&name.as_ref()) {
             return Ok(());
         }
-        let mut entries = fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
+        let mut entries =
+            fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
         entries.sort();
         add_bytes(hasher, name.as_bytes());
         return entries.iter().try_for_each(|entry| add(hasher, entry));
@@ -85,4 +89,37 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_step_is_done_until_its_inputs_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let input = folder.path().join("sources");
+        let stamp = || Stamp::new(folder.path().join("stamps/step"), std::slice::from_ref(&input), &["a"]).unwrap();
+        stamp().make(async { Ok(()) }).await.unwrap();
+        assert!(stamp().is_current(), "an absent input stays absent");
+        fs::create_dir(&input).unwrap();
+        fs::write(input.join("file"), "1").unwrap();
+        assert!(!stamp().is_current(), "it appeared");
+        stamp().make(async { Ok(()) }).await.unwrap();
+        assert!(stamp().is_current());
+        fs::write(input.join("file"), "2").unwrap();
+        assert!(!stamp().is_current(), "its content changed");
+        fs::write(input.join("file"), "1").unwrap();
+        fs::rename(input.join("file"), input.join("other")).unwrap();
+        assert!(!stamp().is_current(), "its name changed");
+    }
+
+    #[tokio::test]
+    async fn a_step_that_fails_is_not_done_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let stamp = Stamp::new(folder.path().join("step"), &[], &[]).unwrap();
+        stamp.make(async { Ok(()) }).await.unwrap();
+        assert!(stamp.make(async { anyhow::bail!("no") }).await.is_err());
+        assert!(!stamp.is_current());
+    }
 }

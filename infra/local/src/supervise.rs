@@ -44,9 +44,10 @@ pub(crate) async fn run(paths: Paths) -> Result<()> {
     let socket = Paths::socket();
     let _ = fs::remove_file(&socket);
     let (ports, cluster) = up::prepare(&paths)?;
-    let supervisor = Supervisor::new(&paths, &Probe::new(&paths)?);
+    let probe = Probe::new(&paths)?;
+    let supervisor = Supervisor::new(&paths, &probe);
     let server = Arc::new(Server {
-        twin: Twin { paths, ports, cluster, supervisor },
+        twin: Twin { paths, ports, cluster, supervisor, probe },
         ready: watch::Sender::new(false),
         up: Mutex::new(()),
         closing: watch::Sender::new(false),
@@ -142,15 +143,18 @@ impl Server {
         match request {
             Request::Up { bare } => {
                 let Ok(_alone) = self.up.try_lock() else { bail!("another `twin up` is at work") };
-                self.twin.up(&progress, bare).await?;
+                Box::pin(self.twin.up(&progress, bare)).await?;
                 self.ready.send_replace(true);
             }
             Request::Down => {
                 self.closing.send_replace(true);
             }
             Request::Status => {
-                let report =
-                    Report { ready: *self.ready.borrow(), program: launch::program()?, components: supervisor.status() };
+                let report = Report {
+                    ready: *self.ready.borrow(),
+                    program: launch::program()?,
+                    components: supervisor.status(),
+                };
                 return Ok(serde_json::to_value(report)?);
             }
             Request::Start { component } => supervisor.start(&component).await?,

@@ -6,7 +6,7 @@ use std::{
     fs::{self, File, OpenOptions},
     process::Stdio,
     sync::{
-        Arc, Mutex,
+        Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -31,8 +31,7 @@ use crate::{
     probe::Probe,
 };
 
-const READY_WITHIN: Duration = Duration::from_secs(60);
-const PROBE_PAUSE: Duration = Duration::from_millis(50);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 /// A component that ran for so long has recovered: its next restart is quick again.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
 const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
@@ -94,7 +93,7 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     /// One idle task per component.
-    pub(crate) fn new(paths: &Paths, probe: &Probe) -> Arc<Self> {
+    pub(crate) fn new(paths: &Paths, probe: &Probe) -> Self {
         let components = components::ALL.map(|name| {
             let (wanted, wants) = watch::channel(None);
             let status = watch::Sender::new(Status {
@@ -110,7 +109,7 @@ impl Supervisor {
             tokio::spawn(task.run());
             (name, Component { wanted, status, last: Mutex::new(None) })
         });
-        Arc::new(Self { paths: paths.clone(), components: components.into(), launches: AtomicU64::new(0) })
+        Self { paths: paths.clone(), components: components.into(), launches: AtomicU64::new(0) }
     }
 
     /// In the order of dependence.
@@ -125,7 +124,11 @@ impl Supervisor {
     /// Whether the component runs from exactly this specification and program.
     pub(crate) fn runs(&self, spec: &Spec) -> bool {
         let Some(component) = self.components.get(spec.name) else { return false };
-        let same = component.wanted.borrow().as_ref().is_some_and(|launch| launch.spec == *spec && launch.built == built(spec));
+        let same = component
+            .wanted
+            .borrow()
+            .as_ref()
+            .is_some_and(|launch| launch.spec == *spec && launch.built == built(spec));
         same && component.status.borrow().state == State::Ready
     }
 
@@ -277,16 +280,11 @@ impl Task {
         let pid = child.id();
         self.status.send_modify(|status| status.launch = launch.number);
         self.set(State::Starting, pid);
-        let ready = async {
-            while !self.probe.is_ready(&spec.ready).await {
-                sleep(PROBE_PAUSE).await;
-            }
-        };
         let mut wanted = self.wanted.clone();
         let died = tokio::select! {
             status = child.wait() => Some(status),
             _ = wanted.changed() => None,
-            () = ready => {
+            () = self.probe.until(&spec.ready) => {
                 self.set(State::Ready, pid);
                 tokio::select! {
                     status = child.wait() => Some(status),
@@ -295,7 +293,7 @@ impl Task {
             }
         };
         if let Some(status) = died {
-            kill_group(pid, Signal::SIGKILL);
+            kill_group(pid);
             return Ended::Died(status.map_or_else(|error| error.to_string(), |status| status.to_string()));
         }
         self.set(State::Stopping, pid);
@@ -305,7 +303,7 @@ impl Task {
             signal(pid, Signal::SIGKILL);
             let _ = child.wait().await;
         }
-        kill_group(pid, Signal::SIGKILL);
+        kill_group(pid);
         Ended::Unwanted
     }
 
@@ -319,7 +317,11 @@ impl Task {
         if fs::metadata(&log).is_ok_and(|metadata| metadata.len() > LONGEST_LOG_BYTES) {
             fs::rename(&log, log.with_extension("log.old"))?;
         }
-        OpenOptions::new().create(true).append(true).open(&log).with_context(|| format!("cannot write {}", log.display()))
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("cannot write {}", log.display()))
     }
 }
 
@@ -334,9 +336,108 @@ fn signal(pid: Option<u32>, signal: Signal) {
     }
 }
 
-fn kill_group(pid: Option<u32>, signal: Signal) {
+/// Ends what a component leaves behind. (The node's containers have groups of their own and outlive it, as they do a
+/// kubelet.)
+fn kill_group(pid: Option<u32>) {
     if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) {
         // Mostly there is nothing left.
-        let _ = killpg(Pid::from_raw(pid), signal);
+        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::{components::Ready, pki};
+
+    /// A process that does nothing, known as ready by a port of the test's.
+    async fn spec(name: &'static str, program: &str, arguments: &[&str]) -> (Spec, TcpListener) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let spec = Spec {
+            name,
+            program: program.into(),
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+            environment: BTreeMap::new(),
+            port,
+            ready: Ready::Accepts(port),
+            grace: Duration::from_millis(200),
+            prepare: Prepare::Nothing,
+        };
+        (spec, listener)
+    }
+
+    fn supervisor(folder: &std::path::Path) -> Supervisor {
+        // More than one test sets the same provider.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let paths = Paths::at(folder);
+        fs::create_dir_all(paths.logs()).unwrap();
+        pki::make(&paths).unwrap();
+        Supervisor::new(&paths, &Probe::new(&paths).unwrap())
+    }
+
+    fn lives(pid: u32) -> bool {
+        nix::sys::signal::kill(Pid::from_raw(i32::try_from(pid).unwrap()), None).is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_component_that_dies_is_restarted_and_one_that_is_stopped_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let supervisor = supervisor(folder.path());
+        let (spec, _listener) = spec(components::ETCD, "/bin/sleep", &["60"]).await;
+        supervisor.ensure(spec.clone()).await.unwrap();
+        let first = supervisor.status()[0].pid.unwrap();
+        supervisor.ensure(spec).await.unwrap();
+        assert_eq!(supervisor.status()[0].pid, Some(first), "the same again changes nothing");
+
+        signal(Some(first), Signal::SIGKILL);
+        let mut status = supervisor.component(components::ETCD).unwrap().status.subscribe();
+        let status =
+            status.wait_for(|status| status.restarts == 1 && status.state == State::Ready).await.unwrap().clone();
+        let second = status.pid.unwrap();
+        assert_ne!(second, first);
+        assert!(status.last_exit.unwrap().contains('9'));
+
+        supervisor.stop(components::ETCD).await.unwrap();
+        assert!(!lives(second));
+        supervisor.start(components::ETCD).await.unwrap();
+        assert_eq!(supervisor.status()[0].state, State::Ready);
+        supervisor.stop(components::ETCD).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_component_that_ignores_the_request_to_end_is_killed_with_its_children() {
+        let folder = tempfile::tempdir().unwrap();
+        let supervisor = supervisor(folder.path());
+        let note = folder.path().join("child");
+        let script = format!("trap '' TERM; sleep 60 & echo $! > {}; wait; sleep 60", note.display());
+        let (spec, _listener) = spec(components::FRONT, "/bin/sh", &["-c", &script]).await;
+        fs::create_dir_all(Paths::at(folder.path()).state()).unwrap();
+        supervisor.ensure(spec).await.unwrap();
+        while fs::read_to_string(&note).unwrap_or_default().is_empty() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        let child: u32 = fs::read_to_string(&note).unwrap().trim().parse().unwrap();
+        let started = Instant::now();
+        supervisor.stop(components::FRONT).await.unwrap();
+        assert!(started.elapsed() < Duration::from_secs(5));
+        let gone = async {
+            // It may stay as a zombie of whoever inherits it.
+            while fs::read_to_string(format!("/proc/{child}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(5), gone).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_is_an_error_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let supervisor = supervisor(folder.path());
+        let (spec, _listener) = spec(components::NODE, "/nonexistent", &[]).await;
+        let error = supervisor.ensure(spec).await.unwrap_err().to_string();
+        assert!(error.contains("is not built"), "{error}");
     }
 }

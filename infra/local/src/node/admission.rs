@@ -69,10 +69,9 @@ impl Admission {
             Some((_, pods)) => {
                 pods.insert(pod_uid.to_owned());
             }
-            None => self.waiting.push_back((
-                Request { job: job.to_owned(), places },
-                HashSet::from([pod_uid.to_owned()]),
-            )),
+            None => {
+                self.waiting.push_back((Request { job: job.to_owned(), places }, HashSet::from([pod_uid.to_owned()])));
+            }
         }
     }
 

@@ -4,31 +4,54 @@ use std::{
     collections::{HashMap, HashSet},
     pin::pin,
     sync::Arc,
+    time::Duration,
 };
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, ResourceExt as _,
-    runtime::{WatchStreamExt as _, watcher},
+    runtime::{WatchStreamExt as _, utils::Backoff, watcher},
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::{leftovers, node::Node, pod};
 
+/// An API server that went away is asked again every second: nobody else is slowed down by this one client.
+#[derive(Debug)]
+struct EverySecond;
+
 /// The tasks, by the pod's uid. A task that is told `None` kills its pod and ends.
 type Tasks = HashMap<String, watch::Sender<Option<Arc<Pod>>>>;
+
+// === impl EverySecond ===
+
+impl Iterator for EverySecond {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(Duration::from_secs(1))
+    }
+}
+
+impl Backoff for EverySecond {
+    fn reset(&mut self) {}
+}
 
 /// Follow the API server for ever; while it is away, the pods run on as they were.
 pub(crate) async fn run(node: Arc<Node>) {
     let api: Api<Pod> = Api::all(Client::clone(&node.client.0));
     let selection = watcher::Config::default().fields(&format!("spec.nodeName={}", node.config.node_name));
-    let mut events = pin!(watcher(api, selection).default_backoff());
+    let mut events = pin!(watcher(api, selection).backoff(EverySecond));
+    let mut away = false;
     let mut tasks = Tasks::new();
     let mut listed = HashSet::new();
     let mut first_list = true;
     while let Some(event) = events.next().await {
+        if event.is_ok() {
+            away = false;
+        }
         match event {
             Ok(watcher::Event::Init) => listed.clear(),
             Ok(watcher::Event::InitApply(pod)) => {
@@ -37,7 +60,9 @@ pub(crate) async fn run(node: Arc<Node>) {
             }
             Ok(watcher::Event::InitDone) => {
                 let gone: Vec<String> = tasks.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
-                gone.iter().for_each(|uid| forget(&node, &mut tasks, uid));
+                for uid in &gone {
+                    forget(&node, &mut tasks, uid);
+                }
                 if std::mem::take(&mut first_list) {
                     leftovers::remove_strangers(&node.config.pods_dir, &listed);
                     if let Err(error) = node.ports().keep_only(&node.jobs()) {
@@ -46,7 +71,9 @@ pub(crate) async fn run(node: Arc<Node>) {
                     info!("{} pods were here before", listed.len());
                 }
                 // Only now, because a pod may ask what its job's master does.
-                node.pods_by_age().into_iter().for_each(|pod| assign(&node, &mut tasks, pod));
+                for pod in node.pods_by_age() {
+                    assign(&node, &mut tasks, pod);
+                }
             }
             Ok(watcher::Event::Apply(pod)) => {
                 let pod = Arc::new(pod);
@@ -58,26 +85,27 @@ pub(crate) async fn run(node: Arc<Node>) {
                     forget(&node, &mut tasks, &uid);
                 }
             }
-            Err(error) => warn!("cannot follow the pods: {error}"),
+            Err(_) if away => {}
+            Err(error) => {
+                warn!("cannot follow the pods, and trying on: {error}");
+                away = true;
+            }
         }
     }
 }
 
 fn assign(node: &Arc<Node>, tasks: &mut Tasks, pod: Arc<Pod>) {
     let Some(uid) = pod.uid() else { return };
-    match tasks.get(&uid) {
-        Some(task) => {
-            task.send_replace(Some(pod));
+    if let Some(task) = tasks.get(&uid) {
+        task.send_replace(Some(pod));
+        return;
+    }
+    info!("pod {} in {} is here", pod.name_any(), pod.namespace().unwrap_or_default());
+    match pod::start(node, pod) {
+        Ok(task) => {
+            tasks.insert(uid, task);
         }
-        None => {
-            info!("pod {} in {} is here", pod.name_any(), pod.namespace().unwrap_or_default());
-            match pod::start(node, pod) {
-                Ok(task) => {
-                    tasks.insert(uid, task);
-                }
-                Err(error) => warn!("cannot look after a pod: {error:#}"),
-            }
-        }
+        Err(error) => warn!("cannot look after a pod: {error:#}"),
     }
 }
 

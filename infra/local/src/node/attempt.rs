@@ -1,16 +1,17 @@
 //! One attempt of a container on disk: the folder that the shim writes and the node reads, so that either may die.
 //!
 //! ```text
-//! <pods_dir>/<namespace>_<pod>_<uid>/<container>.pid             the container's first process, while it runs
-//! <pods_dir>/<namespace>_<pod>_<uid>/<container>/<attempt>/log         output in the format of container runtimes
-//!                                                          termination what the container has to say about its end
-//!                                                          shim        who watches it
-//!                                                          process     its first process, as seen from outside
-//!                                                          exit        how it ended, written last
+//! <pods_dir>/<namespace>_<pod>_<uid>/<container>.pid               the container's first process, while it runs
+//! <pods_dir>/<namespace>_<pod>_<uid>/<container>/<attempt>/shim         locked while the shim lives
+//!                                                          process      the container's first process
+//!                                                          log          output, in the format of container runtimes
+//!                                                          termination  what the container says about its end
+//!                                                          exit         how it ended, written last
 //! ```
 
 use std::{
-    fs, io,
+    fs::{self, File, TryLockError},
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -30,18 +31,10 @@ const SHIM_START_TIME: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub(crate) struct AttemptFolder(PathBuf);
 
-/// A process that cannot be mistaken for a later one of the same number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ProcessId {
-    pub(crate) pid: u32,
-    /// When it started, in clock ticks since the machine's start.
-    started: u64,
-}
-
 /// How an attempt ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Exit {
-    pub(crate) exit_code: i32,
+    pub(crate) code: i32,
     pub(crate) started_at: Timestamp,
     pub(crate) finished_at: Timestamp,
     /// Why the program could not even be started.
@@ -64,13 +57,13 @@ pub(crate) enum Observation {
 impl Exit {
     /// The end of an attempt that nobody saw.
     pub(crate) fn of_lost(started_at: Timestamp) -> Self {
-        Self { exit_code: 137, started_at, finished_at: Timestamp::now(), refused: None }
+        Self { code: 137, started_at, finished_at: Timestamp::now(), refused: None }
     }
 
     /// The end of an attempt that never began.
     pub(crate) fn of_refused(why: String) -> Self {
         let now = Timestamp::now();
-        Self { exit_code: 128, started_at: now, finished_at: now, refused: Some(why) }
+        Self { code: 128, started_at: now, finished_at: now, refused: Some(why) }
     }
 }
 
@@ -93,12 +86,17 @@ impl AttemptFolder {
         self.0.join("termination")
     }
 
-    pub(crate) fn write_shim(&self, shim: ProcessId) -> anyhow::Result<()> {
-        self.write("shim", &shim)
+    /// Say that a shim is here, for as long as the answer is kept. The kernel takes the lock back however the shim ends.
+    pub(crate) fn claim(&self) -> anyhow::Result<File> {
+        let unfinished = self.0.join("shim.new");
+        let file = File::create(&unfinished)?;
+        file.lock()?;
+        fs::rename(&unfinished, self.shim())?;
+        Ok(file)
     }
 
-    pub(crate) fn write_process(&self, process: ProcessId) -> anyhow::Result<()> {
-        self.write("process", &process)
+    pub(crate) fn write_process(&self, pid: u32) -> anyhow::Result<()> {
+        self.write("process", &pid)
     }
 
     pub(crate) fn write_exit(&self, exit: &Exit) -> anyhow::Result<()> {
@@ -111,10 +109,7 @@ impl AttemptFolder {
 
     pub(crate) fn observe(&self) -> Observation {
         // In this order: a shim that ends between the two looks has written the exit before.
-        let watched = match self.read::<ProcessId>("shim") {
-            Some(shim) => shim.is_alive(),
-            None => self.is_new(),
-        };
+        let watched = self.is_watched();
         match self.exit() {
             Some(exit) => Observation::Ended(exit),
             None if watched => Observation::Running,
@@ -124,14 +119,25 @@ impl AttemptFolder {
 
     /// Send a signal to the container's first process; `false` while there is none.
     pub(crate) fn signal(&self, signal: Signal) -> bool {
-        let process = self.read::<ProcessId>("process").filter(|process| process.is_alive());
-        process.and_then(ProcessId::for_kill).is_some_and(|pid| kill(pid, signal).is_ok())
+        // As long as the shim lives and has not told the end, the number is that of its child and of nobody else.
+        if !matches!(self.observe(), Observation::Running) {
+            return false;
+        }
+        let process = self.read::<i32>("process").filter(|pid| *pid > 1);
+        process.is_some_and(|pid| kill(Pid::from_raw(pid), signal).is_ok())
     }
 
-    /// Whether a shim may still be on its way.
-    fn is_new(&self) -> bool {
+    fn is_watched(&self) -> bool {
+        if let Ok(file) = File::open(self.shim()) {
+            return matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+        }
+        // It may still be on its way.
         let modified = self.0.metadata().and_then(|folder| folder.modified());
         modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < SHIM_START_TIME))
+    }
+
+    fn shim(&self) -> PathBuf {
+        self.0.join("shim")
     }
 
     fn write(&self, name: &str, content: &impl Serialize) -> anyhow::Result<()> {
@@ -159,55 +165,40 @@ pub(crate) fn attempts(container_folder: &Path) -> io::Result<Vec<u32>> {
     Ok(attempts)
 }
 
-// === impl ProcessId ===
-
-impl ProcessId {
-    /// The process that has this number now.
-    pub(crate) fn of(pid: u32) -> Option<Self> {
-        let (_, started) = state_and_start(pid)?;
-        Some(Self { pid, started })
-    }
-
-    /// Whether it is there and not a zombie: whose parent is gone may never be reaped.
-    pub(crate) fn is_alive(self) -> bool {
-        state_and_start(self.pid).is_some_and(|(state, started)| started == self.started && !matches!(state, 'Z' | 'X'))
-    }
-
-    fn for_kill(self) -> Option<Pid> {
-        i32::try_from(self.pid).ok().filter(|pid| *pid > 1).map(Pid::from_raw)
-    }
-}
-
-/// Fields 3 and 22 of `/proc/<pid>/stat`; the second field is a name in brackets that may itself hold brackets.
-fn state_and_start(pid: u32) -> Option<(char, u64)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let mut fields = fields.split(' ');
-    let state = fields.next()?.chars().next()?;
-    let started = fields.nth(18)?.parse().ok()?;
-    Some((state, started))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_number_used_again_is_another_process() {
-        let this = ProcessId::of(std::process::id()).unwrap();
-        assert!(this.is_alive());
-        assert!(!ProcessId { started: this.started + 1, ..this }.is_alive());
+    fn an_attempt_is_what_its_folder_says() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = AttemptFolder::new(scratch.path().to_owned());
+        assert!(matches!(folder.observe(), Observation::Running), "its shim is on its way");
+        let shim = folder.claim().unwrap();
+        assert!(matches!(folder.observe(), Observation::Running));
+        assert!(!folder.signal(Signal::SIGTERM), "there is no process yet");
+        drop(shim);
+        // A process that another test starts just now holds a copy of the lock until it has become another program.
+        while !matches!(folder.observe(), Observation::Lost) {
+            std::thread::yield_now();
+        }
+        let exit = Exit::of_refused("why".to_owned());
+        folder.write_exit(&exit).unwrap();
+        assert!(matches!(folder.observe(), Observation::Ended(end) if end == exit));
     }
 
     #[test]
-    fn a_zombie_is_not_alive() {
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let process = ProcessId::of(child.id()).unwrap();
-        while process.is_alive() {
-            std::thread::yield_now();
-        }
-        assert!(Path::new(&format!("/proc/{}", child.id())).exists(), "not reaped yet");
-        child.wait().unwrap();
+    fn a_process_is_signalled_only_while_its_shim_lives() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = AttemptFolder::new(scratch.path().to_owned());
+        let mut process = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let shim = folder.claim().unwrap();
+        folder.write_process(process.id()).unwrap();
+        drop(shim);
+        assert!(!folder.signal(Signal::SIGKILL), "the number may be another's by now");
+        let _shim = folder.claim().unwrap();
+        assert!(folder.signal(Signal::SIGKILL));
+        assert_eq!(process.wait().unwrap().code(), None);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-const LONGEST: Duration = Duration::from_secs(300);
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+const LONGEST: Duration = Duration::from_mins(5);
+const FORGOTTEN_AFTER: Duration = Duration::from_mins(10);
 
 /// The back-off of one container, or of one container's image.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::core::v1::{Container as Spec, Pod},
+    api::core::v1::{Container as Spec, ContainerStatus, Pod},
     jiff::Timestamp,
 };
 use nix::sys::signal::Signal;
@@ -69,7 +69,9 @@ enum Activity {
 enum Next {
     Start,
     /// The pull that failed is tried again at this time, and not before.
-    PullAgain { at: Instant },
+    PullAgain {
+        at: Instant,
+    },
 }
 
 /// What a container needs to know of its pod to start.
@@ -88,11 +90,12 @@ impl Container {
         let metadata = &pod.metadata;
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
         let uid = text(&metadata.uid);
-        let reason = if pod.spec.as_ref().is_some_and(|spec| spec.init_containers.as_ref().is_some_and(|all| !all.is_empty())) {
-            "PodInitializing"
-        } else {
-            "ContainerCreating"
-        };
+        let reason =
+            if pod.spec.as_ref().is_some_and(|spec| spec.init_containers.as_ref().is_some_and(|all| !all.is_empty())) {
+                "PodInitializing"
+            } else {
+                "ContainerCreating"
+            };
         let mut container = Self {
             id: format!("{uid}/{}", spec.name),
             pod: format!("{}_{}({uid})", text(&metadata.name), text(&metadata.namespace)),
@@ -109,16 +112,45 @@ impl Container {
         };
         container.attempt = match attempt::attempts(&container.folder)?.last() {
             Some(newest) => Some(*newest),
-            // The pod's folder was lost while the API server remembers attempts: the newest was lost with it.
-            None => reported_restarts(pod, &spec.name),
+            None => container.restore(pod)?,
         };
         if let Some(newest) = container.attempt {
             container.last = newest
                 .checked_sub(1)
                 .and_then(|before| Some(container.termination(before, container.attempt_folder(before).exit()?)));
-            container.activity = Activity::Running { started_at: process::started_at(&container.attempt_folder(newest)) };
+            container.activity =
+                Activity::Running { started_at: process::started_at(&container.attempt_folder(newest)) };
         }
         Ok(container)
+    }
+
+    /// Go by what the API server remembers of a pod whose folder was lost.
+    fn restore(&self, pod: &Pod) -> anyhow::Result<Option<u32>> {
+        let Some(status) = reported(pod, &self.spec.name) else { return Ok(None) };
+        let state = status.state.clone().unwrap_or_default();
+        let ended = match (state.terminated, state.running) {
+            (Some(ended), _) => Some(ended),
+            (None, Some(_)) => None,
+            (None, None) => status.last_state.clone().unwrap_or_default().terminated,
+        };
+        if ended.is_none() && self.is_virtual() {
+            return Ok(None);
+        }
+        let attempt = u32::try_from(status.restart_count)?;
+        let folder = self.attempt_folder(attempt);
+        fs::create_dir_all(folder.path())?;
+        let now = Timestamp::now();
+        folder.write_exit(&match ended {
+            Some(ended) => Exit {
+                code: ended.exit_code,
+                started_at: ended.started_at.map_or(now, |time| time.0),
+                finished_at: ended.finished_at.map_or(now, |time| time.0),
+                refused: None,
+            },
+            // It ran when it was last heard of.
+            None => Exit::of_lost(now),
+        })?;
+        Ok(Some(attempt))
     }
 
     pub(crate) fn view(&self) -> ContainerView {
@@ -160,10 +192,10 @@ impl Container {
             Observation::Running => return false,
             Observation::Ended(exit) => exit,
             Observation::Lost => {
-                // The program may live on without its shim; two of it must not run at once.
-                folder.signal(Signal::SIGKILL);
                 let exit = Exit::of_lost(*started_at);
-                if let Err(error) = fs::create_dir_all(folder.path()).map_err(Into::into).and_then(|()| folder.write_exit(&exit)) {
+                if let Err(error) =
+                    fs::create_dir_all(folder.path()).map_err(Into::into).and_then(|()| folder.write_exit(&exit))
+                {
                     warn!("cannot write down the end of {}: {error:#}", self.attempt_id(attempt));
                 }
                 exit
@@ -328,8 +360,10 @@ impl Container {
     fn end_virtual(&mut self, exit_code: i32) {
         let Activity::Running { started_at } = self.activity else { return };
         let folder = self.attempt_folder(0);
-        let exit = Exit { exit_code, started_at, finished_at: Timestamp::now(), refused: None };
-        if let Err(error) = fs::create_dir_all(folder.path()).map_err(Into::into).and_then(|()| folder.write_exit(&exit)) {
+        let exit = Exit { code: exit_code, started_at, finished_at: Timestamp::now(), refused: None };
+        if let Err(error) =
+            fs::create_dir_all(folder.path()).map_err(Into::into).and_then(|()| folder.write_exit(&exit))
+        {
             warn!("cannot write down the end of {}: {error:#}", self.id);
         }
         self.end(0, exit);
@@ -339,13 +373,13 @@ impl Container {
         let folder = self.attempt_folder(attempt);
         let fall_back_to_log = self.spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
         Termination {
-            exit_code: exit.exit_code,
-            reason: match (&exit.refused, exit.exit_code) {
+            exit_code: exit.code,
+            reason: match (&exit.refused, exit.code) {
                 (Some(_), _) => "StartError",
                 (None, 0) => "Completed",
                 (None, _) => "Error",
             },
-            message: exit.refused.or_else(|| termination::message(&folder, exit.exit_code != 0 && fall_back_to_log)),
+            message: exit.refused.or_else(|| termination::message(&folder, exit.code != 0 && fall_back_to_log)),
             started_at: exit.started_at,
             finished_at: exit.finished_at,
             container_id: self.attempt_id(attempt),
@@ -361,10 +395,9 @@ impl Container {
     }
 }
 
-/// The attempt that the API server knows of a container that has started at least once.
-fn reported_restarts(pod: &Pod, container: &str) -> Option<u32> {
+/// What the API server knows of a container that has started at least once.
+fn reported<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
     let status = pod.status.as_ref()?;
     let statuses = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
-    let status = statuses.into_iter().find(|status| status.name == container && status.container_id.is_some())?;
-    u32::try_from(status.restart_count).ok()
+    statuses.into_iter().find(|status| status.name == container && status.container_id.is_some())
 }

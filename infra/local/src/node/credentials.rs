@@ -15,7 +15,7 @@ use crate::config::Config;
 /// The emulator's root key, which is no secret.
 const ROOT_KEY: &str = "test";
 /// A session serves new containers for so long.
-const SHARED_FOR: Duration = Duration::from_secs(60);
+const SHARED_FOR: Duration = Duration::from_mins(1);
 /// As long as AWS allows, because nobody renews the keys of a container that runs, as Pod Identity would.
 const SESSION_SECONDS: i32 = 12 * 3600;
 
@@ -24,7 +24,7 @@ const SESSION_SECONDS: i32 = 12 * 3600;
 pub(crate) struct Session {
     pub(crate) access_key_id: String,
     pub(crate) secret_access_key: String,
-    pub(crate) session_token: String,
+    pub(crate) token: String,
 }
 
 /// Assumes the role, at most once a minute.
@@ -38,11 +38,11 @@ pub(crate) struct SessionSource {
 // === impl Session ===
 
 impl Session {
-    pub(crate) fn new(access_key_id: &str, secret_access_key: &str, session_token: &str) -> Self {
+    pub(crate) fn new(access_key_id: &str, secret_access_key: &str, token: &str) -> Self {
         Self {
             access_key_id: access_key_id.to_owned(),
             secret_access_key: secret_access_key.to_owned(),
-            session_token: session_token.to_owned(),
+            token: token.to_owned(),
         }
     }
 }

@@ -70,7 +70,7 @@ pub(crate) fn environment(
         ("AWS_REGION", config.aws_region.clone()),
         ("AWS_ACCESS_KEY_ID", session.access_key_id.clone()),
         ("AWS_SECRET_ACCESS_KEY", session.secret_access_key.clone()),
-        ("AWS_SESSION_TOKEN", session.session_token.clone()),
+        ("AWS_SESSION_TOKEN", session.token.clone()),
     ] {
         environment.insert(name.to_owned(), value);
     }
@@ -119,9 +119,9 @@ fn value_of(pod: &Pod, variable: &EnvVar, environment: &BTreeMap<String, String>
         return Ok(expand(value, |name| environment.get(name).cloned()));
     };
     let field = source.field_ref.as_ref().map(|field| field.field_path.as_str());
-    field.and_then(|field| field_of(pod, field)).ok_or_else(|| {
-        format!("the value of {} is not supported by the twin's node: {source:?}", variable.name)
-    })
+    field
+        .and_then(|field| field_of(pod, field))
+        .ok_or_else(|| format!("the value of {} is not supported by the twin's node: {source:?}", variable.name))
 }
 
 fn field_of(pod: &Pod, field: &str) -> Option<String> {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     /// The environment and command of a container with these fields.
-    fn seen(image: Image, fields: serde_json::Value) -> (BTreeMap<String, String>, Result<Vec<String>, String>) {
+    fn seen(image: Image, fields: &serde_json::Value) -> (BTreeMap<String, String>, Result<Vec<String>, String>) {
         let config = config();
         let mut container = json!({"name": "pytorch"});
         container.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn nothing_but_the_agreed_changes_is_made() {
-        let (environment, _) = seen(Image::Trainer, json!({"env": [{"name": "OWN", "value": "1"}]}));
+        let (environment, _) = seen(Image::Trainer, &json!({"env": [{"name": "OWN", "value": "1"}]}));
         let expected = [
             ("AWS_ACCESS_KEY_ID", "key"),
             ("AWS_ENDPOINT_URL", "http://127.0.0.1:2"),
@@ -221,7 +221,7 @@ mod tests {
     fn values_are_made_as_in_a_cluster_with_the_master_on_this_machine() {
         let (environment, _) = seen(
             Image::Trainer,
-            json!({"env": [
+            &json!({"env": [
                 {"name": "RANK", "value": "7"},
                 {"name": "EARLY", "value": "$(MASTER_ADDR)"},
                 {"name": "MASTER_ADDR", "value": "job-master-0"},
@@ -284,7 +284,7 @@ mod tests {
             ("the stub is one program", Image::Stub, json!({"command": ["torchrun"]}), found(&["/stub"])),
         ];
         for (label, image, fields, expected) in cases {
-            assert_eq!(seen(image, fields).1, expected, "{label}");
+            assert_eq!(seen(image, &fields).1, expected, "{label}");
         }
     }
 }

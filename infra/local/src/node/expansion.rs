@@ -11,14 +11,7 @@ pub(crate) fn expand(text: &str, value_of: impl Fn(&str) -> Option<String>) -> S
             expanded.push('$');
             rest = after;
         } else if let Some((name, after)) = after.strip_prefix('(').and_then(|reference| reference.split_once(')')) {
-            match value_of(name) {
-                Some(value) => expanded.push_str(&value),
-                None => {
-                    expanded.push_str("$(");
-                    expanded.push_str(name);
-                    expanded.push(')');
-                }
-            }
+            expanded.push_str(&value_of(name).unwrap_or_else(|| format!("$({name})")));
             rest = after;
         } else {
             expanded.push('$');

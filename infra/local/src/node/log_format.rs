@@ -57,18 +57,19 @@ mod tests {
 
     #[test]
     fn entries_are_read_back() {
-        let cases: [(&str, &[u8], Option<(&[u8], bool)>); 7] = [
-            ("a line", b"2026-01-01T00:00:00.000000001Z stdout F step 1/2", Some((b"step 1/2", true))),
-            ("a part", b"2026-01-01T00:00:00.000000001Z stderr P half", Some((b"half", false))),
-            ("an empty line", b"2026-01-01T00:00:00.000000001Z stdout F ", Some((b"", true))),
-            ("spaces are kept", b"2026-01-01T00:00:00.000000001Z stdout F  a  b ", Some((b" a  b ", true))),
-            ("not UTF-8", b"2026-01-01T00:00:00.000000001Z stdout F \xff", Some((b"\xff", true))),
+        let line = |text: &'static [u8]| Some(Entry { time: "2026-01-01T00:00:00.000000001Z", whole: true, text });
+        let part = |text: &'static [u8]| line(text).map(|entry| Entry { whole: false, ..entry });
+        let cases: [(&str, &[u8], Option<Entry<'_>>); 7] = [
+            ("a line", b"2026-01-01T00:00:00.000000001Z stdout F step 1/2", line(b"step 1/2")),
+            ("a part", b"2026-01-01T00:00:00.000000001Z stderr P half", part(b"half")),
+            ("an empty line", b"2026-01-01T00:00:00.000000001Z stdout F ", line(b"")),
+            ("spaces are kept", b"2026-01-01T00:00:00.000000001Z stdout F  a  b ", line(b" a  b ")),
+            ("not UTF-8", b"2026-01-01T00:00:00.000000001Z stdout F \xff", line(b"\xff")),
             ("cut off", b"01T00:00:00Z", None),
             ("the end of the file", b"", None),
         ];
-        for (label, line, expected) in cases {
-            let entry = Entry::parse(line);
-            assert_eq!(entry.map(|entry| (entry.text, entry.whole)), expected, "{label}");
+        for (label, bytes, expected) in cases {
+            assert_eq!(Entry::parse(bytes), expected, "{label}");
         }
     }
 

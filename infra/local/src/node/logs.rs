@@ -1,4 +1,5 @@
-//! Which log the API server asks for, and which lines of it: `kubectl logs` with its options, answered as the kubelet does.
+//! Which log the API server asks for, and which lines of it: `kubectl logs` and its options, answered as the kubelet
+//! does.
 
 use std::{
     fs::File,
@@ -83,7 +84,11 @@ fn container_status<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerSt
 }
 
 /// What the container wrote, as it was asked for; with `follow` until that attempt has ended.
-pub(crate) fn stream(folder: AttemptFolder, options: Options, now: Timestamp) -> impl Stream<Item = io::Result<Vec<u8>>> {
+pub(crate) fn stream(
+    folder: AttemptFolder,
+    options: &Options,
+    now: Timestamp,
+) -> impl Stream<Item = io::Result<Vec<u8>>> + use<> {
     let since = options.since_seconds.and_then(|seconds| now.checked_sub(SignedDuration::from_secs(seconds)).ok());
     let reader = Reader {
         folder,
@@ -224,8 +229,18 @@ mod tests {
                 Ok(1),
                 Ok(1),
             ),
-            ("is not there yet", json!({"state": waiting("ContainerCreating")}), missing("ContainerCreating"), no_previous()),
-            ("has no image", json!({"state": waiting("ErrImagePull")}), missing("image can't be pulled"), no_previous()),
+            (
+                "is not there yet",
+                json!({"state": waiting("ContainerCreating")}),
+                missing("ContainerCreating"),
+                no_previous(),
+            ),
+            (
+                "has no image",
+                json!({"state": waiting("ErrImagePull")}),
+                missing("image can't be pulled"),
+                no_previous(),
+            ),
             (
                 "still has no image",
                 json!({"state": waiting("ImagePullBackOff")}),

@@ -1,17 +1,18 @@
-//! The twin's node: runs the pods that the scheduler gives it as processes of this machine, with the kubelet's rules, and
-//! serves their logs. It stands for the machines of a cluster and for nothing else: the API server, the scheduler and
-//! the operator are the real ones.
+//! The twin's node: runs the pods that the scheduler gives it as processes of this machine, with the kubelet's rules,
+//! and serves their logs. It stands for the machines of a cluster and for nothing else: the API server, the scheduler
+//! and the operator are the real ones.
 //!
 //! ```text
-//! API server ── pods of this node ──> assignments ──> pod (a task each) ──> container ──> shim ──> unshare ──> program
-//!     ^                                                │                                    └─> log, exit (files)
-//!     └──────────────── status ────────────────────────┘                                              │
-//!     └──────────────── logs ───────────────────────────────────────────────────────── server <───────┘
+//! API server ── its pods ──> assignments ──> pod (a task each) ──> container ──> unshare ──> shim ──> program
+//!     ^                                        │                                              └─> log, exit (files)
+//!     └──────────────── status ── publisher <──┘                                                        │
+//!     └──────────────── logs ────────────────────────────────────────────────────── server <────────────┘
 //! ```
 //! It does not isolate: a container sees this machine's files and network. Only its processes are its own.
 //!
-//! SIGTERM ends the containers (five seconds of grace) and then the node. A node that is killed leaves them running, as a
-//! kubelet does, and the next one takes them over.
+//! SIGTERM ends the containers (five seconds of grace) and then the node; the next node finds them ended and goes by
+//! their restart policy, as after a reboot. A node that is killed leaves them running, as a kubelet does, and the next
+//! one takes them over. Nothing outlives the twin, whose supervisor has a process-id namespace around everything.
 
 mod admission;
 mod assignments;
@@ -30,6 +31,7 @@ mod node;
 mod pod;
 mod ports;
 mod process;
+mod publisher;
 mod registration;
 mod server;
 mod shim;
@@ -40,13 +42,17 @@ use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
-use kube::{Client, config::{KubeConfigOptions, Kubeconfig}};
+use kube::{
+    Client,
+    config::{KubeConfigOptions, Kubeconfig},
+};
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
     task,
 };
-use tracing::info;
+use tracing::{info, level_filters::LevelFilter};
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::{config::Config, node::Node};
 
@@ -54,7 +60,7 @@ use crate::{config::Config, node::Node};
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// The twin's node.
-#[derive(Parser)]
+#[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
     /// The configuration file.
@@ -64,7 +70,7 @@ struct Arguments {
     command: Option<InternalCommand>,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum InternalCommand {
     /// Watch one container; the node starts it.
     #[command(hide = true)]
@@ -77,7 +83,10 @@ fn main() -> anyhow::Result<()> {
         return shim::run(arguments);
     }
     let Some(config) = arguments.config else { bail!("--config is required") };
-    tracing_subscriber::fmt().with_ansi(false).with_target(false).with_writer(std::io::stderr).init();
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).with_writer(std::io::stderr);
+    // The client reports each failed request by itself, and whoever made it reports it again with its meaning.
+    let levels = Targets::new().with_default(LevelFilter::INFO).with_target("kube_client", LevelFilter::OFF);
+    tracing_subscriber::registry().with(lines).with(levels).init();
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         bail!("another TLS provider is installed already");
     }

@@ -109,7 +109,11 @@ impl Node {
         pods.values().any(|pod| {
             job_uid(pod).as_deref() == Some(job)
                 && pod.labels().get(JOB_ROLE).is_some_and(|role| role == "master")
-                && pod.status.as_ref().and_then(|status| status.phase.as_deref()).is_some_and(|phase| phase != "Pending")
+                && pod
+                    .status
+                    .as_ref()
+                    .and_then(|status| status.phase.as_deref())
+                    .is_some_and(|phase| phase != "Pending")
         })
     }
 

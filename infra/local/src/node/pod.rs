@@ -15,23 +15,23 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::core::v1::{Pod, PodCondition, PodSpec, PodStatus},
+    api::core::v1::{Pod, PodSpec},
     jiff::{SignedDuration, Timestamp},
 };
 use kube::{
     Api, ResourceExt as _,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, Preconditions},
 };
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
 use tokio::{sync::watch, time};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     container::{Container, Surroundings},
     images,
     node::{Node, job_uid},
     process,
+    publisher::Publisher,
     status::{Ended, Phase, PodView, RestartPolicy},
 };
 
@@ -39,8 +39,6 @@ use crate::{
 const ROUND: Duration = Duration::from_millis(200);
 /// How long the API server has to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
-/// A container's end must be seen before its restart hides it, unless the API server is away for longer.
-const UNSEEN_END: Duration = Duration::from_secs(5);
 /// Kubernetes' own default.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
 
@@ -70,16 +68,6 @@ struct Ending {
     since: Instant,
     /// Which containers have been told, by name.
     told: Vec<String>,
-}
-
-/// Tells the API server, again and again until it has heard.
-#[derive(Debug)]
-struct Publisher {
-    /// What it has heard last.
-    heard: Option<PodStatus>,
-    unheard_since: Option<Instant>,
-    try_after: Instant,
-    failures: u32,
 }
 
 /// Look after a pod until it is gone from the API server, or the node stops.
@@ -116,7 +104,7 @@ async fn run(mut work: PodWork, mut newest: watch::Receiver<Option<Arc<Pod>>>) {
 /// The next change; never, when there can be none any more.
 async fn changed<T>(receiver: &mut watch::Receiver<T>) {
     if receiver.changed().await.is_err() {
-        future::pending().await
+        future::pending::<()>().await;
     }
 }
 
@@ -135,7 +123,8 @@ impl PodWork {
         let status = pod.status.as_ref();
         let present = status.and_then(|status| status.pod_ip.as_ref()?.parse().ok());
         let address = node.addresses().of_pod(&uid, present);
-        let start_time = status.and_then(|status| status.start_time.as_ref()).map_or_else(Timestamp::now, |time| time.0);
+        let start_time =
+            status.and_then(|status| status.start_time.as_ref()).map_or_else(Timestamp::now, |time| time.0);
         let phase = status.and_then(|status| status.phase.as_deref());
         let work = Self {
             job: job_uid(&pod).unwrap_or_else(|| uid.clone()),
@@ -182,7 +171,7 @@ impl PodWork {
         }
         match (ended, self.finished && !running) {
             (true, _) if told => Duration::ZERO,
-            (_, true) if told => Duration::from_secs(60),
+            (_, true) if told => Duration::from_mins(1),
             _ => ROUND,
         }
     }
@@ -261,7 +250,7 @@ impl PodWork {
 
     /// Publish the status when it has changed; `true` when the API server knows the present one.
     async fn tell(&mut self) -> bool {
-        if self.publisher.heard.is_none() && self.finished {
+        if self.finished && !self.publisher.has_spoken() {
             // Over before this node came: the API server has the last word.
             return true;
         }
@@ -306,14 +295,25 @@ impl PodWork {
     }
 
     fn needs_a_place(&self) -> bool {
-        let images = self.spec().into_iter().flat_map(|spec| &spec.containers).filter_map(|container| container.image.as_deref());
+        let images = self
+            .spec()
+            .into_iter()
+            .flat_map(|spec| &spec.containers)
+            .filter_map(|container| container.image.as_deref());
         images.into_iter().any(|image| images::is_trainer(&self.node.config, image))
     }
 
     /// How many pods the job has, from what the operator tells each of them.
     fn places(&self) -> usize {
-        let variables = self.spec().into_iter().flat_map(|spec| &spec.containers).flat_map(|container| container.env.iter().flatten());
-        let nodes = variables.into_iter().filter(|variable| variable.name == "PET_NNODES").find_map(|variable| variable.value.as_deref());
+        let variables = self
+            .spec()
+            .into_iter()
+            .flat_map(|spec| &spec.containers)
+            .flat_map(|container| container.env.iter().flatten());
+        let nodes = variables
+            .into_iter()
+            .filter(|variable| variable.name == "PET_NNODES")
+            .find_map(|variable| variable.value.as_deref());
         nodes.and_then(|nodes| nodes.rsplit(':').next()?.parse().ok()).unwrap_or(1)
     }
 
@@ -343,7 +343,8 @@ impl PodWork {
 
     fn grace(&self) -> Duration {
         let deletion = self.pod.metadata.deletion_grace_period_seconds.filter(|_| self.is_deleted());
-        let seconds = deletion.or_else(|| self.spec()?.termination_grace_period_seconds).unwrap_or(DEFAULT_GRACE_SECONDS);
+        let seconds =
+            deletion.or_else(|| self.spec()?.termination_grace_period_seconds).unwrap_or(DEFAULT_GRACE_SECONDS);
         Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
     }
 
@@ -358,64 +359,4 @@ impl PodWork {
     fn api(&self) -> Api<Pod> {
         Api::namespaced(self.node.client.0.clone(), &self.pod.namespace().unwrap_or_default())
     }
-}
-
-// === impl Publisher ===
-
-impl Publisher {
-    fn new() -> Self {
-        Self { heard: None, unheard_since: None, try_after: Instant::now(), failures: 0 }
-    }
-
-    /// Whether the containers' present states need not be held still to be seen.
-    fn may_go_on(&self) -> bool {
-        self.unheard_since.is_none_or(|since| since.elapsed() >= UNSEEN_END)
-    }
-
-    /// The conditions that the API server has, as far as is known.
-    fn conditions(&self, present: &[PodCondition]) -> Vec<PodCondition> {
-        let own = self.heard.as_ref().and_then(|status| status.conditions.as_deref());
-        own.unwrap_or(present).to_vec()
-    }
-
-    async fn publish(&mut self, api: &Api<Pod>, name: &str, uid: &str, status: PodStatus) -> bool {
-        if self.heard.as_ref() == Some(&status) {
-            self.unheard_since = None;
-            return true;
-        }
-        self.unheard_since.get_or_insert_with(Instant::now);
-        if Instant::now() < self.try_after {
-            return false;
-        }
-        let patch = Patch::Strategic(patch(uid, &status));
-        let answer = time::timeout(ANSWER_TIME, api.patch_status(name, &PatchParams::default(), &patch)).await;
-        match answer {
-            Ok(Ok(_)) => {
-                self.heard = Some(status);
-                self.unheard_since = None;
-                self.failures = 0;
-                return true;
-            }
-            Ok(Err(kube::Error::Api(answer))) if matches!(answer.code, 404 | 409) => {
-                debug!("pod {name} is gone or another: {}", answer.message);
-            }
-            Ok(Err(error)) => warn!("cannot tell the status of pod {name}: {error}"),
-            Err(_) => warn!("cannot tell the status of pod {name}: no answer"),
-        }
-        self.failures += 1;
-        self.try_after = Instant::now() + ROUND * 2_u32.pow(self.failures.min(5));
-        false
-    }
-}
-
-/// The uid keeps the status from a later pod of the same name. A strategic merge leaves the scheduler's condition alone,
-/// and a field is only removed when it is named.
-fn patch(uid: &str, status: &PodStatus) -> Value {
-    let mut status = json!(status);
-    for condition in status["conditions"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
-        for field in ["reason", "message"] {
-            condition.entry(field).or_insert(Value::Null);
-        }
-    }
-    json!({"metadata": {"uid": uid}, "status": status})
 }

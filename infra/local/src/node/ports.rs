@@ -107,8 +107,7 @@ fn hash(text: &str) -> [u8; 2] {
 
 /// Whether nobody has the port on any address: the rendezvous store listens on all of them.
 fn is_free(port: u16) -> bool {
-    TcpSocket::new_v4()
-        .is_ok_and(|socket| socket.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).is_ok())
+    TcpSocket::new_v4().is_ok_and(|socket| socket.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).is_ok())
 }
 
 #[cfg(test)]

@@ -42,7 +42,8 @@ impl Isolation {
         let unshare = find_tool("unshare")?;
         let setpriv = find_tool("setpriv")?;
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        for outer in [words(&[&unshare, "--pid", "--"]), words(&[&unshare, "--user", "--map-root-user", "--pid", "--"])] {
+        for outer in [words(&[&unshare, "--pid", "--"]), words(&[&unshare, "--user", "--map-root-user", "--pid", "--"])]
+        {
             let (program, options) = outer.split_first().context("no command")?;
             let attempt = Command::new(program).args(options).arg("true").stderr(Stdio::null()).status().await;
             if attempt.is_ok_and(|status| status.success()) {
@@ -50,7 +51,9 @@ impl Isolation {
                 return Ok(Self { outer, shim, inner: words(&[&setpriv, "--pdeathsig", "KILL", "--"]) });
             }
         }
-        bail!("this machine does not let `unshare` make a process-id namespace, neither at once nor in a user namespace")
+        bail!(
+            "this machine does not let `unshare` make a process-id namespace, neither at once nor in a user namespace"
+        )
     }
 }
 

@@ -23,17 +23,17 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// Register and stay ready until the process ends, whatever the API server does.
 pub(crate) async fn run(node: Arc<Node>) {
     let ready_since = Timestamp::now();
-    let mut was_registered = false;
+    let mut known = None;
     loop {
         let registered = time::timeout(ANSWER_TIME, register(&node, ready_since)).await;
         let registered = registered.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer")));
+        let changed = known.replace(registered.is_ok()) != Some(registered.is_ok());
         match &registered {
-            Ok(()) if !was_registered => info!("node {} is ready", node.config.node_name),
-            Ok(()) => {}
-            Err(error) => warn!("cannot register: {error:#}"),
+            Ok(()) if changed => info!("node {} is ready", node.config.node_name),
+            Err(error) if changed => warn!("cannot register, and trying on: {error:#}"),
+            Ok(()) | Err(_) => {}
         }
-        was_registered = registered.is_ok();
-        time::sleep(if was_registered { HEARTBEAT } else { RETRY }).await;
+        time::sleep(if registered.is_ok() { HEARTBEAT } else { RETRY }).await;
     }
 }
 
@@ -65,10 +65,9 @@ fn object(name: &str) -> Value {
 
 /// More than any machine here has: scheduling is real, resources are not.
 fn status(log_port: u16, ready_since: Timestamp, now: Timestamp) -> Value {
-    let resources = json!({"cpu": "64", "memory": "1Ti", "pods": "250", "nvidia.com/gpu": "8", "ephemeral-storage": "1Ti"});
-    let condition = |kind: &str, holds: &str, reason: &str| {
-        json!({"type": kind, "status": holds, "reason": reason, "lastHeartbeatTime": now, "lastTransitionTime": ready_since})
-    };
+    let resources =
+        json!({"cpu": "64", "memory": "1Ti", "pods": "250", "nvidia.com/gpu": "8", "ephemeral-storage": "1Ti"});
+    let condition = |kind: &str, holds: &str, reason: &str| json!({"type": kind, "status": holds, "reason": reason, "lastHeartbeatTime": now, "lastTransitionTime": ready_since});
     json!({"status": {
         "capacity": resources,
         "allocatable": resources,

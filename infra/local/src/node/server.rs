@@ -1,11 +1,6 @@
 //! The part of the kubelet's HTTPS server that the API server uses for `kubectl logs`.
 
-use std::{
-    fs,
-    net::TcpListener,
-    path::Path as FilePath,
-    sync::Arc,
-};
+use std::{fs, net::TcpListener, path::Path as FilePath, sync::Arc};
 
 use anyhow::Context as _;
 use axum::{
@@ -67,7 +62,7 @@ async fn container_logs(
             let uid = pod.uid().unwrap_or_default();
             let folder = process::pod_folder(&node.config.pods_dir, &namespace, &name, &uid);
             let folder = AttemptFolder::new(folder.join(&container).join(attempt.to_string()));
-            Body::from_stream(logs::stream(folder, options, Timestamp::now())).into_response()
+            Body::from_stream(logs::stream(folder, &options, Timestamp::now())).into_response()
         }
     }
 }

@@ -18,7 +18,7 @@ use anyhow::Context as _;
 use clap::Args;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::attempt::{AttemptFolder, Exit, ProcessId};
+use crate::attempt::{AttemptFolder, Exit};
 
 /// A longer line is cut into parts, as container runtimes do.
 const LONGEST_PART: u64 = 16 * 1024;
@@ -40,12 +40,12 @@ pub(crate) struct ShimArguments {
 /// Run one attempt of a container to its end. Nobody hears what goes wrong here, so that becomes the attempt's end.
 pub(crate) fn run(arguments: &ShimArguments) -> anyhow::Result<()> {
     let folder = AttemptFolder::new(arguments.folder.clone());
+    let _claim = folder.claim()?;
     let exit = watch(arguments, &folder).unwrap_or_else(|error| Exit::of_refused(format!("{error:#}")));
     folder.write_exit(&exit)
 }
 
 fn watch(arguments: &ShimArguments, folder: &AttemptFolder) -> anyhow::Result<Exit> {
-    folder.write_shim(ProcessId::of(std::process::id()).context("this process is not in /proc")?)?;
     let started_at = Timestamp::now();
     let (program, options) = arguments.command.split_first().context("no command")?;
     let log = OpenOptions::new().append(true).create(true).open(folder.log()).context("cannot open the log")?;
@@ -58,17 +58,15 @@ fn watch(arguments: &ShimArguments, folder: &AttemptFolder) -> anyhow::Result<Ex
         .stderr(input)
         .spawn()
         .with_context(|| format!("cannot start {program}"))?;
-    if let Some(process) = ProcessId::of(child.id()) {
-        folder.write_process(process)?;
-        let unfinished = arguments.pid_file.with_extension("pid.new");
-        fs::write(&unfinished, format!("{}\n", process.pid))?;
-        fs::rename(&unfinished, &arguments.pid_file)?;
-    }
+    folder.write_process(child.id())?;
+    let unfinished = arguments.pid_file.with_extension("pid.new");
+    fs::write(&unfinished, format!("{}\n", child.id()))?;
+    fs::rename(&unfinished, &arguments.pid_file)?;
     copy(BufReader::new(output), log)?;
     let status = child.wait()?;
     // Gone already when the node has removed the pod's folder.
     drop(fs::remove_file(&arguments.pid_file));
-    Ok(Exit { exit_code: exit_code(status), started_at, finished_at: Timestamp::now(), refused: None })
+    Ok(Exit { code: exit_code(status), started_at, finished_at: Timestamp::now(), refused: None })
 }
 
 /// A container killed by signal n ends with 128 + n.
@@ -106,11 +104,11 @@ mod tests {
 
     #[test]
     fn output_is_kept_byte_for_byte() {
-        let long = "x".repeat(40_000);
+        let line = "x".repeat(40_000);
         let cases = [
             ("lines", "one\ntwo\n", 2),
             ("an unfinished line", "one\ntw", 2),
-            ("a line in parts", &format!("{long}\nend\n"), 4),
+            ("a line in parts", &format!("{line}\nend\n"), 4),
             ("empty lines", "\n\n", 2),
             ("carriage returns", "10%\r20%\r\n", 1),
             ("nothing", "", 0),
@@ -119,7 +117,7 @@ mod tests {
             let mut log = Vec::new();
             copy(BufReader::new(output.as_bytes()), &mut log).unwrap();
             assert_eq!(String::from_utf8(log_format::text(&log)).unwrap(), output, "{label}");
-            assert_eq!(log.iter().filter(|byte| **byte == b'\n').count(), entries, "{label}");
+            assert_eq!(String::from_utf8(log).unwrap().lines().count(), entries, "{label}");
         }
     }
 }

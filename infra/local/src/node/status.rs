@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 
 use k8s_openapi::{
     api::core::v1::{
-        ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
-        PodCondition, PodIP, PodStatus,
+        ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+        HostIP, PodCondition, PodIP, PodStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
@@ -141,7 +141,10 @@ impl ContainerView {
             started: Some(self.is_running()),
             state: Some(match &self.state {
                 State::Waiting { reason, message } => ContainerState {
-                    waiting: Some(ContainerStateWaiting { reason: Some((*reason).to_owned()), message: message.clone() }),
+                    waiting: Some(ContainerStateWaiting {
+                        reason: Some((*reason).to_owned()),
+                        message: message.clone(),
+                    }),
                     ..ContainerState::default()
                 },
                 State::Running { started_at } => ContainerState {
@@ -205,9 +208,10 @@ impl PodView {
         if !self.is_initialized() || self.containers.iter().any(never_started) {
             return Phase::Pending;
         }
-        let done = self.containers.iter().all(|container| {
-            container.end().is_some_and(|end| !self.restart_policy.restarts(end.exit_code))
-        });
+        let done = self
+            .containers
+            .iter()
+            .all(|container| container.end().is_some_and(|end| !self.restart_policy.restarts(end.exit_code)));
         match (done, succeeded) {
             (false, _) => Phase::Running,
             (true, true) => Phase::Succeeded,
@@ -300,5 +304,169 @@ fn condition(kind: &str, holds: bool, reason: Option<&str>, message: Option<Stri
         reason: reason.map(str::to_owned),
         message,
         ..PodCondition::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn termination(exit_code: i32) -> Termination {
+        Termination {
+            exit_code,
+            reason: if exit_code == 0 { "Completed" } else { "Error" },
+            message: None,
+            started_at: Timestamp::UNIX_EPOCH,
+            finished_at: Timestamp::UNIX_EPOCH,
+            container_id: "twin://uid/pytorch/0".to_owned(),
+        }
+    }
+
+    fn ended(exit_code: i32) -> State {
+        State::Terminated(termination(exit_code))
+    }
+
+    fn running() -> State {
+        State::Running { started_at: Timestamp::UNIX_EPOCH }
+    }
+
+    fn waiting(reason: &'static str) -> State {
+        State::Waiting { reason, message: None }
+    }
+
+    impl ContainerView {
+        fn test(state: State) -> Self {
+            Self {
+                name: "pytorch".to_owned(),
+                image: "stub".to_owned(),
+                state,
+                last: None,
+                restart_count: 0,
+                container_id: None,
+            }
+        }
+
+        fn after(self, exit_code: i32) -> Self {
+            Self { last: Some(termination(exit_code)), ..self }
+        }
+    }
+
+    impl PodView {
+        fn test(restart_policy: RestartPolicy, containers: impl IntoIterator<Item = ContainerView>) -> Self {
+            Self {
+                init_containers: Vec::new(),
+                containers: containers.into_iter().collect(),
+                restart_policy,
+                ended: None,
+                address: Ipv4Addr::new(10, 244, 0, 1),
+                start_time: Timestamp::UNIX_EPOCH,
+                generation: None,
+            }
+        }
+
+        fn with_init(self, state: State) -> Self {
+            Self { init_containers: vec![ContainerView::test(state)], ..self }
+        }
+
+        fn ended(self, why: Ended) -> Self {
+            Self { ended: Some(why), ..self }
+        }
+    }
+
+    #[test]
+    fn phases_are_the_kubelets() {
+        use RestartPolicy::{Always, Never, OnFailure};
+        let one = |policy, state| PodView::test(policy, [ContainerView::test(state)]);
+        let two = |policy, first, second| PodView::test(policy, [first, second].map(ContainerView::test));
+        let again = || ContainerView::test(waiting("CrashLoopBackOff")).after(1);
+        let cases = [
+            ("not started", one(OnFailure, waiting("ContainerCreating")), Phase::Pending),
+            ("no image", one(OnFailure, waiting("ImagePullBackOff")), Phase::Pending),
+            ("runs", one(OnFailure, running()), Phase::Running),
+            ("one of two has no image", two(OnFailure, running(), waiting("ErrImagePull")), Phase::Pending),
+            ("done", one(OnFailure, ended(0)), Phase::Succeeded),
+            ("done, but Always", one(Always, ended(0)), Phase::Running),
+            ("failed and will be restarted", one(OnFailure, ended(1)), Phase::Running),
+            ("waits for its restart", PodView::test(OnFailure, [again()]), Phase::Running),
+            ("runs again", PodView::test(OnFailure, [ContainerView::test(running()).after(1)]), Phase::Running),
+            ("failed for ever", one(Never, ended(1)), Phase::Failed),
+            ("one of two still runs", two(Never, ended(1), running()), Phase::Running),
+            ("one of two failed", two(Never, ended(1), ended(0)), Phase::Failed),
+            ("prepares", one(OnFailure, waiting("PodInitializing")).with_init(running()), Phase::Pending),
+            ("prepared", one(OnFailure, running()).with_init(ended(0)), Phase::Running),
+            ("prepares again", one(OnFailure, waiting("PodInitializing")).with_init(ended(1)), Phase::Pending),
+            ("cannot be prepared", one(Never, waiting("PodInitializing")).with_init(ended(1)), Phase::Failed),
+            ("is being deleted", one(OnFailure, running()).ended(Ended::Deleted), Phase::Running),
+            ("deleted, it ended well", one(OnFailure, ended(0)).ended(Ended::Deleted), Phase::Succeeded),
+            ("deleted, it failed", one(OnFailure, ended(143)).ended(Ended::Deleted), Phase::Failed),
+            (
+                "deleted before its start",
+                one(OnFailure, waiting("ContainerCreating")).ended(Ended::Deleted),
+                Phase::Failed,
+            ),
+            ("past its deadline", one(OnFailure, ended(143)).ended(Ended::DeadlineExceeded), Phase::Failed),
+            ("past its deadline, but done", one(OnFailure, ended(0)).ended(Ended::DeadlineExceeded), Phase::Failed),
+            (
+                "past its deadline, still stopping",
+                one(OnFailure, running()).ended(Ended::DeadlineExceeded),
+                Phase::Running,
+            ),
+        ];
+        for (label, pod, expected) in cases {
+            assert_eq!(pod.phase(), expected, "{label}");
+        }
+    }
+
+    #[test]
+    fn conditions_follow_the_containers() {
+        let policy = RestartPolicy::OnFailure;
+        let one = |state| PodView::test(policy, [ContainerView::test(state)]);
+        // (label, pod, Initialized, Ready with its reason)
+        let cases = [
+            ("starts", one(waiting("ContainerCreating")), "True", "False ContainersNotReady"),
+            ("prepares", one(waiting("PodInitializing")).with_init(running()), "False", "False ContainersNotReady"),
+            ("runs", one(running()).with_init(ended(0)), "True", "True "),
+            ("done", one(ended(0)), "True", "False PodCompleted"),
+            ("failed", PodView::test(RestartPolicy::Never, [ContainerView::test(ended(1))]), "True", "False PodFailed"),
+        ];
+        for (label, pod, initialized, ready) in cases {
+            let conditions = pod.render(&[], Timestamp::UNIX_EPOCH).conditions.unwrap();
+            let of = |kind: &str| conditions.iter().find(|condition| condition.type_ == kind).unwrap();
+            assert_eq!(of("Initialized").status, initialized, "{label}");
+            for kind in ["Ready", "ContainersReady"] {
+                let condition = of(kind);
+                let seen = format!("{} {}", condition.status, condition.reason.as_deref().unwrap_or_default());
+                assert_eq!(seen, ready, "{label}: {kind}");
+            }
+            assert_eq!(conditions.len(), 3, "{label}: PodScheduled is the scheduler's");
+        }
+    }
+
+    #[test]
+    fn a_condition_that_stays_keeps_its_time() {
+        let pod = PodView::test(RestartPolicy::Never, [ContainerView::test(running())]);
+        let later = Timestamp::from_second(60).unwrap();
+        let before = pod.render(&[], Timestamp::UNIX_EPOCH).conditions.unwrap();
+        assert_eq!(pod.render(&before, later).conditions.unwrap(), before);
+        let over = PodView::test(RestartPolicy::Never, [ContainerView::test(ended(0))]).render(&before, later);
+        let times: Vec<_> =
+            over.conditions.unwrap().into_iter().map(|condition| condition.last_transition_time).collect();
+        assert_eq!(times, [Some(Time(Timestamp::UNIX_EPOCH)), Some(Time(later)), Some(Time(later))]);
+    }
+
+    #[test]
+    fn a_restart_shows_the_end_before_it() {
+        let again = ContainerView {
+            restart_count: 1,
+            container_id: Some("twin://uid/pytorch/1".to_owned()),
+            ..ContainerView::test(running()).after(137)
+        };
+        let status = PodView::test(RestartPolicy::OnFailure, [again]).render(&[], Timestamp::UNIX_EPOCH);
+        let container = status.container_statuses.unwrap().remove(0);
+        assert_eq!(container.restart_count, 1);
+        assert!(container.ready);
+        assert!(container.state.unwrap().running.is_some());
+        let last = container.last_state.unwrap().terminated.unwrap();
+        assert_eq!((last.exit_code, last.reason.as_deref()), (137, Some("Error")));
     }
 }

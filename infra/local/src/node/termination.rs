@@ -50,16 +50,17 @@ mod tests {
     #[test]
     fn messages_are_what_the_kubelet_keeps() {
         let entry = |text: &str| format!("2026-01-01T00:00:00.000000000Z stderr F {text}\n");
-        let long = "x".repeat(5000);
-        let log: String = (0..100).map(|line| entry(&format!("line {line}"))).collect();
-        let eighty: String = (20..100).map(|line| format!("line {line}\n")).collect();
+        let lengthy = "x".repeat(5000);
+        let lines = |range: std::ops::Range<u32>| range.map(|line| format!("line {line}")).collect::<Vec<_>>();
+        let log = lines(0..100).iter().map(|line| entry(line)).collect::<Vec<_>>().concat();
+        let eighty = lines(20..100).join("\n") + "\n";
         let cases = [
             ("a message", "out of memory", "", false, Some("out of memory".to_owned())),
-            ("the end of a long one", &long, "", false, Some("x".repeat(4096))),
+            ("the end of a long one", &lengthy, "", false, Some("x".repeat(4096))),
             ("none", "", &log, false, None),
             ("none, the log instead", "", &log, true, Some(eighty)),
             ("a message and a log", "message", &log, true, Some("message".to_owned())),
-            ("the end of a long log", "", &entry(&long), true, Some(format!("{}\n", "x".repeat(2047)))),
+            ("the end of a long log", "", &entry(&lengthy), true, Some(format!("{}\n", "x".repeat(2047)))),
             ("neither", "", "", true, None),
         ];
         for (label, written, log, fall_back, expected) in cases {

@@ -54,8 +54,10 @@ async fn main() -> anyhow::Result<ExitCode> {
 async fn train() -> anyhow::Result<ExitCode> {
     let orders = Orders::from_environment()?;
     // Only the master of a job that knows where its run is has something to write.
-    let progress = if env::var("RANK").is_ok_and(|rank| rank == "0") { ProgressObject::from_environment().await? } else { None };
-    let step_time = Duration::try_from_secs_f64(orders.seconds)?.div_f64(f64::from(u32::try_from(orders.steps.max(1))?));
+    let progress =
+        if env::var("RANK").is_ok_and(|rank| rank == "0") { ProgressObject::from_environment().await? } else { None };
+    let step_time =
+        Duration::try_from_secs_f64(orders.seconds)?.div_f64(f64::from(u32::try_from(orders.steps.max(1))?));
     let begin = Instant::now();
     let mut written_at: Option<Instant> = None;
     for step in 1..=orders.steps {
