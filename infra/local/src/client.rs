@@ -160,7 +160,7 @@ impl Twin {
             "cpus_per_node": 2,
             "memory_per_node_gb": 4,
             "extra_args": {
-                "max_steps": max_steps, "save_steps": save_steps, "batch_size": 4, "max_seq_len": 64, "lr": 1e-3, "seed": 7,
+                "max_steps": max_steps, "save_steps": save_steps, "batch_size": 128, "max_seq_len": 64, "lr": 1e-3, "seed": 7,
             },
         }))
     }

@@ -1,0 +1,47 @@
+# The one command surface: each target is a line or two that calls cargo, pytest or the twin.
+.DEFAULT_GOAL := help
+.PHONY: help demo up down clean status build check test template trainer-test e2e
+
+TWIN = cargo build -q -p twin --bins && target/debug/twin
+
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
+
+demo: up ## Start the twin and run the main job on it, step by step
+	@target/debug/twin demo
+
+up: ## Start the local twin, or bring the running one up to date
+	@echo "building the twin (minutes the first time)"
+	@$(TWIN) up
+
+down: ## Stop the twin and keep its state
+	@$(TWIN) down
+
+clean: ## Stop the twin and delete its state
+	@$(TWIN) clean
+
+status: ## Show the twin's components
+	@$(TWIN) status
+
+build: ## Build the functions for deployment (sam from .local/venv/sam, or your own)
+	PATH="$(CURDIR)/.local/venv/sam/bin:$(CURDIR)/.local/venv/lambda/bin:$$PATH" SAM_CLI_TELEMETRY=0 sam build
+
+check: ## Formatting, lints and unit tests; needs no twin
+	cargo fmt --check
+	cargo clippy -q --workspace --all-targets -- -D warnings
+	cargo test -q --workspace --exclude e2e
+
+test: check up template trainer-test e2e ## Everything, against a twin that it starts and stops
+	@target/debug/twin down
+
+template: ## Checks of template.yaml, infra/cluster and events
+	.local/venv/sam/bin/python -m pytest -q tests/template
+
+trainer-test: ## The trainer's tests
+	.local/venv/trainer/bin/ruff check trainer
+	.local/venv/trainer/bin/ruff format --check trainer
+	.local/venv/trainer/bin/pytest -q trainer/tests
+
+e2e: ## End-to-end tests against the running twin; the last group stops components, so it runs alone
+	cargo test -q -p e2e --test jobs
+	cargo test -q -p e2e --test training --test outages -- --test-threads=1

@@ -1,0 +1,82 @@
+//! Real training: torchrun on two nodes, checkpoints in S3, a death in the middle. Alone, because it needs the cores.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use e2e::World;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+/// One death can cost up to three container restarts, with back-off from the second on.
+const TRAINED_WITHIN: Duration = Duration::from_mins(4);
+const STEPS: u64 = 120;
+const SAVE_STEPS: u64 = 20;
+
+/// The weights of a submission's final export, and the last step's loss, both bit by bit.
+async fn result(world: &World, name: &str) -> Result<(Vec<u8>, Value)> {
+    let done = world.wait_for_status(name, "succeeded", TRAINED_WITHIN).await?;
+    assert_eq!(done.number("/progress/step"), Some(STEPS));
+    let key =
+        format!("runs/{}/framework=hf/model/{}/model.safetensors", done.text("/run_id"), done.text("/submission"));
+    Ok((world.twin.object(&key).await?, done.body["progress"]["loss"].clone()))
+}
+
+#[tokio::test]
+async fn a_killed_pod_continues_to_the_same_end_bit_for_bit() -> Result<()> {
+    let world = World::meet()?;
+    let dataset_uri = world.twin.put_data_set().await?;
+    let straight = World::run_id("straight");
+    let name = world.submit(&world.twin.two_node_request(&straight, &dataset_uri, STEPS, SAVE_STEPS)?).await?;
+    let (weights, loss) = result(&world, &name).await?;
+    ensure!(loss.is_f64(), "the straight run has no loss");
+
+    let killed = World::run_id("killed");
+    let name = world.submit(&world.twin.two_node_request(&killed, &dataset_uri, STEPS, SAVE_STEPS)?).await?;
+    // The index shows a checkpoint: there is something to go on from, and something left to train.
+    let path = format!("/train/{name}/checkpoints");
+    let saved = world.wait(&path, TRAINED_WITHIN, |answer| answer.number("/checkpoints/0/step").is_some()).await?;
+    let step = saved.number("/checkpoints/0/step").unwrap_or_default();
+    world.tell(&["kill", &format!("{name}-worker-0")]).await?;
+    let (killed_weights, killed_loss) = result(&world, &name).await?;
+
+    let pod = world.resource("pod", &format!("{name}-master-0")).await?;
+    let restarts = pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or_default();
+    ensure!(restarts >= 1, "nothing was restarted: the run had ended before it was killed");
+    let output = world.kubectl(&["logs", &format!("{name}-master-0")], None).await?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        !text.contains(&format!("step 1/{STEPS}")),
+        "the restarted trainer began at step 1, not after {step}:\n{text}"
+    );
+    assert_eq!(killed_loss, loss, "the loss at the end");
+    ensure!(killed_weights == weights, "the weights at the end differ");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_finished_run_goes_on_from_its_last_step() -> Result<()> {
+    let world = World::meet()?;
+    let dataset_uri = world.twin.put_data_set().await?;
+    let run_id = World::run_id("resumed");
+    let name = world.submit(&world.twin.two_node_request(&run_id, &dataset_uri, 20, 20)?).await?;
+    let first = world.wait_for_status(&name, "succeeded", TRAINED_WITHIN).await?;
+
+    let mut request = world.twin.two_node_request(&run_id, &dataset_uri, 40, 20)?;
+    request["resume_from_checkpoint"] = json!(true);
+    world.twin.post("/train?restart=true", &request).await?.expect(201)?;
+    let (started, mut seen) = (Instant::now(), Vec::new());
+    while seen.last() != Some(&40) {
+        ensure!(started.elapsed() < TRAINED_WITHIN, "not at step 40, but {seen:?}");
+        let answer = world.twin.get(&format!("/train/{name}")).await?.expect(200)?;
+        seen.extend(answer.number("/progress/step"));
+        sleep(Duration::from_millis(300)).await;
+    }
+    ensure!(seen.iter().all(|step| *step > 20), "steps seen: {seen:?}");
+    world.wait_for_status(&name, "succeeded", TRAINED_WITHIN).await?;
+
+    let newest = |answer: &twin::client::Answer| answer.number("/checkpoints/0/step") == Some(40);
+    let checkpoints = world.wait(&format!("/train/{name}/checkpoints"), TRAINED_WITHIN, newest).await?;
+    let parent = &checkpoints.body["checkpoints"][0]["parent"];
+    assert_eq!(parent, &json!({"submission": first.text("/submission"), "step": 20}));
+    Ok(())
+}
