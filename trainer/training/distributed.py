@@ -5,6 +5,7 @@ Agreement runs over gloo on the CPU also where training runs over NCCL, so that 
 
 import contextlib
 import dataclasses
+import datetime
 import logging
 import os
 import signal
@@ -20,6 +21,9 @@ import torch.distributed as dist
 from training.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+# torchrun starts the processes once every node has joined, so they differ by their imports' time only.
+MEET_WITHIN = datetime.timedelta(seconds=60)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,8 +103,29 @@ def join(gpus_per_node: int | None, num_nodes: int | None) -> Iterator[World]:
     if gpu:
         torch.cuda.set_device(world.local_rank)
     if world.size > 1:
+        _meet(world)
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "cpu:gloo")
     yield world
     # Not after an error: the others are not coming, and to wait for them would hide it.
     if world.size > 1:
         dist.destroy_process_group()
+
+
+def _meet(world: World) -> None:
+    """Fail soon when some process is not coming.
+
+    A container that restarts at once may join the store of a master that is about to die too. Its processes would wait
+    half an hour for ranks that the new master never starts, because that one waits for this node's torchrun in turn.
+    Failing here makes the node join again.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return  # the store is then rank 0's own, and init_process_group makes it
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = dist.TCPStore(address, port, is_master=False, timeout=MEET_WITHIN, wait_for_workers=False)
+        store.set(f"train/here/{world.rank}", "")
+        store.wait([f"train/here/{rank}" for rank in range(world.size)], MEET_WITHIN)
+    except dist.DistError as error:
+        raise RuntimeError(
+            f"not all {world.size} processes came within {MEET_WITHIN.seconds} s: starting again"
+        ) from error
