@@ -175,7 +175,11 @@ impl Page {
                 "limit" => match value.parse() {
                     Ok(limit) if (1..=MAX_LIMIT).contains(&limit) => page.limit = limit,
                     _ => {
-                        errors.push(query_error(name, "range", format!("must be a whole number from 1 to {MAX_LIMIT}")));
+                        errors.push(query_error(
+                            name,
+                            "range",
+                            format!("must be a whole number from 1 to {MAX_LIMIT}"),
+                        ));
                     }
                 },
                 "before" => match value.parse() {
