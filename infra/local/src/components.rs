@@ -184,6 +184,7 @@ pub(crate) fn node(paths: &Paths, ports: &Ports) -> Result<Spec> {
     let settings = json!({
         "node_name": "twin",
         "kubeconfig": paths.admin_kubeconfig(),
+        "client_ca": paths.pki(pki::CA),
         "listen": format!("127.0.0.1:{}", ports.node),
         "pods_dir": paths.pods(),
         "trainer_dir": paths.source("trainer"),
