@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from training.errors import UserError
+from training.errors import KnownError, UserError
 from training.job import Job, parse
 
 # The exit code of a run that was told to stop: 128 + SIGTERM. Never 0, or a job that was cut short would count as done.
@@ -57,7 +57,7 @@ def run(job: Job) -> None:
     try:
         with distributed.join(job.gpus_per_node, job.num_nodes) as world:
             finished = runner.train(job, world)
-    except UserError:
+    except KnownError:
         sys.tracebacklimit = 0  # the sentence says it all
         raise
     if not finished:

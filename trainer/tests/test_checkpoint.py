@@ -1,5 +1,6 @@
 """What makes files a checkpoint, and which one a submission starts from."""
 
+import dataclasses
 import json
 import logging
 import threading
@@ -9,6 +10,7 @@ import pytest
 from training import layout
 from training.checkpoint import Checkpoints, parse
 from training.distributed import World
+from training.errors import SupersededError, UserError
 from training.storage import Folder
 
 OLD, OTHER, MINE = (f"0198000{number}-0000-7000-8000-000000000000" for number in (1, 2, 3))
@@ -40,16 +42,16 @@ def save(checkpoints, tmp_path, *steps, loss=1.5):
         assert not folder.exists()
 
 
-def trained(checkpoints, tmp_path, submission, *steps, resume=False):
+def trained(checkpoints, tmp_path, submission, *steps, resume=False, step=None):
     """A submission that starts and saves these steps; returns the step from which it started."""
     one = checkpoints(submission)
-    start = one.choose(resume)
+    start = one.choose(resume, step)
     save(one, tmp_path, *steps)
     return start.step if start else 0
 
 
-def start(checkpoints, submission, resume):
-    chosen = checkpoints(submission).choose(resume)
+def start(checkpoints, submission, resume, step=None):
+    chosen = checkpoints(submission).choose(resume, step)
     return (chosen.submission, chosen.step) if chosen else None
 
 
@@ -137,7 +139,7 @@ def test_where_a_newer_submission_has_nothing_whole_an_older_one_serves(checkpoi
     assert start(checkpoints, MINE, resume=True) == (OLD, 10)
 
 
-@pytest.mark.parametrize(
+TEARS = pytest.mark.parametrize(
     "tear",
     [
         lambda storage: storage.delete(["checkpoints/checkpoint-20/weights"]),
@@ -152,11 +154,130 @@ def test_where_a_newer_submission_has_nothing_whole_an_older_one_serves(checkpoi
     ],
     ids=["file missing", "file shorter", "no marker", "marker is no JSON", "marker of another step", "unverified"],
 )
+
+
+@TEARS
 @pytest.mark.parametrize("submission", [MINE, OTHER])
 def test_a_torn_checkpoint_is_passed_over(checkpoints, storage, tmp_path, tear, submission):
     trained(checkpoints, tmp_path, OTHER, 10, 20)
     tear(storage)
     assert start(checkpoints, submission, resume=True) == (OTHER, 10)
+
+
+@TEARS
+def test_a_step_that_was_asked_for_and_is_torn_is_refused(checkpoints, storage, tmp_path, tear):
+    trained(checkpoints, tmp_path, OTHER, 10, 20)
+    tear(storage)
+    with pytest.raises(UserError, match=r"RESUME is step-20, but .*: submit the job again .*\(step-10\)$"):
+        start(checkpoints, MINE, resume=True, step=20)
+
+
+@pytest.mark.parametrize(
+    ("tear", "says"),
+    [
+        (lambda storage: storage.delete(["checkpoints/step-000020.json"]), "the run has no such checkpoint"),
+        (
+            lambda storage: storage.delete(["checkpoints/checkpoint-20/weights"]),
+            "that checkpoint's files are incomplete",
+        ),
+    ],
+)
+def test_a_refusal_tells_missing_from_torn_and_what_to_do(checkpoints, storage, tmp_path, tear, says):
+    trained(checkpoints, tmp_path, OTHER, 20)
+    tear(storage)
+    with pytest.raises(UserError, match=f"{says}: submit the job again without resuming, as it has no complete one"):
+        start(checkpoints, MINE, resume=True, step=20)
+
+
+def test_the_same_size_with_another_etag_is_refused(checkpoints, storage, tmp_path, monkeypatch):
+    etags = {"checkpoints/checkpoint-20/weights": '"one"'}
+    listed = storage.list
+    monkeypatch.setattr(
+        storage,
+        "list",
+        lambda prefix: [dataclasses.replace(entry, etag=etags.get(entry.key)) for entry in listed(prefix)],
+    )
+    trained(checkpoints, tmp_path, OTHER, 20)
+    assert start(checkpoints, MINE, resume=True, step=20) == (OTHER, 20)
+    etags["checkpoints/checkpoint-20/weights"] = '"other"'
+    with pytest.raises(UserError, match="incomplete"):
+        start(checkpoints, MINE, resume=True, step=20)
+
+
+def test_a_step_that_was_asked_for_may_be_any_submissions(checkpoints, storage, tmp_path):
+    trained(checkpoints, tmp_path, OLD, 10, 20, 30)
+    trained(checkpoints, tmp_path, OTHER, 15)
+    assert start(checkpoints, MINE, resume=True) == (OTHER, 15), "which no chain leads from to 20"
+    with pytest.raises(UserError, match="RESUME is step-0, but the run has no such checkpoint"):
+        start(checkpoints, MINE, resume=True, step=0)
+    assert trained(checkpoints, tmp_path, MINE, 25, resume=True, step=20) == 20
+    assert parse(storage.read(layout.marker_key(25))).parent == {"submission": OLD, "step": 20}
+
+
+def test_a_restart_goes_on_from_its_own_newest_and_not_again_from_the_step(checkpoints, storage, tmp_path):
+    trained(checkpoints, tmp_path, OLD, 10, 20)
+    trained(checkpoints, tmp_path, MINE, 15, 18, resume=True, step=10)
+    assert trained(checkpoints, tmp_path, MINE, 21, resume=True, step=10) == 18
+    assert parse(storage.read(layout.marker_key(21))).parent == {"submission": OLD, "step": 10}
+    storage.delete(["checkpoints/checkpoint-10/weights"])
+    assert start(checkpoints, MINE, resume=True, step=10) == (MINE, 21), "which needs the step no longer"
+
+
+def own(storage, submission):
+    owner = {"submission": submission, "namespace": "training", "job": "job"}
+    storage.write(layout.owner_key(), json.dumps(owner).encode())
+
+
+def test_a_start_in_anothers_run_is_superseded(checkpoints, storage, tmp_path):
+    trained(checkpoints, tmp_path, MINE, 10)
+    own(storage, OTHER)
+    with pytest.raises(SupersededError, match=f"belongs to submission {OTHER} now: {MINE} stops"):
+        start(checkpoints, MINE, resume=False)
+
+
+@pytest.mark.parametrize("step", [10, 20])
+def test_who_is_superseded_writes_no_marker_and_harms_none(checkpoints, storage, tmp_path, step):
+    old = checkpoints(OLD)
+    old.choose(False)
+    own(storage, OTHER)
+    trained(checkpoints, tmp_path, OTHER, 10)
+    before = {entry.key: storage.read(entry.key) for entry in storage.list("checkpoints/")}
+    with pytest.raises(SupersededError):
+        save(old, tmp_path, step)
+    after = {entry.key: storage.read(entry.key) for entry in storage.list("checkpoints/")}
+    assert after.items() >= before.items()
+    assert [key for key in after if layout.parse_marker_key(key)] == ["checkpoints/step-000010.json"]
+
+
+def test_who_is_superseded_while_it_uploads_writes_no_marker(checkpoints, storage, tmp_path, monkeypatch):
+    one = checkpoints(MINE)
+    upload = storage.upload
+    monkeypatch.setattr(storage, "upload", lambda source, key: (upload(source, key), own(storage, OTHER)))
+    with pytest.raises(SupersededError):
+        save(one, tmp_path, 10)
+    assert storage.list("checkpoints/step-") == []
+
+
+@pytest.mark.parametrize("owner", [None, MINE])
+def test_the_owner_is_read_once_a_marker(checkpoints, storage, tmp_path, monkeypatch, owner):
+    if owner:
+        own(storage, owner)
+    read, keys = storage.read, []
+    monkeypatch.setattr(storage, "read", lambda key: (keys.append(key), read(key))[1])
+    one = checkpoints(MINE)
+    one.choose(False)
+    assert keys == ["owner"]
+    save(one, tmp_path, 10, 20)
+    assert keys == ["owner"] * 3
+    assert [entry.key for entry in storage.list("checkpoints/step-")] == [layout.marker_key(step) for step in (10, 20)]
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b"{", b"[]", b"{}", b'{"submission": 1}', b'{"submission": "other"}'])
+def test_an_owner_that_cannot_be_understood_is_nobody_and_said_once(checkpoints, storage, tmp_path, caplog, body):
+    storage.write("owner", body)
+    trained(checkpoints, tmp_path, MINE, 10, 20)
+    assert start(checkpoints, MINE, resume=False) == (MINE, 20)
+    assert caplog.text.count("cannot tell whose the run is from its owner") == 2, "once a process"
 
 
 def test_what_is_passed_over_is_said(checkpoints, storage, tmp_path, caplog):

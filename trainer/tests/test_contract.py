@@ -43,6 +43,7 @@ OPERATIONS = {
         "progress_key": lambda value: layout.progress_key(**value),
         "model_prefix": lambda value: layout.model_prefix(**value),
         "config_keys": lambda value: layout.config_keys(**value),
+        "owner_key": lambda value: layout.owner_key(**value),
     },
     "marker.json": {"parse": parse, "reject": reject, "complete": complete},
 }

@@ -95,8 +95,10 @@ class Pods:
             process.wait()
 
 
-def start_pods(directory, model_dir, dataset, store, submission, *, resume=False, nodes=1, processes=2, **settings):
-    """Start a job's pods. `processes` is per node; 0 is plain python, as on a laptop."""
+def start_pods(
+    directory, model_dir, dataset, store, submission, *, resume="false", nodes=1, processes=2, configs=None, **settings
+):
+    """Start a job's pods. `processes` is per node; 0 is plain python, as on a laptop. `...` leaves a setting out."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -109,10 +111,12 @@ def start_pods(directory, model_dir, dataset, store, submission, *, resume=False
         "DATASET_URI": f"file://{dataset}",
         "CHECKPOINT_BASE_URI": f"file://{store}",
         "SUBMISSION": submission,
-        "RESUME": "true" if resume else "false",
+        "RESUME": resume,
         "NUM_NODES": str(nodes),
         "GPUS_PER_NODE": "0",
-        "TRAINING_EXTRA_ARGS_JSON": json.dumps(SETTINGS | settings),
+        "TRAINING_EXTRA_ARGS_JSON": json.dumps(
+            {name: value for name, value in (SETTINGS | settings).items() if value is not ...}
+        ),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
@@ -133,6 +137,7 @@ def start_pods(directory, model_dir, dataset, store, submission, *, resume=False
         }
         pods = [rendezvous | {"PET_NODE_RANK": str(node), "RANK": str(node)} for node in range(nodes)]
     for node, pod in enumerate(pods):
+        pod["CONFIG_PATH"] = str(configs[node]) if configs else ""
         pod["TMPDIR"] = str(directory / f"tmp-{node}")
         pod["TORCHELASTIC_ERROR_FILE"] = str(directory / f"error-{node}.json")
         Path(pod["TMPDIR"]).mkdir(parents=True)
@@ -265,7 +270,7 @@ def test_killed_and_told_to_stop_it_ends_as_if_nothing_had_happened(straight, st
 def test_a_finished_run_goes_on_to_a_later_end(straight, start, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(straight[0], store)
-    with start(store, SECOND, resume=True, max_steps=75, lr=0.005, keep_last=1) as pods:
+    with start(store, SECOND, resume="true", max_steps=75, lr=0.005, keep_last=1) as pods:
         assert pods.end() == [0], pods.log
         assert pods.steps() == list(range(61, 76))
     found = marker(store, 75)
@@ -285,12 +290,68 @@ def test_a_torn_checkpoint_is_skipped_and_another_world_goes_on(straight, start,
     (run_of(store) / "checkpoints/checkpoint-60/optimizer.pt").unlink()
     with (run_of(store) / "checkpoints/checkpoint-50/model.safetensors").open("r+b") as torn:
         torn.truncate(1000)
-    with start(store, SECOND, resume=True, processes=0, max_steps=42) as pods:
+    with start(store, SECOND, resume="true", processes=0, max_steps=42) as pods:
         assert pods.end() == [0], pods.log
         assert re.findall(r"skips step (\d+)", pods.log) == ["60", "50"]
         assert pods.steps() == [41, 42]
     assert marker(store, 42)["world_size"] == 1
     assert not (run_of(store) / "checkpoints/checkpoint-42/rng_state_1.pth").exists()
+
+
+def test_it_goes_on_from_the_step_that_was_asked_for_as_its_config_file_says(straight, start, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(straight[0], store)
+    configs = [tmp_path / "first.yaml", tmp_path / "second.json"]
+    configs[0].write_text("# how to train\nmax_steps: 32\nlr: 1e-3\nwarmup_steps: 1\n")
+    configs[1].write_text('{"max_steps": 33}')  # as if it had changed meanwhile: the first process's counts
+    options = {"resume": "step-30", "nodes": 2, "processes": 1, "configs": configs, "max_steps": ..., "lr": 0.005}
+    with start(store, SECOND, **options) as pods:
+        assert pods.end() == [0, 0], pods.log
+        assert pods.steps() == [31, 32]
+    assert marker(store, 32)["parent"] == {"submission": FIRST, "step": 30}
+    written = json.loads((run_of(store) / f"config/{SECOND}/run.json").read_bytes())
+    used = {name: written["settings"][name] for name in ("max_steps", "lr", "warmup_steps", "save_steps")}
+    assert used == {"max_steps": 32, "lr": 0.005, "warmup_steps": 1, "save_steps": 10}
+    assert (written["resume"], written["resume_step"], written["config_path"]) == (True, 30, str(configs[0]))
+
+
+def message(directory):
+    return json.loads((directory / "error-0.json").read_bytes())["message"]["message"]
+
+
+def test_a_step_that_is_not_there_ends_the_job_and_changes_nothing(straight, start, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(straight[0], store)
+    with start(store, SECOND, resume="step-35") as pods:
+        assert pods.end() == [1]
+        assert pods.steps() == []
+    instead = ", ".join(f"step-{step}" for step in range(10, 61, 10))
+    assert message(tmp_path / "pods-0") == (
+        "UserError: RESUME is step-35, but the run has no such checkpoint: "
+        f"submit the job again from a complete one ({instead})"
+    )
+    assert "Connection closed" not in pods.log, "the other process knows why too"
+    assert files(store) == files(straight[0])
+
+
+def test_who_is_superseded_stops_and_stays_stopped(start, tmp_path):
+    store = tmp_path / "store"
+    says = f"SupersededError: the run belongs to submission {SECOND} now: {FIRST} stops and writes no more"
+    with start(store, FIRST, max_steps=1000) as pods:
+        pods.wait_for_step(12)
+        (run_of(store) / "owner").write_text(json.dumps({"submission": SECOND, "namespace": "training", "job": "new"}))
+        assert pods.end() == [1], pods.log
+        stopped_at = pods.steps()[-1]
+    assert message(tmp_path / "pods-0") == says
+    assert "Connection closed" not in pods.log, "the other process knows why too"
+    assert newest_marker(store) == stopped_at - 10 >= 10
+    before = files(store)
+
+    with start(store, FIRST, max_steps=1000) as pods:
+        assert pods.end() == [1], pods.log
+        assert pods.steps() == []
+    assert message(tmp_path / "pods-1") == says
+    assert files(store) == before
 
 
 def test_an_end_that_was_reached_before_is_exported_again(straight, start, tmp_path):

@@ -27,6 +27,33 @@ def test_a_pods_environment_is_a_job():
     found = job.parse([], POD)
     assert found.prefix == POD["CHECKPOINT_PREFIX"]
     assert (found.resume, found.num_nodes, found.gpus_per_node, found.settings.max_steps) == (True, 2, 0, 5)
+    assert (found.resume_step, found.config_path) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "resume", "step"),
+    [
+        ("", False, None),
+        ("false", False, None),
+        ("true", True, None),
+        ("step-0", True, 0),
+        ("step-500", True, 500),
+        ("step-000500", True, 500),
+        ("step-999999999999", True, 999_999_999_999),
+    ],
+)
+def test_resume_says_whether_and_from_where(given, resume, step):
+    found = job.parse([], POD | {"RESUME": given})
+    assert (found.resume, found.resume_step) == (resume, step)
+
+
+def test_extra_args_override_the_config_file_key_by_key(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("max_steps: 9\ngradient_accumulation_steps: 3\n")
+    found = job.parse([], POD | {"CONFIG_PATH": str(config)})
+    assert (found.settings.max_steps, found.settings.gradient_accumulation) == (5, 3)
+    assert found.config_path == str(config)
+    assert job.parse([], POD | {"CONFIG_PATH": ""}).settings.gradient_accumulation == 1
 
 
 def test_a_flag_wins_over_its_variable():
@@ -56,7 +83,14 @@ def test_a_laptop_gets_fresh_submissions_in_order():
         ("DATASET_URI", "/data.jsonl", "DATASET_URI"),
         ("CHECKPOINT_BASE_URI", "gs://bucket", "CHECKPOINT_BASE_URI"),
         ("SUBMISSION", "../other", "SUBMISSION"),
-        ("RESUME", "yes", "RESUME"),
+        ("RESUME", "yes", "RESUME must be true, false or step-N"),
+        ("RESUME", "step-", "RESUME"),
+        ("RESUME", "step--5", "RESUME"),
+        ("RESUME", "step-\N{ARABIC-INDIC DIGIT FIVE}", "RESUME"),
+        ("RESUME", "step-1000000000000", "RESUME"),
+        ("RESUME", "latest", "RESUME"),
+        ("CONFIG_PATH", "config.yaml", "CONFIG_PATH"),
+        ("CONFIG_PATH", "/nowhere/config.yaml", "CONFIG_PATH /nowhere/config.yaml does not exist"),
         ("NUM_NODES", "two", "NUM_NODES"),
         ("CHECKPOINT_PREFIX", "s3://bucket/elsewhere", "CHECKPOINT_PREFIX"),
         ("TRAINING_EXTRA_ARGS_JSON", '{"max_steps": "5"}', "max_steps"),
@@ -75,8 +109,14 @@ def test_no_flag_is_guessed(flag, capsys):
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
-def test_a_job_is_read_without_heavy_imports():
-    code = "import sys, train, training.job, training.layout, training.checkpoint; print(*sys.modules)"
+def test_a_job_is_read_without_heavy_imports(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("lr: 1e-3")
+    code = "import os, sys, train, training.checkpoint; train.parse([], os.environ); print(*sys.modules)"
     trainer = Path(__file__).parents[1]
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=trainer, capture_output=True, text=True, check=True)
+    pod = POD | {"CONFIG_PATH": str(config)}
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=trainer, env=pod, capture_output=True, text=True, check=True
+    )
+    assert "yaml" in loaded.stdout.split()
     assert not {"torch", "transformers", "numpy", "boto3"} & set(loaded.stdout.split())

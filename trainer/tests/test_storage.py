@@ -90,6 +90,24 @@ def test_a_bucket_gives_etags_with_their_quotes(monkeypatch):
         assert storage.list("") == [Entry(key="key", size=5, etag='"5d41402abc4b2a76b9719d911017c592"')]
 
 
+def test_a_bucket_that_is_not_there_or_closed_is_told_apart(monkeypatch):
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with moto.mock_aws():
+        with pytest.raises(FileNotFoundError):
+            open_storage("s3://none").read("key")
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="bucket")
+        iam = boto3.client("iam", region_name="us-east-1")
+        iam.create_user(UserName="nobody")
+        key = iam.create_access_key(UserName="nobody")["AccessKey"]
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it would keep the credentials that it began with
+        storage = open_storage("s3://bucket")
+        with moto.core.enable_iam_authentication(), pytest.raises(PermissionError):
+            storage.read("key")
+
+
 def test_of_many_writers_one_is_first(tmp_path):
     storage = Folder(tmp_path)
     won = []

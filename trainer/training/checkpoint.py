@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from training import layout
+from training.errors import UserError
+from training.owner import Owner
 from training.storage import Entry, Storage
 
 if typing.TYPE_CHECKING:
@@ -25,6 +27,7 @@ if typing.TYPE_CHECKING:
 
 LAYOUT = 1
 TRANSFERS = 8  # at a time
+NAMED = 10  # steps, at most, in the message that refuses one
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +161,18 @@ def in_order(markers: Iterable[Marker]) -> Iterator[Marker]:
         left = [marker for marker in left if marker.submission not in seen]
 
 
+def exactly(step: int, markers: list[Marker], listing: list[Entry]) -> Marker:
+    """The complete checkpoint of a step, whichever submission's. Raises UserError rather than take another step."""
+    complete = {marker.step: marker for marker in markers if marker.state(listing) == "complete"}
+    if step in complete:
+        return complete[step]
+    states = [marker.state(listing) for marker in markers if marker.step == step]
+    wrong = f"that checkpoint's files are {states[0]}" if states else "the run has no such checkpoint"
+    names = ", ".join(f"step-{other}" for other in sorted(complete)[-NAMED:])
+    instead = f"from a complete one ({names})" if names else "without resuming, as it has no complete one"
+    raise UserError(f"RESUME is step-{step}, but {wrong}: submit the job again {instead}")
+
+
 class Checkpoints:
     """The checkpoints of one run as one submission sees them. What says so is called by every process together."""
 
@@ -169,15 +184,17 @@ class Checkpoints:
         self.framework = framework
         self.submission = submission
         self.keep_last = keep_last
+        self.owner = Owner(storage, submission)
         self.parent: dict[str, typing.Any] | None = None
         self.own: set[int] = set()  # steps that this submission has a marker of; known on rank 0
 
-    def choose(self, resume: bool) -> Marker | None:
+    def choose(self, resume: bool, step: int | None = None) -> Marker | None:
         """The checkpoint to start from, None for step 0; together.
 
-        A restart always goes on from its own submission's newest; before it has one, `resume` says what to do.
+        A restart always goes on from its own submission's newest. Before it has one, `resume` says what to do:
+        begin, or go on from the run's newest, or from that of the given step and no other.
         """
-        chosen = self.world.from_rank_zero(self._choose(resume) if self.world.rank == 0 else None)
+        chosen = self.world.on_rank_zero(lambda: self._choose(resume, step))
         if chosen is None:
             logger.info("starts at step 0%s", ": the run has no complete checkpoint" if resume else "")
         elif chosen.submission == self.submission:
@@ -188,19 +205,22 @@ class Checkpoints:
             logger.info("goes on from step %d of submission %s", chosen.step, chosen.submission)
         return chosen
 
-    def _choose(self, resume: bool) -> Marker | None:
+    def _choose(self, resume: bool, step: int | None) -> Marker | None:
+        self.owner.check()
         listing = self.storage.list(layout.CHECKPOINTS)
         markers = self._read_markers(listing)
         own = [marker for marker in markers if marker.submission == self.submission]
         self.own = {marker.step for marker in own}
-        others = [marker for marker in markers if marker.submission != self.submission] if resume else []
-        newest_first = sorted(own, key=lambda marker: marker.step, reverse=True)
-        for marker in [*newest_first, *in_order(others)]:
+        others = [marker for marker in markers if marker.submission != self.submission]
+        candidates = sorted(own, key=lambda marker: marker.step, reverse=True)
+        if resume and step is None:
+            candidates += in_order(others)
+        for marker in candidates:
             state = marker.state(listing)
             if state == "complete":
                 return marker
             logger.warning("skips step %d of submission %s: its files are %s", marker.step, marker.submission, state)
-        return None
+        return None if step is None else exactly(step, markers, listing)
 
     def _read_markers(self, listing: list[Entry]) -> list[Marker]:
         def read(key: str) -> Marker | None:
@@ -242,17 +262,21 @@ class Checkpoints:
     def save(self, folder: Path, *, step: int, loss: float | None) -> None:
         """Make a checkpoint of the files below a local folder of each node, and remove the folder; together."""
         prefix = f"{layout.CHECKPOINTS}{layout.checkpoint_name(step)}/"
-        if self.world.rank == 0:
-            # Whatever was saved under this step before, by this submission or another, is one no longer.
-            self._remove(step)
-        self.world.barrier()  # that is done, and each process has written its own files
+        self.world.on_rank_zero(lambda: self._clear(step))  # and each process has written its own files
         sizes = self._upload(folder, prefix) if self.world.local_rank == 0 else {}
         uploaded = self.world.gather(sizes)
-        if self.world.rank == 0:
-            self._commit(step, prefix, {key: size for sizes in uploaded for key, size in sizes.items()}, loss)
-        self.world.barrier()
+        everything = {key: size for sizes in uploaded for key, size in sizes.items()}
+        self.world.on_rank_zero(lambda: self._commit(step, prefix, everything, loss))
         if self.world.local_rank == 0:
             shutil.rmtree(folder)
+
+    def _clear(self, step: int) -> None:
+        """Whatever was saved under this step before, by this submission or another, is a checkpoint no longer."""
+        files = self._files(step)
+        if files:
+            # Before the marker the owner is checked anyway, but then another's files would be gone.
+            self.owner.check()
+        self._remove(step, files)
 
     def _upload(self, folder: Path, prefix: str) -> dict[str, int]:
         """Sizes by key."""
@@ -281,11 +305,12 @@ class Checkpoints:
             metrics={"loss": loss if loss is not None and math.isfinite(loss) else None},
             metadata={"hf_checkpoint_dir": prefix.rstrip("/")},
         )
+        self.owner.check()
         self._write_marker(marker)
         self.own.add(step)
         logger.info("saved step %d: %d files, %d bytes", step, len(uploaded), sum(uploaded.values()))
         for old in sorted(self.own)[: -self.keep_last] if self.keep_last else []:
-            self._remove(old)
+            self._remove(old, self._files(old))
             self.own.remove(old)
 
     def _write_marker(self, marker: Marker) -> None:
@@ -297,8 +322,11 @@ class Checkpoints:
             if self.storage.read(key) != body:
                 raise
 
-    def _remove(self, step: int) -> None:
-        """The marker first: without its files it would promise what is not there."""
+    def _files(self, step: int) -> list[str]:
         prefix = f"{layout.CHECKPOINTS}{layout.checkpoint_name(step)}/"
+        return [entry.key for entry in self.storage.list(prefix)]
+
+    def _remove(self, step: int, files: list[str]) -> None:
+        """The marker first: without its files it would promise what is not there."""
         self.storage.delete([layout.marker_key(step)])
-        self.storage.delete([entry.key for entry in self.storage.list(prefix)])
+        self.storage.delete(files)

@@ -12,13 +12,13 @@ import signal
 import tempfile
 import threading
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from training.errors import UserError
+from training.errors import KnownError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +58,18 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
-    def from_rank_zero(self, value: typing.Any) -> typing.Any:
-        values = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(values, src=0)
-        return values[0]
+    def on_rank_zero(self, function: Callable[[], typing.Any]) -> typing.Any:
+        """Call it on rank 0; everybody waits for its answer, or for its KnownError and raises it too."""
+        answer = None
+        if self.rank == 0:
+            try:
+                answer = function()
+            except KnownError as ending:
+                answer = ending
+        answer = self.gather(answer)[0]
+        if isinstance(answer, KnownError):
+            raise answer
+        return answer
 
     @contextlib.contextmanager
     def node_directory(self) -> Iterator[Path]:

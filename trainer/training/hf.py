@@ -46,13 +46,13 @@ def train(job: Job, world: World) -> bool:
     transformers_logging.disable_progress_bar()
     if world.rank > 0:
         transformers_logging.set_verbosity_error()
-    settings = job.settings
+    settings = world.on_rank_zero(lambda: job.settings)  # a config file may have changed between two ranks' reading
     storage = open_storage(job.prefix)
     checkpoints = Checkpoints(
         storage, world, framework=job.framework, submission=job.submission, keep_last=settings.keep_last
     )
     with world.node_directory() as directory:
-        start = checkpoints.choose(job.resume)
+        start = checkpoints.choose(job.resume, job.resume_step)
         source = fetch(job, world, checkpoints, start, directory)
         texts = Texts(job.dataset_uri, sorted((directory / "data").iterdir()), settings.dataset_text_field)
         network, tokenizer = load(source)

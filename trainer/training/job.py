@@ -15,7 +15,7 @@ from training import layout, settings
 from training.errors import UserError
 
 RUN_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-SUBMISSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+RESUME_STEP = re.compile("step-([0-9]{1,12})")
 SCHEMES = ("s3://", "file:///")
 EXTRA_ARGS = "TRAINING_EXTRA_ARGS_JSON"
 
@@ -27,9 +27,10 @@ OPTIONS = {
     "dataset-uri": "JSON lines: one object, or with a trailing slash all objects below it",
     "checkpoint-base-uri": "folder of all runs",
     "submission": "UUID of this submission; a fresh one when not given",
-    "resume": "true or false: go on from the run's newest checkpoint (a restart of a submission always does)",
+    "resume": "false, true (the run's newest checkpoint) or step-N (that one); a restarted submission goes on anyway",
     "num-nodes": "how many nodes the job has",
     "gpus-per-node": "how many GPUs each has; 0 trains on the CPU",
+    "config-path": f"an s3:// object or an absolute path: JSON or YAML of settings, which {EXTRA_ARGS} overrides",
 }
 
 
@@ -42,8 +43,10 @@ class Job:
     checkpoint_base_uri: str
     submission: str
     resume: bool
+    resume_step: int | None  # this one and no other; the newest when not given
     num_nodes: int | None
     gpus_per_node: int | None
+    config_path: str | None
     settings: settings.Settings
 
     @property
@@ -55,6 +58,8 @@ def parse(arguments: list[str], environment: Mapping[str, str]) -> Job:
     """Read a job; a flag wins over its variable. Raises UserError."""
     given = {name: environment.get(variable(name)) for name in OPTIONS}
     given |= {name: value for name, value in flags(arguments).items() if value is not None}
+    resume, resume_step = start(given, "resume")
+    config_path = given["config-path"] or None
     job = Job(
         framework=required(given, "framework"),
         model_id=required(given, "model-id"),
@@ -62,16 +67,18 @@ def parse(arguments: list[str], environment: Mapping[str, str]) -> Job:
         dataset_uri=uri(given, "dataset-uri"),
         checkpoint_base_uri=uri(given, "checkpoint-base-uri"),
         submission=given["submission"] or fresh_submission(),
-        resume=boolean(given, "resume"),
+        resume=resume,
+        resume_step=resume_step,
         num_nodes=count(given, "num-nodes"),
         gpus_per_node=count(given, "gpus-per-node"),
-        settings=settings.parse(environment.get(EXTRA_ARGS) or "{}"),
+        config_path=config_path,
+        settings=settings.parse(environment.get(EXTRA_ARGS) or "{}", config_path),
     )
     if job.framework not in layout.FRAMEWORKS:
         raise UserError(f"FRAMEWORK must be one of {', '.join(layout.FRAMEWORKS)}, not {job.framework!r}")
     if not RUN_ID.fullmatch(job.run_id):
         raise UserError(f"RUN_ID must match {RUN_ID.pattern}, not {job.run_id!r}")
-    if not SUBMISSION.fullmatch(job.submission):
+    if not layout.is_submission(job.submission):
         raise UserError(f"SUBMISSION must be a UUID in lower case, not {job.submission!r}")
     if environment.get("CHECKPOINT_PREFIX", job.prefix) != job.prefix:
         raise UserError(f"CHECKPOINT_PREFIX is {environment['CHECKPOINT_PREFIX']}, but this job's is {job.prefix}")
@@ -82,7 +89,7 @@ def flags(arguments: list[str]) -> dict[str, str | None]:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Train one job. Each option may come from the environment variable in brackets instead.",
-        epilog=f"How to train comes from {EXTRA_ARGS} alone: "
+        epilog=f"How to train comes from {EXTRA_ARGS} and the file of CONFIG_PATH alone: "
         + ", ".join(field.name for field in dataclasses.fields(settings.Settings)),
         allow_abbrev=False,
     )
@@ -109,11 +116,15 @@ def uri(given: Mapping[str, str | None], name: str) -> str:
     return value
 
 
-def boolean(given: Mapping[str, str | None], name: str) -> bool:
+def start(given: Mapping[str, str | None], name: str) -> tuple[bool, int | None]:
+    """Whether to go on from a checkpoint, and from which step if it must be that one."""
     value = given[name] or "false"
-    if value not in ("true", "false"):
-        raise UserError(f"{variable(name)} must be true or false, not {value!r}")
-    return value == "true"
+    if value in ("true", "false"):
+        return value == "true", None
+    step = RESUME_STEP.fullmatch(value)
+    if not step:
+        raise UserError(f"{variable(name)} must be true, false or step-N, not {value!r}")
+    return True, int(step[1])
 
 
 def count(given: Mapping[str, str | None], name: str) -> int | None:

@@ -1,16 +1,22 @@
 """Where a run keeps its objects: every key that the trainer reads or writes is built here.
 
 A contract with the control plane: tests/contract/layout.json holds the vectors that both sides run.
-Keys are relative to the run's prefix. No imports, so that anything may import it.
+Keys are relative to the run's prefix. No heavy imports, so that anything may import it.
 """
 
 import re
+import typing
 
 FRAMEWORKS = ("hf", "nemo", "meta")
 CHECKPOINTS = "checkpoints/"
 MAX_STEP = 10**12 - 1
 
 _MARKER = re.compile(r"checkpoints/step-([0-9]{1,12})\.json")
+_SUBMISSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def is_submission(value: typing.Any) -> bool:
+    return isinstance(value, str) and bool(_SUBMISSION.fullmatch(value))
 
 
 def run_prefix(checkpoint_base_uri: str, run_id: str, framework: str) -> str:
@@ -44,3 +50,8 @@ def model_prefix(submission: str) -> str:
 def config_keys(submission: str) -> list[str]:
     """The configuration of the newest submission, and of this one."""
     return ["config/run.json", f"config/{submission}/run.json"]
+
+
+def owner_key() -> str:
+    """Whose the run is; the control plane writes it."""
+    return "owner"

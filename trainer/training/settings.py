@@ -1,4 +1,4 @@
-"""How to train: the job's extra_args, checked. Nothing that is given is ignored.
+"""How to train: the job's config file and its extra_args, checked. Nothing that is given is ignored.
 
 A setting that does not exist, has another type or contradicts another one is refused before anything heavy is imported.
 """
@@ -9,11 +9,12 @@ import math
 import types
 import typing
 
+from training import config_file
 from training.errors import UserError
 
 ALIASES = {"gradient_accumulation_steps": "gradient_accumulation"}
 PRECISIONS = ("fp32", "bf16", "fp16")
-NAMES = {int: "a whole number", float: "a number", str: "text"}
+NAMES = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,24 +59,32 @@ class Settings:
             raise UserError(f"{name} must be at least {least}, not {value}")
 
 
-def parse(text: str) -> Settings:
-    """Settings from the JSON object of TRAINING_EXTRA_ARGS_JSON."""
+def parse(text: str, config_path: str | None = None) -> Settings:
+    """Settings from the JSON object of TRAINING_EXTRA_ARGS_JSON, and from a file where that has none."""
     try:
         arguments = json.loads(text)
     except ValueError as error:
         raise UserError(f"extra_args is not JSON: {error}") from None
     if not isinstance(arguments, dict):
         raise UserError("extra_args must be a JSON object")
+    values = checked(arguments, "extra_args.")
+    if config_path:
+        values = checked(config_file.read(config_path), f"CONFIG_PATH {config_path}: ") | values
+    return Settings(**values)
+
+
+def checked(arguments: dict[str, typing.Any], where: str) -> dict[str, typing.Any]:
+    """Values by the names of their settings; `where` is what a refusal puts before the key."""
     types_of = typing.get_type_hints(Settings)
     values: dict[str, typing.Any] = {}
     for key, value in arguments.items():
         name = ALIASES.get(key, key)
         if name not in types_of:
-            raise UserError(f"extra_args.{key} is no setting; there are: {', '.join(types_of)}")
+            raise UserError(f"{where}{key} is no setting; there are: {', '.join(types_of)}")
         if name in values:
-            raise UserError(f"extra_args.{key} is given twice, as {name} too")
-        values[name] = typed(key, value, types_of[name])
-    return Settings(**values)
+            raise UserError(f"{where}{key} is given twice, as {name} too")
+        values[name] = typed(f"{where}{key}", value, types_of[name])
+    return values
 
 
 def typed(key: str, value: typing.Any, annotation: typing.Any) -> typing.Any:
@@ -87,5 +96,7 @@ def typed(key: str, value: typing.Any, annotation: typing.Any) -> typing.Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise UserError(f"extra_args.{key} must be {NAMES[kind]}, not {json.dumps(value)}")
+        # Lists are named and not shown: a few lines of YAML can stand for millions of elements.
+        shown = NAMES[type(value)] if isinstance(value, list | dict) else json.dumps(value, default=str)
+        raise UserError(f"{key} must be {NAMES[kind]}, not {shown}")
     return value

@@ -16,7 +16,14 @@ from pathlib import Path
 from training.errors import UserError
 
 PART = ".part"  # ends the name of a local file that is still being written
-MEANINGS = {"NoSuchKey": FileNotFoundError, "404": FileNotFoundError, "PreconditionFailed": FileExistsError}
+MEANINGS = {
+    "NoSuchKey": FileNotFoundError,
+    "NoSuchBucket": FileNotFoundError,
+    "404": FileNotFoundError,
+    "AccessDenied": PermissionError,
+    "403": PermissionError,
+    "PreconditionFailed": FileExistsError,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

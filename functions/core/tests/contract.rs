@@ -72,6 +72,10 @@ fn config_keys(input: &Value) -> Value {
     json!([RunKey::NewestConfig.relative(), RunKey::Config(&submission(input)).relative()])
 }
 
+fn owner_key(_: &Value) -> Value {
+    RunKey::Owner.relative().into()
+}
+
 fn parse(input: &Value) -> Value {
     let marker = Marker::parse(input.to_string().as_bytes()).expect("a marker");
     json!({
@@ -106,6 +110,7 @@ fn the_layout_is_the_trainers() {
             ("progress_key", progress_key),
             ("model_prefix", model_prefix),
             ("config_keys", config_keys),
+            ("owner_key", owner_key),
         ],
     );
 }
