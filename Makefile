@@ -45,3 +45,16 @@ trainer-test: ## The trainer's tests
 e2e: ## End-to-end tests against the running twin; the last group stops components, so it runs alone
 	cargo test -q -p e2e --test jobs
 	cargo test -q -p e2e --test training --test outages -- --test-threads=1
+
+.PHONY: invoke sam-local postman
+
+EVENT = events/status-healthz.json
+
+invoke: ## Send EVENT=events/<file>.json to its function without Docker; EVENT=--expected sends all with a fixed answer
+	@.local/venv/sam/bin/python infra/local/invoke.py $(EVENT)
+
+sam-local: ## Run one event per function in Docker with `sam local invoke`
+	@.local/venv/sam/bin/python infra/local/sam_local.py
+
+postman: ## Run the Postman collection against the running twin (needs Node.js)
+	@tests/postman/run

@@ -24,10 +24,16 @@ API_FUNCTIONS = ["SubmitFunction", "StatusFunction"]
 
 BUCKET = "arn:aws-cn:s3:::training-runs"
 CLUSTER = "arn:aws-cn:eks:cn-north-1:123456789012:cluster/training"
+# What submit reads and writes in the bucket. The last are the jobs of a base URI that is the bucket itself.
+SUBMIT_KEYS = ["*/owner", "*/_jobs/*", "_jobs/*"]
 GRANTS = {
     "SubmitFunction": {
         ("secretsmanager:GetSecretValue", "<Token.Id>"),
         ("eks:DescribeCluster", CLUSTER),
+        ("s3:ListBucket", BUCKET),
+        ("s3:GetObject", f"{BUCKET}/*/index/v1/*"),
+        ("s3:GetObject", f"{BUCKET}/*/checkpoints/step-*.json"),
+        *((f"s3:{verb}", f"{BUCKET}/{key}") for verb in ("GetObject", "PutObject") for key in SUBMIT_KEYS),
     },
     "StatusFunction": {
         ("secretsmanager:GetSecretValue", "<Token.Id>"),
@@ -35,6 +41,7 @@ GRANTS = {
         ("s3:ListBucket", BUCKET),
         ("s3:GetObject", f"{BUCKET}/*/progress/*"),
         ("s3:GetObject", f"{BUCKET}/*/index/v1/*"),
+        ("s3:GetObject", f"{BUCKET}/*/checkpoints/step-*.json"),
     },
     "IndexerFunction": {
         ("s3:ListBucket", BUCKET),
@@ -47,7 +54,12 @@ GRANTS = {
 }
 
 SHARED_ENVIRONMENT = {"RUNS_BASE_URIS": "s3://training-runs/runs"}
-CLUSTER_ENVIRONMENT = {"CLUSTER_NAME": "training", "NAMESPACE": "training", "TOKEN_SECRET_ARN": "<Token.Id>"}
+CLUSTER_ENVIRONMENT = {
+    "CLUSTER_NAME": "training",
+    "NAMESPACE": "training",
+    "ALLOWED_NAMESPACES": "training",
+    "TOKEN_SECRET_ARN": "<Token.Id>",
+}
 ENVIRONMENT = {
     "SubmitFunction": SHARED_ENVIRONMENT
     | CLUSTER_ENVIRONMENT
@@ -67,7 +79,8 @@ ENVIRONMENT = {
 ROUTES = {
     ("post", "/train"): "SubmitFunction",
     ("delete", "/train/{name}"): "SubmitFunction",
-    ("post", "/train/{name}/{action}"): "SubmitFunction",
+    ("post", "/train/{name}/suspend"): "SubmitFunction",
+    ("post", "/train/{name}/resume"): "SubmitFunction",
     ("x-amazon-apigateway-any-method", "$default"): "StatusFunction",
 }
 
@@ -164,6 +177,7 @@ def test_given_lists_and_limits_reach_submit() -> None:
     deployment = Deployment(
         RunsBaseUris="s3://training-runs/a,s3://training-runs/b",
         AllowedImages="one/,two:1",
+        AllowedSecrets="one,two.a",
         TrainScript="/train.py",
         TrainerServiceAccount="other",
         JobTtlSeconds="86400",
@@ -175,13 +189,21 @@ def test_given_lists_and_limits_reach_submit() -> None:
     assert environment(deployment, "SubmitFunction") == ENVIRONMENT["SubmitFunction"] | {
         "RUNS_BASE_URIS": "s3://training-runs/a,s3://training-runs/b",
         "ALLOWED_IMAGES": "one/,two:1",
+        "ALLOWED_SECRETS": "one,two.a",
         "TRAIN_SCRIPT": "/train.py",
         "TRAINER_SERVICE_ACCOUNT": "other",
         "JOB_TTL_SECONDS": "86400",
         "MAX_RESTARTS": "0",
         "GRACE_SECONDS": "30",
         "NAMESPACE": "elsewhere",
+        "ALLOWED_NAMESPACES": "elsewhere",
     }
+
+
+@pytest.mark.parametrize("function", API_FUNCTIONS)
+def test_given_namespaces_reach_the_functions_of_the_api(function: str) -> None:
+    deployment = Deployment(AllowedNamespaces="training,other")
+    assert environment(deployment, function) == ENVIRONMENT[function] | {"ALLOWED_NAMESPACES": "training,other"}
 
 
 def test_a_large_environment_fits_into_lambdas_limit() -> None:
@@ -191,6 +213,8 @@ def test_a_large_environment_fits_into_lambdas_limit() -> None:
         RunsBaseUris=",".join([f"s3://{'b' * 63}/{'p' * 60}"] * 3),
         DefaultImage="i" * 200,
         AllowedImages=",".join(["i" * 100] * 5),
+        AllowedNamespaces=",".join(["n" * 40] * 5),
+        AllowedSecrets=",".join(["s" * 40] * 5),
         ClusterEndpoint=f"https://{'e' * 90}",
         # The certificate that EKS gives is RSA-2048: 1,480 characters in base64.
         ClusterCa="Q" * 1600,
@@ -225,7 +249,8 @@ def test_policies_only_allow_and_name_what_they_allow(deployment: Deployment, fu
             assert re.fullmatch(r"[a-z0-9-]+:[A-Za-z0-9]+", action), action
         for resource in as_list(statement["Resource"]):
             # A wildcard stands only for the part of a key that varies: the base, the run, the step.
-            assert resource.startswith(f"{BUCKET}/*/") or "*" not in resource, resource
+            rest = resource.removeprefix(f"{BUCKET}/*/").removeprefix(f"{BUCKET}/_jobs/")
+            assert rest != resource or "*" not in resource, resource
 
 
 def test_every_role_is_a_functions_and_only_lambda_may_take_it(deployment: Deployment) -> None:
@@ -361,6 +386,7 @@ def test_only_three_parameters_are_required() -> None:
     [
         ("ClusterName", ["training", "A_1-b"], ["", "-a", "arn:aws:eks:x:1:cluster/a", "c" * 101]),
         ("Namespace", ["training", "a", "a-1"], ["", "Training", "-a", "a-", "a.b", "a" * 64]),
+        ("AllowedNamespaces", ["", "training", "a,b-1"], [",", "a,", "a, b", "A", "a.b", "a-,b", "n" * 64]),
         ("ClusterEndpoint", ["", "https://x.example", "https://x:6443"], ["http://x", "https://x/path", "https://"]),
         ("ClusterCa", ["", "QUJD+/=="], ["-----BEGIN CERTIFICATE-----", "QU JD"]),
         ("RunsBucketName", ["training-runs", "abc"], ["", "ab", "Runs", "a.b.c", "-runs", "runs-", "b" * 64]),
@@ -371,6 +397,7 @@ def test_only_three_parameters_are_required() -> None:
         ),
         ("DefaultImage", ["registry.example/trainer:1"], ["", "a b", "a,b"]),
         ("AllowedImages", ["", "one/,two"], [",", "a,", "a, b"]),
+        ("AllowedSecrets", ["", "hugging-face", "a,b.c"], [",", "a,", "a, b", "A", "a_b", "-a", "a/b", "s" * 254]),
         ("TrainScript", ["/opt/trainer/train.py"], ["", "/", "train.py", "/a b"]),
         ("TrainerServiceAccount", ["trainer"], ["", "Trainer", "trainer-"]),
     ],

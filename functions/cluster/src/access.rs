@@ -9,7 +9,10 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use kube::{Client, Config, config::AuthInfo};
 use thiserror::Error;
 use tokio::sync::Mutex;
-use training_core::settings::{SettingError, Settings};
+use training_core::{
+    namespace::Namespaces,
+    settings::{SettingError, Settings},
+};
 
 use crate::token;
 
@@ -26,13 +29,13 @@ pub struct Endpoint {
     certificate_authority: Vec<Vec<u8>>,
 }
 
-/// Which cluster and namespace a deployment is for.
+/// Which cluster and namespaces a deployment is for.
 #[derive(Clone, Debug)]
 pub struct ClusterSettings {
     /// Name of the EKS cluster.
     pub cluster: String,
-    /// Namespace of the jobs.
-    pub namespace: String,
+    /// The namespaces that are served.
+    pub namespaces: Namespaces,
     /// Where the API server is, when EKS shall not be asked.
     pub endpoint: Option<Endpoint>,
 }
@@ -99,7 +102,7 @@ impl Endpoint {
 // === impl ClusterSettings ===
 
 impl ClusterSettings {
-    /// Read `CLUSTER_NAME`, `NAMESPACE`, and `CLUSTER_ENDPOINT` with `CLUSTER_CA`.
+    /// Read `CLUSTER_NAME`, `NAMESPACE`, `ALLOWED_NAMESPACES`, and `CLUSTER_ENDPOINT` with `CLUSTER_CA`.
     ///
     /// # Errors
     /// One is missing or unusable, or only half of the endpoint is given.
@@ -114,7 +117,8 @@ impl ClusterSettings {
             (Some(_), None) => return Err(SettingError::Missing("CLUSTER_CA")),
             (None, Some(_)) => return Err(SettingError::Missing("CLUSTER_ENDPOINT")),
         };
-        Ok(Self { cluster: settings.required("CLUSTER_NAME")?, namespace: settings.required("NAMESPACE")?, endpoint })
+        let namespaces = Namespaces::new(settings.required("NAMESPACE")?, settings.list_or_none("ALLOWED_NAMESPACES")?);
+        Ok(Self { cluster: settings.required("CLUSTER_NAME")?, namespaces, endpoint })
     }
 }
 

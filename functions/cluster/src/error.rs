@@ -17,15 +17,39 @@ pub enum ClusterError {
     /// The object is another one by now.
     #[error("the object has changed")]
     Changed,
-    /// The manifest is refused by the schema or a webhook, in the API server's words.
-    #[error("the manifest is refused: {0}")]
-    Rejected(String),
+    /// The manifest is refused by the schema or a webhook.
+    #[error("the manifest is refused: {}", .0.message)]
+    Rejected(Rejection),
+    /// The manifest is larger than the API server or etcd takes.
+    #[error("the manifest is too large")]
+    TooLarge,
+    /// A `ResourceQuota` has no room, in the API server's words.
+    #[error("the quota is used up: {0}")]
+    QuotaExceeded(String),
+    /// Nothing can be made in a namespace that is being deleted.
+    #[error("the namespace is being deleted")]
+    NamespaceTerminating,
+    /// The token of a list's next page is too old.
+    #[error("the continue token has expired")]
+    ContinueExpired,
+    /// Something else in the request is refused, in the API server's words.
+    #[error("the request is refused: {0}")]
+    BadRequest(String),
     /// The cluster does not know us, or does not let us do this.
     #[error("the cluster denies access")]
     Denied(#[source] Box<Status>),
     /// The namespace or the `PyTorchJob` resource is absent, or the operator's webhook does not answer.
     #[error("the cluster is not ready")]
     NotReady(#[source] Box<Status>),
+    /// Priority and fairness turned the request away; it had no effect.
+    #[error("the cluster throttles")]
+    Throttled {
+        /// How long the API server asks us to wait.
+        retry_after_seconds: Option<u32>,
+        /// Its answer.
+        #[source]
+        status: Box<Status>,
+    },
     /// The API server is overloaded or starting.
     #[error("the cluster is busy")]
     Busy(#[source] Box<Status>),
@@ -43,23 +67,46 @@ pub enum ClusterError {
     Unexpected(#[source] Box<kube::Error>),
 }
 
+/// Why a manifest is refused, in the API server's words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rejection {
+    /// The whole sentence.
+    pub message: String,
+    /// Paths in the manifest and what is wrong there.
+    pub causes: Vec<(String, String)>,
+}
+
+// === impl Rejection ===
+
+impl Rejection {
+    fn of(status: Status) -> Self {
+        let causes = status.details.map(|details| details.causes).unwrap_or_default();
+        let causes = causes.into_iter().map(|cause| (cause.field, cause.message)).collect();
+        Self { message: status.message, causes }
+    }
+}
+
 // === impl ClusterError ===
 
 impl ClusterError {
-    /// Whether a write may have had its effect although no answer came.
+    /// Whether a write may have had its effect although no good answer came: a gateway time-out may come after it.
     #[must_use]
     pub fn is_ambiguous(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::TimedOut => true,
+            Self::Unreachable(_) | Self::TimedOut | Self::Busy(_) | Self::Unexpected(_) => true,
             Self::NotFound
             | Self::AlreadyExists
             | Self::Changed
             | Self::Rejected(_)
+            | Self::TooLarge
+            | Self::QuotaExceeded(_)
+            | Self::NamespaceTerminating
+            | Self::ContinueExpired
+            | Self::BadRequest(_)
             | Self::Denied(_)
             | Self::NotReady(_)
-            | Self::Busy(_)
-            | Self::SignIn(_)
-            | Self::Unexpected(_) => false,
+            | Self::Throttled { .. }
+            | Self::SignIn(_) => false,
         }
     }
 
@@ -76,12 +123,22 @@ impl ClusterError {
             (404, _) => Self::NotFound,
             (409, "AlreadyExists") => Self::AlreadyExists,
             (409, _) => Self::Changed,
-            // A webhook's refusal is a 403 too, and only its words tell it from RBAC's.
-            (403, _) if message.starts_with("admission webhook ") => Self::Rejected(status.message),
-            (400 | 413 | 422, _) => Self::Rejected(status.message),
+            (410, _) => Self::ContinueExpired,
+            // A webhook's refusal is a 403 too, and only its words tell it from RBAC's; so are the next two.
+            (403, _) if message.starts_with("admission webhook ") => Self::Rejected(Rejection::of(*status)),
+            (403, _) if message.contains("exceeded quota") => Self::QuotaExceeded(status.message),
+            (403, _) if message.contains("because it is being terminated") => Self::NamespaceTerminating,
+            (413, _) => Self::TooLarge,
+            (422, _) => Self::Rejected(Rejection::of(*status)),
+            (400, _) => Self::BadRequest(status.message),
             (401 | 403, _) => Self::Denied(status),
             (500, _) if message.contains("failed calling webhook") => Self::NotReady(status),
-            (429 | 503 | 504, _) => Self::Busy(status),
+            (500, _) if message.contains("request is too large") => Self::TooLarge,
+            (429, _) => {
+                let seconds = status.details.as_ref().map(|details| details.retry_after_seconds);
+                Self::Throttled { retry_after_seconds: seconds.filter(|seconds| *seconds > 0), status }
+            }
+            (503 | 504, _) => Self::Busy(status),
             _ => Self::Unexpected(Box::new(kube::Error::Api(status))),
         }
     }
@@ -110,7 +167,7 @@ mod tests {
     fn name(code: u16, reason: &str, message: &str) -> String {
         let status = Status { code, reason: reason.to_owned(), message: message.to_owned(), ..Status::default() };
         let error = ClusterError::from(kube::Error::Api(Box::new(status)));
-        format!("{error:?}").split(['(', ' ']).next().unwrap_or_default().to_owned()
+        format!("{error:?}").split(['(', ' ', '{']).next().unwrap_or_default().to_owned()
     }
 
     #[test]
@@ -125,7 +182,24 @@ mod tests {
             (403, "Forbidden", r#"pytorchjobs.kubeflow.org is forbidden: User "x" cannot create"#, "Denied"),
             (401, "Unauthorized", "Unauthorized", "Denied"),
             (422, "Invalid", "spec: Invalid value", "Rejected"),
-            (429, "TooManyRequests", "storage is (re)initializing", "Busy"),
+            (429, "TooManyRequests", "too many requests, please try again later", "Throttled"),
+            (503, "ServiceUnavailable", "storage is (re)initializing", "Busy"),
+            (
+                403,
+                "Forbidden",
+                r#"pytorchjobs.kubeflow.org "x" is forbidden: exceeded quota: q, requested"#,
+                "QuotaExceeded",
+            ),
+            (
+                403,
+                "Forbidden",
+                "unable to create new content in namespace x because it is being terminated",
+                "NamespaceTerminating",
+            ),
+            (410, "Expired", "The provided continue parameter is too old", "ContinueExpired"),
+            (413, "RequestEntityTooLarge", "limit is 3145728", "TooLarge"),
+            (500, "", "etcdserver: request is too large", "TooLarge"),
+            (400, "BadRequest", "invalid continue token", "BadRequest"),
             (500, "InternalError", "failed calling webhook \"validator\": connection refused", "NotReady"),
             (500, "InternalError", "etcd is gone", "Unexpected"),
         ] {

@@ -7,88 +7,77 @@
 
 mod access;
 mod error;
+mod read;
 mod token;
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::PodTemplate;
 use kube::{
     Api, Client,
-    api::{DeleteParams, ListParams, PostParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
+use serde_json::json;
 use training_core::{
     names::JobName,
-    pytorchjob::{PyTorchJob, key},
+    namespace::Namespace,
+    pytorchjob::{PLATFORM_DEFAULTS, PyTorchJob},
 };
 
 pub use access::{Access, ClusterSettings, Endpoint, EndpointError};
-pub use error::ClusterError;
+pub use error::{ClusterError, Rejection};
+pub use read::{LogOptions, LogStream, Page};
 
 /// Longest time that one call may take, connecting and a repeated sign-in included. API Gateway gives up after 30 s.
 const CALL_BUDGET: Duration = Duration::from_secs(8);
 
-/// The jobs of one namespace.
+/// One cluster.
 pub struct Cluster {
-    access: Access,
-    namespace: String,
+    entrance: Entrance,
+}
+
+enum Entrance {
+    /// Signs in, and again when a token has aged.
+    SignIn(Box<Access>),
+    /// Is signed in already.
+    Open(Client),
+}
+
+/// The training jobs of one namespace, and what belongs to them.
+#[derive(Clone, Copy)]
+pub struct Jobs<'a> {
+    cluster: &'a Cluster,
+    namespace: &'a Namespace,
+}
+
+/// Whether a write has its effect, or is only checked by everybody who would check it (schema, webhooks, quotas).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It is done.
+    Real,
+    /// It is checked: the API server's `dryRun=All`.
+    DryRun,
 }
 
 // === impl Cluster ===
 
 impl Cluster {
-    /// The jobs of this namespace, reached this way.
+    /// The cluster that is reached this way.
     #[must_use]
-    pub fn new(access: Access, namespace: String) -> Self {
-        Self { access, namespace }
+    pub fn new(access: Access) -> Self {
+        Self { entrance: Entrance::SignIn(Box::new(access)) }
     }
 
-    /// Create a job.
-    ///
-    /// # Errors
-    /// [`ClusterError::AlreadyExists`] when the name is taken, [`ClusterError::Rejected`] when the manifest is refused.
-    pub async fn create(&self, job: &PyTorchJob) -> Result<PyTorchJob, ClusterError> {
-        self.call(|client| async move { self.jobs(client).create(&PostParams::default(), job).await }).await
+    /// The cluster behind a client that is signed in already, as tests have.
+    #[must_use]
+    pub fn from_client(client: Client) -> Self {
+        Self { entrance: Entrance::Open(client) }
     }
 
-    /// Read a job; `None` when there is none.
-    ///
-    /// # Errors
-    /// The cluster does not answer or does not let us read.
-    pub async fn get(&self, name: &JobName) -> Result<Option<PyTorchJob>, ClusterError> {
-        match self.call(|client| async move { self.jobs(client).get(name.as_str()).await }).await {
-            Err(ClusterError::NotFound) => Ok(None),
-            answer => answer.map(Some),
-        }
-    }
-
-    /// Delete exactly the job that was read, after its pods: its name stays taken until they are gone.
-    ///
-    /// # Errors
-    /// [`ClusterError::Changed`] when it is another one by now; [`ClusterError::NotFound`] when it is gone.
-    pub async fn delete(&self, job: &PyTorchJob) -> Result<(), ClusterError> {
-        let name = job.metadata.name.clone().unwrap_or_default();
-        let params = DeleteParams::foreground().preconditions(Preconditions {
-            uid: job.metadata.uid.clone(),
-            resource_version: job.metadata.resource_version.clone(),
-        });
-        let (name, params) = (&name, &params);
-        self.call(|client| async move { self.jobs(client).delete(name, params).await.map(|_| ()) }).await
-    }
-
-    /// The pods that the operator made for a job.
-    ///
-    /// # Errors
-    /// The cluster does not answer or does not let us read.
-    pub async fn pods(&self, name: &JobName) -> Result<Vec<Pod>, ClusterError> {
-        let of_job = &ListParams::default().labels(&format!("{}={name}", key::OPERATOR_JOB_NAME));
-        let pods = self
-            .call(|client| async move { Api::<Pod>::namespaced(client, &self.namespace).list(of_job).await })
-            .await?;
-        Ok(pods.items)
-    }
-
-    fn jobs(&self, client: Client) -> Api<PyTorchJob> {
-        Api::namespaced(client, &self.namespace)
+    /// The jobs of a namespace.
+    #[must_use]
+    pub fn jobs<'a>(&'a self, namespace: &'a Namespace) -> Jobs<'a> {
+        Jobs { cluster: self, namespace }
     }
 
     /// Make a call, signing in again once when the cluster does not know us: a refused call had no effect.
@@ -97,14 +86,133 @@ impl Cluster {
         operation: impl Fn(Client) -> F,
     ) -> Result<T, ClusterError> {
         let attempts = async {
-            match operation(self.access.client().await?).await {
+            match operation(self.entrance.client().await?).await {
                 Err(kube::Error::Api(status)) if status.code == 401 => {
-                    self.access.sign_out().await;
-                    Ok(operation(self.access.client().await?).await?)
+                    self.entrance.sign_out().await;
+                    Ok(operation(self.entrance.client().await?).await?)
                 }
                 answer => Ok(answer?),
             }
         };
         tokio::time::timeout(CALL_BUDGET, attempts).await.unwrap_or(Err(ClusterError::TimedOut))
+    }
+}
+
+// === impl Entrance ===
+
+impl Entrance {
+    async fn client(&self) -> Result<Client, EndpointError> {
+        match self {
+            Self::SignIn(access) => access.client().await,
+            Self::Open(client) => Ok(client.clone()),
+        }
+    }
+
+    async fn sign_out(&self) {
+        match self {
+            Self::SignIn(access) => access.sign_out().await,
+            Self::Open(_) => {}
+        }
+    }
+}
+
+// === impl Jobs ===
+
+impl Jobs<'_> {
+    /// Create a job.
+    ///
+    /// # Errors
+    /// [`ClusterError::AlreadyExists`] when the name is taken, [`ClusterError::Rejected`] when the manifest is refused.
+    pub async fn create(&self, job: &PyTorchJob, effect: Effect) -> Result<PyTorchJob, ClusterError> {
+        let params = &PostParams { dry_run: effect.is_dry_run(), ..PostParams::default() };
+        self.call(|client| async move { self.api(client).create(params, job).await }).await
+    }
+
+    /// Read a job; `None` when there is none.
+    ///
+    /// # Errors
+    /// The cluster does not answer or does not let us read.
+    pub async fn get(&self, name: &JobName) -> Result<Option<PyTorchJob>, ClusterError> {
+        found(self.call(|client| async move { self.api(client).get(name.as_str()).await }).await)
+    }
+
+    /// Delete exactly the job that was read, after its pods: its name stays taken until they are gone.
+    ///
+    /// # Errors
+    /// [`ClusterError::Changed`] when it is another one by now, or changed since it was read; [`ClusterError::NotFound`]
+    /// when it is gone.
+    pub async fn delete(&self, job: &PyTorchJob, effect: Effect) -> Result<(), ClusterError> {
+        let preconditions =
+            Preconditions { uid: job.metadata.uid.clone(), resource_version: job.metadata.resource_version.clone() };
+        let params =
+            &DeleteParams { dry_run: effect.is_dry_run(), ..DeleteParams::foreground() }.preconditions(preconditions);
+        let name = job.metadata.name.as_deref().unwrap_or_default();
+        self.call(|client| async move { self.api(client).delete(name, params).await.map(|_| ()) }).await
+    }
+
+    /// Delete the job that was read, however its status has changed since, after its pods; the job as it is then.
+    ///
+    /// # Errors
+    /// [`ClusterError::Changed`] when another job has its name by now; [`ClusterError::NotFound`] when it is gone.
+    pub async fn cancel(&self, job: &PyTorchJob) -> Result<Option<PyTorchJob>, ClusterError> {
+        let preconditions = Preconditions { uid: job.metadata.uid.clone(), resource_version: None };
+        let params = &DeleteParams::foreground().preconditions(preconditions);
+        let name = job.metadata.name.as_deref().unwrap_or_default();
+        let deleted = self.call(|client| async move { self.api(client).delete(name, params).await }).await?;
+        Ok(deleted.left())
+    }
+
+    /// Suspend or resume exactly the job that was read.
+    ///
+    /// # Errors
+    /// [`ClusterError::Changed`] when it has changed since it was read; [`ClusterError::NotFound`] when it is gone.
+    pub async fn set_suspend(&self, job: &PyTorchJob, suspend: bool) -> Result<PyTorchJob, ClusterError> {
+        let name = job.metadata.name.as_deref().unwrap_or_default();
+        let patch = &Patch::Merge(json!({
+            "metadata": {"uid": job.metadata.uid, "resourceVersion": job.metadata.resource_version},
+            "spec": {"runPolicy": {"suspend": suspend}},
+        }));
+        let params = &PatchParams::default();
+        self.call(|client| async move { self.api(client).patch(name, params, patch).await }).await
+    }
+
+    /// The pod template that the cluster's owner keeps for all jobs of the namespace; `None` when there is none.
+    ///
+    /// # Errors
+    /// The cluster does not answer or does not let us read.
+    pub async fn platform_defaults(&self) -> Result<Option<PodTemplate>, ClusterError> {
+        let namespace = self.namespace.as_str();
+        found(
+            self.call(|client| async move {
+                Api::<PodTemplate>::namespaced(client, namespace).get(PLATFORM_DEFAULTS).await
+            })
+            .await,
+        )
+    }
+
+    fn api(&self, client: Client) -> Api<PyTorchJob> {
+        Api::namespaced(client, self.namespace.as_str())
+    }
+
+    async fn call<T, F: Future<Output = kube::Result<T>>>(
+        &self,
+        operation: impl Fn(Client) -> F,
+    ) -> Result<T, ClusterError> {
+        self.cluster.call(operation).await
+    }
+}
+
+// === impl Effect ===
+
+impl Effect {
+    fn is_dry_run(self) -> bool {
+        self == Self::DryRun
+    }
+}
+
+fn found<T>(answer: Result<T, ClusterError>) -> Result<Option<T>, ClusterError> {
+    match answer {
+        Err(ClusterError::NotFound) => Ok(None),
+        answer => answer.map(Some),
     }
 }

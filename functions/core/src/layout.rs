@@ -51,6 +51,8 @@ pub enum RunKey<'a> {
     NewestConfig,
     /// The configuration of a submission.
     Config(&'a Submission),
+    /// The submission that may write here.
+    Owner,
     /// The index entry of a step.
     IndexEntry(Step),
 }
@@ -172,6 +174,18 @@ impl RunPrefix {
         format!("{}/checkpoints/", self.0.key)
     }
 
+    /// What every marker's full key begins with.
+    #[must_use]
+    pub fn markers(&self) -> String {
+        format!("{}/checkpoints/step-", self.0.key)
+    }
+
+    /// Whether a full key is one of the run's markers.
+    #[must_use]
+    pub fn is_marker(&self, key: &str) -> bool {
+        key.strip_prefix(&self.0.key).and_then(|rest| parse_marker_key(rest.strip_prefix('/')?)).is_some()
+    }
+
     /// The full key of the folder of index entries, with its trailing slash.
     #[must_use]
     pub fn index_folder(&self) -> String {
@@ -211,11 +225,18 @@ impl RunKey<'_> {
             Self::Progress(submission) => format!("progress/{submission}"),
             Self::NewestConfig => "config/run.json".to_owned(),
             Self::Config(submission) => format!("config/{submission}/run.json"),
+            Self::Owner => "owner".to_owned(),
             Self::IndexEntry(step) => {
                 format!("index/v1/{:0width$}", Step::MAX - step.get(), width = INDEX_DIGITS)
             }
         }
     }
+}
+
+/// The full key of the record of a job, beside the runs below a base.
+#[must_use]
+pub fn job_record_key(base: &S3Uri, namespace: &str, job: &str, submission: &Submission) -> String {
+    base.join(&format!("_jobs/{namespace}/{job}/{submission}")).key
 }
 
 /// The folder of a submission's final export, relative to the run's prefix.

@@ -10,17 +10,30 @@
 //! other way round.
 
 pub mod cause;
+pub mod checkpoints;
+pub mod dry_run;
 pub mod event;
+pub mod events;
+pub mod existing;
+pub mod fingerprint;
 pub mod image;
 pub mod index;
 pub mod layout;
+pub mod lineage;
+pub mod links;
+pub mod logs;
 pub mod manifest;
 pub mod marker;
 pub mod names;
+pub mod namespace;
+pub mod owner;
 pub mod problem;
 pub mod progress;
 pub mod pytorchjob;
+pub mod query;
+pub mod readiness;
 pub mod request;
+pub mod route;
 pub mod settings;
 pub mod status;
 pub mod strict_json;

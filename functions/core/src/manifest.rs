@@ -1,10 +1,12 @@
 //! From a request to the `PyTorchJob`: pure, typed, no text templates. The call that creates it is elsewhere.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use k8s_openapi::{
+    DeepMerge,
     api::core::v1::{
-        Container, EmptyDirVolumeSource, EnvVar, PodSpec, PodTemplateSpec, ResourceRequirements, Volume, VolumeMount,
+        Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, PodSpec, PodTemplateSpec, ResourceRequirements,
+        SecretKeySelector, Volume, VolumeMount,
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
@@ -12,7 +14,7 @@ use serde_json::Value;
 
 use crate::{
     layout::RunPrefix,
-    names::{JobName, Submission},
+    names::{Step, Submission},
     pytorchjob::{CONTAINER, PyTorchJob, PyTorchJobSpec, ReplicaSpec, ReplicaSpecs, RunPolicy, key},
     request::TrainingJobRequest,
 };
@@ -20,11 +22,15 @@ use crate::{
 /// torchrun kills its workers this long before the kubelet would kill torchrun.
 const SHUTDOWN_MARGIN_SECONDS: u32 = 20;
 
+/// The extended resource that NVIDIA's device plugin counts.
+const GPU: &str = "nvidia.com/gpu";
+/// A pod's own deadline comes this long after the job's. The operator looks at the job's deadline only when a pod or the
+/// job changes, and the pod's end is such a change; the pod's deadline alone would make it start anew.
+const DEADLINE_MARGIN_SECONDS: i64 = 30;
+
 /// What the deployment adds to each job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Platform {
-    /// Namespace of the jobs.
-    pub namespace: String,
     /// Absolute path of the script in the image that torchrun starts.
     pub train_script: String,
     /// The pods' service account.
@@ -37,45 +43,65 @@ pub struct Platform {
     pub grace_seconds: u32,
 }
 
+/// Where a submission starts: what the request asks for, looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// At step 0.
+    Fresh,
+    /// At the newest complete checkpoint that the trainer finds, or at step 0.
+    NewestIfAny,
+    /// At this step's checkpoint and nowhere else.
+    Step(Step),
+}
+
 /// The run prefix of a request.
 #[must_use]
 pub fn run_prefix(request: &TrainingJobRequest) -> RunPrefix {
     RunPrefix::new(&request.checkpoint_base_uri, &request.run_id, request.framework)
 }
 
-/// The job's name of a request.
+/// Render the job of a request. `defaults` is what the cluster's owner gives to every training pod of the namespace;
+/// what the request and the platform say wins over it.
 #[must_use]
-pub fn job_name(request: &TrainingJobRequest) -> JobName {
-    JobName::of_run(request.framework, &request.run_id, request.num_nodes)
-}
-
-/// Render the job of a request.
-#[must_use]
-pub fn build(request: &TrainingJobRequest, submission: &Submission, platform: &Platform) -> PyTorchJob {
-    let labels = BTreeMap::from([
-        (key::FRAMEWORK.to_owned(), request.framework.to_string()),
-        (key::RUN_ID.to_owned(), request.run_id.to_string()),
-    ]);
+pub fn build(
+    request: &TrainingJobRequest,
+    start: Start,
+    submission: &Submission,
+    defaults: Option<&PodTemplateSpec>,
+    platform: &Platform,
+) -> PyTorchJob {
+    let mut labels = request.labels.clone();
+    labels.insert(key::FRAMEWORK.to_owned(), request.framework.to_string());
+    labels.insert(key::RUN_ID.to_owned(), request.run_id.to_string());
+    let mut job_labels = labels.clone();
+    job_labels.extend(request.queue.iter().map(|queue| (key::QUEUE.to_owned(), queue.clone())));
+    let mut annotations = request.annotations.clone();
+    annotations.insert(key::SUBMISSION.to_owned(), submission.to_string());
+    annotations.insert(key::CHECKPOINT_PREFIX.to_owned(), run_prefix(request).to_string());
+    annotations.insert(key::REQUEST.to_owned(), request.fingerprint.to_annotation());
     let metadata = ObjectMeta {
-        name: Some(job_name(request).to_string()),
-        namespace: Some(platform.namespace.clone()),
-        labels: Some(labels.clone()),
-        annotations: Some(BTreeMap::from([
-            (key::SUBMISSION.to_owned(), submission.to_string()),
-            (key::CHECKPOINT_PREFIX.to_owned(), run_prefix(request).to_string()),
-        ])),
+        name: Some(request.job_name.to_string()),
+        namespace: Some(request.namespace.to_string()),
+        labels: Some(job_labels),
+        annotations: Some(annotations),
         ..ObjectMeta::default()
+    };
+    let template = PodTemplateSpec {
+        // The operator does not copy the job's labels to its pods.
+        metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+        spec: Some(pod(request, start, submission, platform)),
+    };
+    let template = match defaults {
+        Some(defaults) => with_defaults(template, defaults.clone()),
+        None => template,
     };
     let replica = |replicas: u32| ReplicaSpec {
         replicas: i32::try_from(replicas).ok(),
         restart_policy: Some("OnFailure".to_owned()),
-        template: PodTemplateSpec {
-            // The operator does not copy the job's labels to its pods.
-            metadata: Some(ObjectMeta { labels: Some(labels.clone()), ..ObjectMeta::default() }),
-            spec: Some(pod(request, submission, platform)),
-        },
+        template: template.clone(),
     };
     let workers = request.num_nodes.saturating_sub(1);
+    let max_restarts = request.max_restarts.unwrap_or(platform.max_restarts);
     PyTorchJob::new(
         metadata,
         PyTorchJobSpec {
@@ -83,8 +109,12 @@ pub fn build(request: &TrainingJobRequest, submission: &Submission, platform: &P
             run_policy: RunPolicy {
                 // Frees the GPUs of pods that hang after the end, and keeps the logs of those that finished.
                 clean_pod_policy: Some("Running".to_owned()),
-                backoff_limit: Some(backoff_limit(request.num_nodes, platform.max_restarts)),
+                backoff_limit: Some(backoff_limit(request.num_nodes, max_restarts)),
                 ttl_seconds_after_finished: Some(platform.job_ttl_seconds),
+                active_deadline_seconds: request.max_runtime_seconds.map(i64::from),
+                // The schema's default, written out: what a dry run shows is then what is stored.
+                suspend: Some(false),
+                managed_by: None,
             },
             pytorch_replica_specs: ReplicaSpecs {
                 master: Some(replica(1)),
@@ -94,6 +124,43 @@ pub fn build(request: &TrainingJobRequest, submission: &Submission, platform: &P
     )
 }
 
+/// Put a pod over the platform's defaults: lists are merged by name, as `kubectl apply` merges them, and what names the
+/// same thing as the pod does gives way as a whole.
+fn with_defaults(pod: PodTemplateSpec, mut defaults: PodTemplateSpec) -> PodTemplateSpec {
+    // Only what pods of a job can have: no name, and the restart policy is the replica's.
+    defaults.metadata = defaults.metadata.map(|metadata| ObjectMeta {
+        labels: metadata.labels,
+        annotations: metadata.annotations,
+        ..ObjectMeta::default()
+    });
+    if let (Some(base), Some(top)) = (&mut defaults.spec, &pod.spec) {
+        base.restart_policy = None;
+        let volumes = top.volumes.iter().flatten().map(|volume| volume.name.as_str()).collect::<Vec<_>>();
+        base.volumes.iter_mut().for_each(|base| base.retain(|volume| !volumes.contains(&volume.name.as_str())));
+        for base in base.containers.iter_mut().filter(|container| container.name == CONTAINER) {
+            for top in top.containers.iter().filter(|container| container.name == CONTAINER) {
+                give_way(base, top);
+            }
+        }
+    }
+    defaults.merge_from(pod);
+    defaults
+}
+
+/// Take out of the defaults' training container what the job's own says in another way.
+fn give_way(base: &mut Container, top: &Container) {
+    let variables = top.env.iter().flatten().map(|variable| variable.name.as_str()).collect::<Vec<_>>();
+    base.env.iter_mut().for_each(|base| base.retain(|variable| !variables.contains(&variable.name.as_str())));
+    let paths = top.volume_mounts.iter().flatten().map(|mount| mount.mount_path.as_str()).collect::<Vec<_>>();
+    base.volume_mounts.iter_mut().for_each(|base| base.retain(|mount| !paths.contains(&mount.mount_path.as_str())));
+    // The number of GPUs is the request's also when it is none.
+    if let Some(resources) = &mut base.resources {
+        for amounts in [&mut resources.limits, &mut resources.requests].into_iter().flatten() {
+            amounts.remove(GPU);
+        }
+    }
+}
+
 /// The coarse outer stop. The operator sums the restarts of all pods' containers, one death restarts every pod at least
 /// once, and slow image pulls restart init containers.
 fn backoff_limit(num_nodes: u32, max_restarts: u32) -> i32 {
@@ -101,8 +168,12 @@ fn backoff_limit(num_nodes: u32, max_restarts: u32) -> i32 {
     i32::try_from(limit).unwrap_or(i32::MAX)
 }
 
-fn pod(request: &TrainingJobRequest, submission: &Submission, platform: &Platform) -> PodSpec {
+fn pod(request: &TrainingJobRequest, start: Start, submission: &Submission, platform: &Platform) -> PodSpec {
     PodSpec {
+        active_deadline_seconds: request
+            .max_runtime_seconds
+            .map(|seconds| i64::from(seconds) + DEADLINE_MARGIN_SECONDS),
+        priority_class_name: request.priority_class.clone(),
         service_account_name: Some(platform.service_account.clone()),
         termination_grace_period_seconds: Some(platform.grace_seconds.into()),
         // The trainer reaches S3 with credentials of its own and never the API server.
@@ -115,7 +186,7 @@ fn pod(request: &TrainingJobRequest, submission: &Submission, platform: &Platfor
             // Static rendezvous from the operator's PET_* variables. With restarts by torchrun it hangs after a rank's
             // death, so the cluster restarts the containers.
             args: Some(vec!["--max-restarts=0".to_owned(), platform.train_script.clone()]),
-            env: Some(environment(request, submission, platform)),
+            env: Some(environment(request, start, submission, platform)),
             resources: Some(resources(request)),
             termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
             volume_mounts: Some(vec![VolumeMount {
@@ -141,12 +212,17 @@ fn resources(request: &TrainingJobRequest) -> ResourceRequirements {
         ("memory".to_owned(), Quantity(format!("{}Gi", request.memory_per_node_gb))),
     ]);
     if request.gpus_per_node > 0 {
-        amounts.insert("nvidia.com/gpu".to_owned(), Quantity(request.gpus_per_node.to_string()));
+        amounts.insert(GPU.to_owned(), Quantity(request.gpus_per_node.to_string()));
     }
     ResourceRequirements { requests: Some(amounts.clone()), limits: Some(amounts), ..ResourceRequirements::default() }
 }
 
-fn environment(request: &TrainingJobRequest, submission: &Submission, platform: &Platform) -> Vec<EnvVar> {
+fn environment(
+    request: &TrainingJobRequest,
+    start: Start,
+    submission: &Submission,
+    platform: &Platform,
+) -> Vec<EnvVar> {
     let prefix = run_prefix(request);
     let shutdown_seconds = platform.grace_seconds.saturating_sub(SHUTDOWN_MARGIN_SECONDS).max(1);
     let mut variables = vec![
@@ -162,7 +238,7 @@ fn environment(request: &TrainingJobRequest, submission: &Submission, platform: 
         ("LOGS_URI", prefix.uri("logs").to_string()),
         ("CONFIG_URI", prefix.uri("config").to_string()),
         ("SUBMISSION", submission.to_string()),
-        ("RESUME", request.resume_from_checkpoint.to_string()),
+        ("RESUME", start.to_string()),
         ("TRAINING_EXTRA_ARGS_JSON", Value::Object(request.extra_args.clone()).to_string()),
         ("OMP_NUM_THREADS", "1".to_owned()),
         // As a variable and not as a flag: other images may hold a torchrun that does not know it.
@@ -172,17 +248,40 @@ fn environment(request: &TrainingJobRequest, submission: &Submission, platform: 
         // Without it the NVIDIA runtime shows every GPU of the node to a pod that asked for none.
         variables.push(("NVIDIA_VISIBLE_DEVICES", "none".to_owned()));
     }
+    variables.extend(request.config_path.iter().map(|path| ("CONFIG_PATH", path.clone())));
     let user = request.env.iter().map(|(name, value)| (name.as_str(), value.clone()));
-    variables
-        .into_iter()
-        .chain(user)
-        .map(|(name, value)| EnvVar { name: name.to_owned(), value: Some(literal(&value)), value_from: None })
-        .collect()
+    let plain = variables.into_iter().chain(user).map(|(name, value)| EnvVar {
+        name: name.to_owned(),
+        value: Some(literal(&value)),
+        value_from: None,
+    });
+    let secret = request.env_from_secrets.iter().map(|(name, key)| EnvVar {
+        name: name.clone(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            secret_key_ref: Some(SecretKeySelector { name: key.secret.clone(), key: key.key.clone(), optional: None }),
+            ..EnvVarSource::default()
+        }),
+    });
+    plain.chain(secret).collect()
 }
 
 /// A value that the kubelet leaves alone: it would replace `$(NAME)` and `$$` in values.
 fn literal(value: &str) -> String {
     value.replace('$', "$$")
+}
+
+// === impl Start ===
+
+impl fmt::Display for Start {
+    /// As the trainer reads it in `RESUME`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fresh => f.write_str("false"),
+            Self::NewestIfAny => f.write_str("true"),
+            Self::Step(step) => write!(f, "step-{step}"),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -193,7 +292,6 @@ mod tests {
 
     fn platform() -> Platform {
         Platform {
-            namespace: "training".to_owned(),
             train_script: "/opt/trainer/train.py".to_owned(),
             service_account: "trainer".to_owned(),
             job_ttl_seconds: 604_800,
@@ -203,13 +301,24 @@ mod tests {
     }
 
     fn manifest(changes: &Value) -> Value {
+        manifest_over(changes, None)
+    }
+
+    /// The manifest over these defaults, given as a `PodTemplate`'s template.
+    fn manifest_over(changes: &Value, defaults: Option<Value>) -> Value {
         let mut body = body();
         for (field, value) in changes.as_object().expect("an object") {
             body[field] = value.clone();
         }
-        let request = TrainingJobRequest::parse(body.to_string().as_bytes(), &rules()).expect("a good request");
+        let request = TrainingJobRequest::parse(body.to_string().as_bytes(), None, &rules()).expect("a good request");
         let submission = "01980000-0000-7000-8000-000000000001".parse().expect("an id");
-        serde_json::to_value(build(&request, &submission, &platform())).expect("serialisable")
+        let defaults = defaults.map(|defaults| serde_json::from_value(defaults).expect("a pod template"));
+        let start = Start::Step(Step::new(300).expect("in range"));
+        serde_json::to_value(build(&request, start, &submission, defaults.as_ref(), &platform())).expect("serialisable")
+    }
+
+    fn master(manifest: &Value) -> &Value {
+        &manifest["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
     }
 
     #[test]
@@ -242,6 +351,109 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), env.len());
+    }
+
+    #[test]
+    fn every_field_of_the_request_is_in_the_manifest() {
+        let manifest = manifest(&json!({
+            "labels": {"example.com/team": "a"}, "annotations": {"example.com/note": "any text, é"},
+            "priority_class": "high", "queue": "team-a", "max_restarts": 1, "max_runtime_seconds": 3600,
+            "namespace": "training-two", "job_name": "mine", "config_path": "/opt/$x.yaml",
+            "env_from_secrets": {"HF_TOKEN": "hugging-face/token"},
+        }));
+        let metadata = &manifest["metadata"];
+        assert_eq!((&metadata["name"], &metadata["namespace"]), (&json!("mine"), &json!("training-two")));
+        assert_eq!(metadata["labels"]["example.com/team"], "a");
+        assert_eq!(metadata["labels"]["kueue.x-k8s.io/queue-name"], "team-a");
+        assert_eq!(metadata["annotations"]["example.com/note"], "any text, é");
+        assert!(
+            metadata["annotations"]["trainer.deepfinery/request"].as_str().is_some_and(|text| text.starts_with("v1:"))
+        );
+        let policy = &manifest["spec"]["runPolicy"];
+        assert_eq!((&policy["backoffLimit"], &policy["activeDeadlineSeconds"]), (&json!(7), &json!(3600)));
+        let template = master(&manifest);
+        assert_eq!(
+            template["metadata"]["labels"],
+            json!({
+                "example.com/team": "a", "trainer.deepfinery/framework": "hf", "trainer.deepfinery/run-id": "aml_ruleset_v4"
+            })
+        );
+        assert_eq!(template["spec"]["activeDeadlineSeconds"], 3630);
+        assert_eq!(template["spec"]["priorityClassName"], "high");
+        let env = template["spec"]["containers"][0]["env"].as_array().expect("env");
+        for variable in [
+            json!({"name": "RESUME", "value": "step-300"}),
+            json!({"name": "CONFIG_PATH", "value": "/opt/$$x.yaml"}),
+            json!({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hugging-face", "key": "token"}}}),
+        ] {
+            assert!(env.contains(&variable), "{variable}");
+        }
+    }
+
+    #[test]
+    fn platform_defaults_lie_under_the_job() {
+        let defaults = json!({
+            "metadata": {"name": "x", "labels": {"owner": "ops", "trainer.deepfinery/run-id": "spoofed"}, "annotations": {"a": "b"}},
+            "spec": {
+                "restartPolicy": "Always",
+                "nodeSelector": {"pool": "gpu"},
+                "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+                "imagePullSecrets": [{"name": "registry"}],
+                "securityContext": {"runAsUser": 1000},
+                "volumes": [{"name": "shm", "hostPath": {"path": "/dev/shm"}}, {"name": "cache", "emptyDir": {}}],
+                "containers": [
+                    {
+                        "name": "pytorch", "image": "ignored", "command": ["sh"],
+                        "env": [
+                            {"name": "NCCL_DEBUG", "value": "INFO"},
+                            {"name": "RUN_ID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+                        ],
+                        "resources": {
+                            "limits": {"vpc.amazonaws.com/efa": "4", "nvidia.com/gpu": "8", "cpu": "1"},
+                            "requests": {"vpc.amazonaws.com/efa": "4", "nvidia.com/gpu": "8"},
+                        },
+                        "volumeMounts": [{"name": "cache", "mountPath": "/cache"}, {"name": "cache", "mountPath": "/dev/shm"}],
+                    },
+                    {"name": "sidecar", "image": "proxy"},
+                ],
+            },
+        });
+        let manifest = manifest_over(&json!({"gpus_per_node": 0}), Some(defaults));
+        let template = master(&manifest);
+        assert_eq!(template["metadata"].get("name"), None);
+        assert_eq!(template["metadata"]["annotations"], json!({"a": "b"}));
+        assert_eq!(
+            template["metadata"]["labels"],
+            json!({
+                "owner": "ops", "trainer.deepfinery/framework": "hf", "trainer.deepfinery/run-id": "aml_ruleset_v4"
+            })
+        );
+        let pod = &template["spec"];
+        assert_eq!(pod.get("restartPolicy"), None);
+        for (field, value) in [
+            ("nodeSelector", json!({"pool": "gpu"})),
+            ("tolerations", json!([{"key": "nvidia.com/gpu", "operator": "Exists"}])),
+            ("imagePullSecrets", json!([{"name": "registry"}])),
+            ("securityContext", json!({"runAsUser": 1000})),
+            ("volumes", json!([{"name": "cache", "emptyDir": {}}, {"name": "shm", "emptyDir": {"medium": "Memory"}}])),
+        ] {
+            assert_eq!(pod[field], value, "{field}");
+        }
+        assert_eq!(pod["containers"].as_array().map(Vec::len), Some(2));
+        let container = &pod["containers"][0];
+        assert_eq!((&container["image"], &container["command"]), (&json!("trainer:local"), &json!(["torchrun"])));
+        assert_eq!(
+            container["resources"]["limits"],
+            json!({"cpu": "32", "memory": "256Gi", "vpc.amazonaws.com/efa": "4"})
+        );
+        assert_eq!(
+            container["volumeMounts"],
+            json!([{"name": "cache", "mountPath": "/cache"}, {"name": "shm", "mountPath": "/dev/shm"}])
+        );
+        let env = container["env"].as_array().expect("env");
+        assert!(env.contains(&json!({"name": "NCCL_DEBUG", "value": "INFO"})));
+        let run_ids: Vec<_> = env.iter().filter(|variable| variable["name"] == "RUN_ID").collect();
+        assert_eq!(run_ids, [&json!({"name": "RUN_ID", "value": "aml_ruleset_v4"})]);
     }
 
     #[test]

@@ -125,8 +125,7 @@ impl JobName {
     /// the more workers, the shorter the name may be. A longer one is cut and ends in 8 hex digits of a hash of the run.
     #[must_use]
     pub fn of_run(framework: Framework, run_id: &RunId, num_nodes: u32) -> Self {
-        let last_worker = num_nodes.saturating_sub(2);
-        let limit = 63 - "-worker-".len() - last_worker.to_string().len();
+        let limit = Self::max_length(num_nodes);
         let mut name = format!("{framework}-{run_id}").to_ascii_lowercase().replace(['.', '_'], "-");
         if name.len() > limit {
             let digest = Sha256::digest(format!("{framework}\0{run_id}"));
@@ -135,6 +134,13 @@ impl JobName {
             name = format!("{}-{hash:08x}", name.trim_end_matches('-'));
         }
         Self(name)
+    }
+
+    /// Longest name of a job with so many pods, in characters.
+    #[must_use]
+    pub fn max_length(num_nodes: u32) -> usize {
+        let last_worker = num_nodes.saturating_sub(2);
+        63 - "-worker-".len() - last_worker.to_string().len()
     }
 
     /// The text of the name.

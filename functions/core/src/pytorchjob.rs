@@ -22,6 +22,14 @@ pub mod key {
     pub const SUBMISSION: &str = "trainer.deepfinery/submission";
     /// Annotation: the run's prefix in the runs bucket.
     pub const CHECKPOINT_PREFIX: &str = "trainer.deepfinery/checkpoint-prefix";
+    /// Annotation: digests of the request's fields, by which a repeated request is known.
+    pub const REQUEST: &str = "trainer.deepfinery/request";
+    /// Annotation: the id of the token that asked for the job.
+    pub const SUBMITTED_BY: &str = "trainer.deepfinery/submitted-by";
+    /// Prefix of all keys that are the platform's own.
+    pub const PLATFORM_PREFIX: &str = "trainer.deepfinery/";
+    /// Label: the queue of Kueue that decides when the job runs.
+    pub const QUEUE: &str = "kueue.x-k8s.io/queue-name";
     /// Label that the operator puts on each pod: the job's name.
     pub const OPERATOR_JOB_NAME: &str = "training.kubeflow.org/job-name";
     /// Label that the operator puts on each pod: `master` or `worker`.
@@ -30,6 +38,9 @@ pub mod key {
 
 /// The container that the operator's webhook insists on and whose environment it completes.
 pub const CONTAINER: &str = "pytorch";
+
+/// Name of the `PodTemplate` in which a cluster's owner keeps what every training pod of a namespace gets.
+pub const PLATFORM_DEFAULTS: &str = "training-defaults";
 
 /// A training job: one Master pod and any number of Worker pods.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,6 +86,15 @@ pub struct RunPolicy {
     /// The job is deleted this long after its end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_seconds_after_finished: Option<i32>,
+    /// The job fails when it has been active this long; looked at only when something else happens to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub active_deadline_seconds: Option<i64>,
+    /// Whether the job has no pods for now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<bool>,
+    /// Who looks after the job, when it is not the operator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub managed_by: Option<String>,
 }
 
 /// The two kinds of replica that the webhook allows.
@@ -151,6 +171,12 @@ impl PyTorchJob {
     pub fn new(metadata: ObjectMeta, spec: PyTorchJobSpec) -> Self {
         use k8s_openapi::Resource;
         Self { api_version: Self::API_VERSION.into(), kind: Self::KIND.into(), metadata, spec, status: None }
+    }
+
+    /// Whether the operator made this pod or service for this very job, not for another one of its name.
+    #[must_use]
+    pub fn owns(&self, metadata: &ObjectMeta) -> bool {
+        metadata.owner_references.iter().flatten().any(|owner| Some(&owner.uid) == self.metadata.uid.as_ref())
     }
 
     /// The value of a label.

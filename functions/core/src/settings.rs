@@ -54,7 +54,16 @@ impl<F: Fn(&'static str) -> Option<String>> Settings<F> {
     /// # Errors
     /// It is absent, or a part does not parse.
     pub fn list<T: FromStr<Err: Display>>(&self, name: &'static str) -> Result<Vec<T>, SettingError> {
-        let text: String = self.required(name)?;
+        let list = self.list_or_none(name)?;
+        if list.is_empty() { Err(SettingError::Missing(name)) } else { Ok(list) }
+    }
+
+    /// A comma-separated setting that may be absent.
+    ///
+    /// # Errors
+    /// A part does not parse.
+    pub fn list_or_none<T: FromStr<Err: Display>>(&self, name: &'static str) -> Result<Vec<T>, SettingError> {
+        let Some(text) = self.optional::<String>(name)? else { return Ok(Vec::new()) };
         text.split(',')
             .map(|part| {
                 part.trim().parse().map_err(|error: T::Err| SettingError::Bad { name, reason: error.to_string() })

@@ -5,8 +5,10 @@ use serde::Serialize;
 
 use crate::{
     index::IndexEntry,
+    links::{Links, PageLinks},
     marker::State,
     names::Submission,
+    namespace::Namespaces,
     progress::Progress,
     pytorchjob::{JobCondition, PyTorchJob, ReplicaStatus, key},
 };
@@ -42,9 +44,9 @@ pub enum Phase {
     Failed,
 }
 
-/// The answer of POST /train and GET /train/{name}; the first five fields are the original's.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct TrainingJobStatus {
+/// What is told of each job in a list; the first five fields are the original's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct JobSummary {
     /// Name of the job.
     pub name: String,
     /// The coarse word.
@@ -63,22 +65,45 @@ pub struct TrainingJobStatus {
     pub namespace: Option<String>,
     /// The submission that made the job.
     pub submission: Option<String>,
+    /// The id of the token that asked for the job, where tokens have ids.
+    pub submitted_by: Option<String>,
     /// When the job was created.
     pub created_at: Option<Time>,
-    /// When the operator first saw it.
+    /// When the operator first saw it, or resumed it.
     pub started_at: Option<Time>,
     /// When it ended.
     pub finished_at: Option<Time>,
     /// Pods by type.
     pub replicas: Replicas,
+    /// Where to read on.
+    pub links: Links,
+}
+
+/// The answer of POST /train and GET /train/{name}: the summary and what only a closer look tells.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TrainingJobStatus {
+    /// What a list tells too.
+    #[serde(flatten)]
+    pub summary: JobSummary,
+    /// How often the trainer has started, as its progress says.
+    pub attempts: Option<u64>,
     /// The trainer's newest progress.
     pub progress: Option<Progress>,
     /// The newest complete checkpoint of this submission.
     pub checkpoints: Option<NewestCheckpoint>,
     /// What keeps the job from running; null when nothing is known to.
     pub diagnosis: Option<Diagnosis>,
+}
+
+/// The answer of GET /train: some jobs in name order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct JobList {
+    /// The jobs; a filter by status may leave fewer than asked for, or none, although more pages follow.
+    pub jobs: Vec<JobSummary>,
+    /// What to send as `?continue=` for the next page; null on the last one.
+    pub r#continue: Option<String>,
     /// Where to read on.
-    pub links: Links,
+    pub links: PageLinks,
 }
 
 /// Pods by type.
@@ -125,16 +150,6 @@ pub struct Diagnosis {
     pub next_step: &'static str,
 }
 
-/// Where to read on, as paths of this API.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Links {
-    /// This answer.
-    #[serde(rename = "self")]
-    pub itself: String,
-    /// The run's checkpoints.
-    pub checkpoints: String,
-}
-
 /// What the index says of a run, newest step first.
 #[derive(Clone, Copy, Debug)]
 pub struct Checkpoints<'a> {
@@ -142,6 +157,21 @@ pub struct Checkpoints<'a> {
     pub bucket: &'a str,
     /// The newest entries.
     pub entries: &'a [IndexEntry],
+}
+
+// === impl Status ===
+
+impl Status {
+    /// The word in answers and queries.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Submitted => "submitted",
+            Self::Running => "running",
+            Self::Failed => "failed",
+            Self::Succeeded => "succeeded",
+        }
+    }
 }
 
 // === impl Phase ===
@@ -189,6 +219,39 @@ impl Phase {
     }
 }
 
+// === impl JobSummary ===
+
+impl JobSummary {
+    /// Tell what the operator knows of a job.
+    #[must_use]
+    pub fn new(job: &PyTorchJob, namespaces: &Namespaces) -> Self {
+        let (phase, condition) = Phase::of(job);
+        let name = job.metadata.name.clone().unwrap_or_default();
+        let status = job.status.as_ref();
+        Self {
+            status: phase.status(),
+            detail: if job.metadata.deletion_timestamp.is_some() {
+                "is being deleted: its name is free when its pods are gone".to_owned()
+            } else {
+                detail(phase, condition)
+            },
+            framework: job.label(key::FRAMEWORK).map(str::to_owned),
+            run_id: job.label(key::RUN_ID).map(str::to_owned),
+            phase,
+            reason: condition.and_then(|condition| condition.reason.clone()),
+            namespace: job.metadata.namespace.clone(),
+            submission: job.annotation(key::SUBMISSION).map(str::to_owned),
+            submitted_by: job.annotation(key::SUBMITTED_BY).map(str::to_owned),
+            created_at: job.metadata.creation_timestamp.clone(),
+            started_at: status.and_then(|status| status.start_time.clone()),
+            finished_at: status.and_then(|status| status.completion_time.clone()),
+            replicas: Replicas::of(job),
+            links: Links::of(&name, job.metadata.namespace.as_deref(), namespaces),
+            name,
+        }
+    }
+}
+
 // === impl TrainingJobStatus ===
 
 impl TrainingJobStatus {
@@ -196,35 +259,22 @@ impl TrainingJobStatus {
     #[must_use]
     pub fn new(
         job: &PyTorchJob,
+        namespaces: &Namespaces,
         pods: &[Pod],
         progress: Option<Progress>,
         checkpoints: Option<Checkpoints<'_>>,
     ) -> Self {
-        let (phase, condition) = Phase::of(job);
-        let name = job.metadata.name.clone().unwrap_or_default();
-        let submission = job.annotation(key::SUBMISSION);
+        let mut summary = JobSummary::new(job, namespaces);
+        let submission = summary.submission.as_deref();
         let progress = progress.filter(|progress| Some(progress.submission.as_str()) == submission);
-        let diagnosis = if phase.is_finished() { None } else { diagnose(pods) };
-        let condition_message = condition.and_then(|condition| condition.message.as_deref());
-        Self {
-            status: phase.status(),
-            detail: detail(phase, condition_message, progress.as_ref(), diagnosis.as_ref()),
-            framework: job.label(key::FRAMEWORK).map(str::to_owned),
-            run_id: job.label(key::RUN_ID).map(str::to_owned),
-            phase,
-            reason: condition.and_then(|condition| condition.reason.clone()),
-            namespace: job.metadata.namespace.clone(),
-            submission: submission.map(str::to_owned),
-            created_at: job.metadata.creation_timestamp.clone(),
-            started_at: job.status.as_ref().and_then(|status| status.start_time.clone()),
-            finished_at: job.status.as_ref().and_then(|status| status.completion_time.clone()),
-            replicas: Replicas::of(job),
-            checkpoints: checkpoints.and_then(|checkpoints| newest_complete(checkpoints, submission?)),
-            progress,
-            diagnosis,
-            links: Links { checkpoints: format!("/train/{name}/checkpoints"), itself: format!("/train/{name}") },
-            name,
+        let checkpoints = checkpoints.and_then(|checkpoints| newest_complete(checkpoints, submission?));
+        let diagnosis = if summary.phase.is_finished() { None } else { diagnose(pods) };
+        if job.metadata.deletion_timestamp.is_none()
+            && let Some(detail) = closer_detail(summary.phase, progress.as_ref(), diagnosis.as_ref())
+        {
+            summary.detail = detail;
         }
+        Self { attempts: progress.as_ref().map(|progress| progress.attempt), progress, checkpoints, diagnosis, summary }
     }
 
     /// The submission of a job, if the platform made it.
@@ -251,24 +301,37 @@ impl Replicas {
     }
 }
 
-fn detail(phase: Phase, condition: Option<&str>, progress: Option<&Progress>, diagnosis: Option<&Diagnosis>) -> String {
+/// What the operator's conditions alone tell.
+fn detail(phase: Phase, condition: Option<&JobCondition>) -> String {
+    let said = condition.and_then(|condition| condition.message.as_deref());
+    let detail = match phase {
+        Phase::Pending => "waiting for its pods to start",
+        Phase::Running => "running",
+        Phase::Restarting => "restarting",
+        Phase::Suspended => "suspended: its pods are gone, its checkpoints stay",
+        Phase::Succeeded => "succeeded",
+        Phase::Failed => said.unwrap_or("failed"),
+    };
+    detail.to_owned()
+}
+
+/// What pods and progress tell beyond that.
+fn closer_detail(phase: Phase, progress: Option<&Progress>, diagnosis: Option<&Diagnosis>) -> Option<String> {
     let reached = |progress: &Progress| {
         let total = progress.total.map(|total| format!(" of {total}")).unwrap_or_default();
         let loss = progress.loss.map(|loss| format!(", loss {loss:.4}")).unwrap_or_default();
         format!("step {}{total}{loss}", progress.step)
     };
     match (phase, diagnosis, progress) {
-        (Phase::Failed, _, _) => condition.unwrap_or("failed").to_owned(),
-        (Phase::Succeeded, _, Some(progress)) => format!("succeeded at {}", reached(progress)),
-        (Phase::Succeeded, _, None) => "succeeded".to_owned(),
-        (Phase::Suspended, _, _) => "suspended: its pods are gone, its checkpoints stay".to_owned(),
-        (Phase::Pending, Some(diagnosis), _) => format!("waiting: {}", diagnosis.message),
-        (Phase::Pending, None, _) => "waiting for its pods to start".to_owned(),
-        (Phase::Running | Phase::Restarting, Some(diagnosis), _) => format!("held up: {}", diagnosis.message),
-        (Phase::Restarting, None, Some(progress)) => format!("restarting, had reached {}", reached(progress)),
-        (Phase::Restarting, None, None) => "restarting".to_owned(),
-        (Phase::Running, None, Some(progress)) => format!("running, {}", reached(progress)),
-        (Phase::Running, None, None) => "running, no step finished yet".to_owned(),
+        (Phase::Pending, Some(diagnosis), _) => Some(format!("waiting: {}", diagnosis.message)),
+        (Phase::Running | Phase::Restarting, Some(diagnosis), _) => Some(format!("held up: {}", diagnosis.message)),
+        (Phase::Running, None, Some(progress)) => Some(format!("running, {}", reached(progress))),
+        (Phase::Running, None, None) => Some("running, no step finished yet".to_owned()),
+        (Phase::Restarting, None, Some(progress)) => Some(format!("restarting, had reached {}", reached(progress))),
+        (Phase::Succeeded, _, Some(progress)) => Some(format!("succeeded at {}", reached(progress))),
+        (Phase::Pending | Phase::Restarting | Phase::Succeeded, _, None)
+        | (Phase::Pending, None, Some(_))
+        | (Phase::Suspended | Phase::Failed, _, _) => None,
     }
 }
 
@@ -332,6 +395,10 @@ mod tests {
         .expect("a job")
     }
 
+    fn namespaces() -> Namespaces {
+        Namespaces::new("training".parse().expect("a namespace"), vec![])
+    }
+
     fn conditions(true_ones: &[&str]) -> Value {
         true_ones
             .iter()
@@ -364,30 +431,65 @@ mod tests {
             (&["Created", "Restarting", "Failed"], Phase::Failed, Status::Failed),
             (&["Created", "Succeeded", "Failed"], Phase::Failed, Status::Failed),
         ] {
-            let answer = TrainingJobStatus::new(&job(&conditions(true_ones)), &[], None, None);
-            assert_eq!((answer.phase, answer.status), (phase, status), "{true_ones:?}");
+            let answer = TrainingJobStatus::new(&job(&conditions(true_ones)), &namespaces(), &[], None, None);
+            assert_eq!((answer.summary.phase, answer.summary.status), (phase, status), "{true_ones:?}");
         }
         let over = json!([{"type": "Created", "status": "True"}, {"type": "Running", "status": "False"}]);
-        assert_eq!(TrainingJobStatus::new(&job(&over), &[], None, None).phase, Phase::Pending);
+        assert_eq!(TrainingJobStatus::new(&job(&over), &namespaces(), &[], None, None).summary.phase, Phase::Pending);
     }
 
     #[test]
     fn the_original_five_fields_come_first() {
-        let answer = TrainingJobStatus::new(&job(&conditions(&["Running"])), &[], Some(progress(SUBMISSION)), None);
+        let answer = TrainingJobStatus::new(
+            &job(&conditions(&["Running"])),
+            &namespaces(),
+            &[],
+            Some(progress(SUBMISSION)),
+            None,
+        );
         let text = serde_json::to_string(&answer).expect("serialisable");
         assert!(text.starts_with(
             r#"{"name":"hf-r","status":"running","detail":"running, step 10 of 60, loss 5.1235","framework":"hf","run_id":"r","phase":"Running""#
         ), "{text}");
         assert_eq!(
-            (answer.replicas.master.desired, answer.replicas.worker.desired, answer.replicas.worker.active),
+            (
+                answer.summary.replicas.master.desired,
+                answer.summary.replicas.worker.desired,
+                answer.summary.replicas.worker.active
+            ),
             (1, 3, 2)
         );
     }
 
     #[test]
+    fn a_list_tells_what_the_operator_knows() {
+        let mut job = job(&conditions(&["Running"]));
+        let summary = JobSummary::new(&job, &namespaces());
+        assert_eq!((summary.detail.as_str(), summary.submitted_by.as_deref()), ("running", None));
+        let fields = serde_json::to_value(&summary).expect("serialisable");
+        let names: Vec<_> = fields.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names[..6], ["name", "status", "detail", "framework", "run_id", "phase"]);
+        job.metadata.annotations.get_or_insert_default().insert(key::SUBMITTED_BY.to_owned(), "ci".to_owned());
+        assert_eq!(JobSummary::new(&job, &namespaces()).submitted_by.as_deref(), Some("ci"));
+    }
+
+    #[test]
+    fn a_job_that_is_being_deleted_says_so_whatever_else_is_known() {
+        for phase in ["Created", "Running", "Succeeded", "Failed"] {
+            let mut job = job(&conditions(&[phase]));
+            job.metadata.deletion_timestamp = Some(Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
+            let answer = TrainingJobStatus::new(&job, &namespaces(), &[], Some(progress(SUBMISSION)), None);
+            assert!(answer.summary.detail.starts_with("is being deleted"), "{phase}: {}", answer.summary.detail);
+        }
+    }
+
+    #[test]
     fn progress_of_another_submission_is_not_this_jobs() {
         let other = progress("01970000-0000-7000-8000-000000000001");
-        assert_eq!(TrainingJobStatus::new(&job(&conditions(&["Running"])), &[], Some(other), None).progress, None);
+        assert_eq!(
+            TrainingJobStatus::new(&job(&conditions(&["Running"])), &namespaces(), &[], Some(other), None).progress,
+            None
+        );
     }
 
     #[test]
@@ -401,13 +503,13 @@ mod tests {
             pod(json!({"containerStatuses": [{"name": "pytorch", "image": "x", "imageID": "", "ready": false,
             "restartCount": 0, "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]}));
         let pending = job(&conditions(&["Created"]));
-        let answer = TrainingJobStatus::new(&pending, &[pulling.clone(), waiting], None, None);
+        let answer = TrainingJobStatus::new(&pending, &namespaces(), &[pulling.clone(), waiting], None, None);
         assert_eq!(answer.diagnosis.as_ref().map(|diagnosis| diagnosis.code), Some("unschedulable"));
-        assert_eq!(answer.detail, format!("waiting: {scheduler}"));
-        let answer = TrainingJobStatus::new(&pending, std::slice::from_ref(&pulling), None, None);
+        assert_eq!(answer.summary.detail, format!("waiting: {scheduler}"));
+        let answer = TrainingJobStatus::new(&pending, &namespaces(), std::slice::from_ref(&pulling), None, None);
         assert_eq!(answer.diagnosis.map(|diagnosis| diagnosis.code), Some("image_pull"));
         let finished = job(&conditions(&["Succeeded"]));
-        assert_eq!(TrainingJobStatus::new(&finished, &[pulling], None, None).diagnosis, None);
+        assert_eq!(TrainingJobStatus::new(&finished, &namespaces(), &[pulling], None, None).diagnosis, None);
     }
 
     #[test]
@@ -431,7 +533,8 @@ mod tests {
             entry(30, State::Complete, SUBMISSION),
         ];
         let checkpoints = Checkpoints { bucket: "b", entries: &entries };
-        let answer = TrainingJobStatus::new(&job(&conditions(&["Running"])), &[], None, Some(checkpoints));
+        let answer =
+            TrainingJobStatus::new(&job(&conditions(&["Running"])), &namespaces(), &[], None, Some(checkpoints));
         let newest = answer.checkpoints.expect("a checkpoint");
         assert_eq!((newest.latest_step, newest.latest_uri.as_str()), (30, "s3://b/k30"));
     }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use lambda_http::http::{HeaderName, header};
 use serde::Serialize;
 use training_cluster::ClusterError;
 use training_core::problem::{Code, Problem};
@@ -11,10 +12,12 @@ use training_core::problem::{Code, Problem};
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
-    /// JSON body.
+    /// Media type of the body.
+    pub content_type: &'static str,
+    /// The body.
     pub body: Vec<u8>,
-    /// `Location` header, where the answer has one.
-    pub location: Option<String>,
+    /// Further headers.
+    pub headers: Vec<(HeaderName, String)>,
 }
 
 /// A refusal, or a failure with a cause that is logged and never shown.
@@ -24,6 +27,8 @@ pub struct Failure {
     pub problem: Problem,
     /// What the log shows.
     pub cause: Option<Box<dyn Error + Send + Sync>>,
+    /// Headers of the answer beside those of every problem.
+    pub headers: Vec<(HeaderName, String)>,
 }
 
 // === impl Answer ===
@@ -36,7 +41,20 @@ impl Answer {
     pub fn json(status: u16, value: &impl Serialize) -> Result<Self, Failure> {
         let body = serde_json::to_vec(value)
             .map_err(|error| Failure::with_cause(Code::ClusterError, "the answer cannot be written", error))?;
-        Ok(Self { status, body, location: None })
+        Ok(Self { status, content_type: "application/json", body, headers: Vec::new() })
+    }
+
+    /// A text answer.
+    #[must_use]
+    pub fn text(status: u16, text: String) -> Self {
+        Self { status, content_type: "text/plain; charset=utf-8", body: text.into_bytes(), headers: Vec::new() }
+    }
+
+    /// The same answer with one more header.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
     }
 }
 
@@ -52,39 +70,79 @@ impl Failure {
     /// A failure behind the function.
     #[must_use]
     pub fn with_cause(code: Code, detail: impl Into<String>, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { problem: Problem::new(code, detail), cause: Some(cause.into()) }
+        Self { cause: Some(cause.into()), ..Self::new(code, detail) }
+    }
+
+    /// The same failure with one more header, in place of the one that its code alone would give.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
     }
 }
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Self { problem, cause: None }
+        Self { problem, cause: None, headers: Vec::new() }
     }
+}
+
+/// What a caller is told when the runs bucket does not do what it should.
+#[must_use]
+pub fn storage_failure(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
+    Failure::with_cause(Code::StorageUnavailable, "the runs bucket cannot be used now; try again", error)
 }
 
 /// What a caller is told of a failure in the cluster; absent and existing objects are the handler's to explain.
 #[must_use]
 pub fn cluster_failure(error: ClusterError) -> Failure {
+    let of = |code, detail: &str, error| Failure::with_cause(code, detail, error);
     match error {
-        ClusterError::Rejected(message) => {
-            Failure::new(Code::RejectedByCluster, format!("the cluster refused the job: {message}"))
+        ClusterError::Rejected(rejection) => Problem::rejected_by_cluster(&rejection.message, &rejection.causes).into(),
+        ClusterError::TooLarge => {
+            Failure::new(Code::BodyTooLarge, "the job's manifest is larger than the cluster takes")
         }
-        error @ ClusterError::Denied(_) => {
-            let detail = "the cluster does not let this service in, or not do this; tell its operator";
-            Failure::with_cause(Code::ClusterDenied, detail, error)
+        ClusterError::QuotaExceeded(message) => {
+            Failure::new(Code::QuotaExceeded, format!("the namespace has no room for the job: {message}"))
         }
-        error @ (ClusterError::NotReady(_)
-        | ClusterError::Busy(_)
-        | ClusterError::Unreachable(_)
-        | ClusterError::TimedOut
-        | ClusterError::SignIn(_)) => {
-            Failure::with_cause(Code::ClusterUnavailable, "the cluster cannot be reached now; try again", error)
+        ClusterError::NamespaceTerminating => Failure::new(
+            Code::NamespaceTerminating,
+            "the namespace is being deleted; choose another one, or wait until it is made again",
+        ),
+        ClusterError::ContinueExpired => Failure::new(
+            Code::ContinueExpired,
+            "the token of the next page has expired; read the list again from its first page",
+        ),
+        ClusterError::Throttled { retry_after_seconds, .. } => {
+            let failure =
+                of(Code::Throttled, "the cluster has too much to do now; send the request again later", error);
+            match retry_after_seconds {
+                Some(seconds) => failure.with_header(header::RETRY_AFTER, seconds.to_string()),
+                None => failure,
+            }
         }
-        error @ (ClusterError::NotFound
+        ClusterError::Denied(_) => of(
+            Code::ClusterDenied,
+            "the cluster does not let this service in, or not do this; tell its operator",
+            error,
+        ),
+        ClusterError::NotReady(_) => of(
+            Code::ClusterNotReady,
+            "the cluster is not ready for jobs (namespace, PyTorchJob resource or operator missing); tell its operator",
+            error,
+        ),
+        ClusterError::TimedOut => of(
+            Code::ClusterTimeout,
+            "the cluster did not answer in time; send the same request again: nothing is done twice",
+            error,
+        ),
+        ClusterError::Busy(_) | ClusterError::Unreachable(_) | ClusterError::SignIn(_) => {
+            of(Code::ClusterUnavailable, "the cluster cannot be reached now; try again", error)
+        }
+        ClusterError::NotFound
         | ClusterError::AlreadyExists
         | ClusterError::Changed
-        | ClusterError::Unexpected(_)) => {
-            Failure::with_cause(Code::ClusterError, "the cluster answered unexpectedly", error)
-        }
+        | ClusterError::BadRequest(_)
+        | ClusterError::Unexpected(_) => of(Code::ClusterError, "the cluster answered unexpectedly", error),
     }
 }

@@ -8,9 +8,69 @@ use lambda_http::{
     http::{StatusCode, header},
 };
 use tracing::{error, info};
-use training_core::{cause::chain, problem::Code};
+use training_core::{
+    cause::chain,
+    problem::{Code, bounded},
+    query::Query,
+    route::{Route, Unrouted},
+};
 
 use crate::{Answer, Failure};
+
+/// Longest body that is looked at, in bytes.
+const MAX_BODY_BYTES: usize = 128 * 1024;
+
+/// The route of a request.
+///
+/// # Errors
+/// `route_not_found`, or `method_not_allowed` with an `Allow` header.
+pub fn route(request: &Request) -> Result<Route<'_>, Failure> {
+    let (method, path) = (request.method().as_str(), request.raw_http_path());
+    Route::of(method, path).map_err(|unrouted| {
+        let failure = Failure::from(unrouted.problem(method, path));
+        match unrouted {
+            Unrouted::Path => failure,
+            Unrouted::Method { allow } => failure.with_header(header::ALLOW, allow),
+        }
+    })
+}
+
+/// The parameters of a request, decoded.
+#[must_use]
+pub fn query(request: &Request) -> Query {
+    Query::new(request.query_string_parameters().iter())
+}
+
+/// The body of a request that should be JSON. A request that declares no media type is read as JSON.
+///
+/// # Errors
+/// `unsupported_media_type` or `body_too_large`.
+pub fn json_body(request: &Request) -> Result<&[u8], Failure> {
+    let content_type = request.headers().get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("?"));
+    if !content_type.is_none_or(is_json) {
+        let detail = format!(
+            "the body must be JSON; send `Content-Type: application/json`, not `{}`",
+            bounded(content_type.unwrap_or_default(), 64)
+        );
+        return Err(Failure::new(Code::UnsupportedMediaType, detail));
+    }
+    let body = request.body().as_ref();
+    if body.len() > MAX_BODY_BYTES {
+        let detail = format!("the body has {} bytes; at most {MAX_BODY_BYTES} are taken", body.len());
+        return Err(Failure::new(Code::BodyTooLarge, detail));
+    }
+    Ok(body)
+}
+
+/// Whether a media type is JSON (RFC 8259, or a `+json` suffix of RFC 6839) in UTF-8.
+fn is_json(content_type: &str) -> bool {
+    let mut parts = content_type.split(';').map(|part| part.trim().to_ascii_lowercase());
+    let essence = parts.next().unwrap_or_default();
+    let is_json = essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
+    let charset =
+        parts.find_map(|part| part.strip_prefix("charset=").map(|charset| charset.trim_matches('"').to_owned()));
+    is_json && charset.is_none_or(|charset| charset == "utf-8")
+}
 
 /// Answer a request with what its handler returned.
 ///
@@ -23,18 +83,17 @@ pub fn respond(
 ) -> Result<Response<Body>, lambda_http::Error> {
     let request_id = request_id(request);
     let duration_ms = started.elapsed().as_millis();
-    let (method, path) = (request.method(), request.raw_http_path());
+    let (method, path) = (request.method(), bounded(request.raw_http_path(), 256));
     match result {
-        Ok(answer) => {
-            info!(request_id, %method, path, status = answer.status, duration_ms, "answered");
-            let mut response =
-                Response::builder().status(answer.status).header(header::CONTENT_TYPE, "application/json");
-            if let Some(location) = answer.location {
-                response = response.header(header::LOCATION, location);
-            }
-            Ok(response.body(Body::from(answer.body))?)
+        Ok(Answer { status, content_type, body, headers }) => {
+            info!(request_id, %method, path, status, duration_ms, "answered");
+            let response = Response::builder().status(status).header(header::CONTENT_TYPE, content_type);
+            let response = headers.into_iter().fold(response, |response, (name, value)| response.header(name, value));
+            // As text: a binary body would be sent in base64.
+            let body = String::from_utf8(body).map_or_else(|error| Body::from(error.into_bytes()), Body::from);
+            Ok(response.body(body)?)
         }
-        Err(Failure { problem, cause }) => {
+        Err(Failure { problem, cause, headers }) => {
             let code = problem.code;
             let status = StatusCode::from_u16(code.status())?;
             if status.is_server_error() {
@@ -47,24 +106,39 @@ pub fn respond(
                 .status(status)
                 .header(header::CONTENT_TYPE, "application/problem+json")
                 .header(header::CACHE_CONTROL, "no-store");
-            if let Some(seconds) = code.retry_after_seconds() {
+            if let Some(seconds) = code.retry_after_seconds()
+                && !headers.iter().any(|(name, _)| *name == header::RETRY_AFTER)
+            {
                 response = response.header(header::RETRY_AFTER, seconds);
             }
-            let body = serde_json::to_vec(&problem.document(&request_id))?;
-            Ok(response.body(Body::from(body))?)
+            let response = headers.into_iter().fold(response, |response, (name, value)| response.header(name, value));
+            Ok(response.body(Body::from(serde_json::to_string(&problem.document(&request_id))?))?)
         }
     }
-}
-
-/// The refusal of a request that no route takes.
-#[must_use]
-pub fn no_route(request: &Request) -> Failure {
-    let path: String = request.raw_http_path().chars().take(256).collect();
-    Failure::new(Code::RouteNotFound, format!("there is no {} {path}", request.method()))
 }
 
 /// The id under which the request stands in the log and in problem documents.
 #[must_use]
 pub fn request_id(request: &Request) -> String {
     request.lambda_context_ref().map(|context| context.request_id.clone()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_known_by_its_media_type() {
+        for good in [
+            "application/json",
+            "application/json; charset=utf-8",
+            "Application/JSON;charset=\"UTF-8\"",
+            "application/merge-patch+json",
+        ] {
+            assert!(is_json(good), "{good}");
+        }
+        for bad in ["", "text/plain", "text/json+x", "application/jsonp", "application/json; charset=latin1", "?"] {
+            assert!(!is_json(bad), "{bad}");
+        }
+    }
 }

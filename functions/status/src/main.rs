@@ -1,12 +1,17 @@
 //! The function that tells what became of a job. It writes nothing, and it answers every route that nobody else has.
 
+mod checkpoints;
 mod config;
+mod events;
 mod handler;
+mod jobs;
+mod logs;
+mod readiness;
 
 use aws_config::BehaviorVersion;
 use config::Config;
 use handler::Handler;
-use lambda_http::{Error, service_fn, tracing};
+use lambda_http::{Error, tracing};
 use training_cluster::{Access, Cluster};
 use training_core::settings::Settings;
 use training_http::token::TokenCheck;
@@ -20,13 +25,14 @@ async fn main() -> Result<(), Error> {
         aws_config::defaults(BehaviorVersion::latest()).timeout_config(training_http::aws_timeouts()).load().await;
     let credentials = aws.credentials_provider().ok_or("no AWS credentials provider")?;
     let region = aws.region().ok_or("AWS_REGION is not set")?.to_string();
-    let namespace = config.cluster.namespace.clone();
+    let namespaces = config.cluster.namespaces.clone();
     let access = Access::new(config.cluster, aws_sdk_eks::Client::new(&aws), credentials, region);
     let handler = Handler {
         token: TokenCheck::new(aws_sdk_secretsmanager::Client::new(&aws), config.token_secret_arn),
-        cluster: Cluster::new(access, namespace),
+        cluster: Cluster::new(access),
+        namespaces,
         store: Store::new(aws_sdk_s3::Client::new(&aws)),
         runs_base_uris: config.runs_base_uris,
     };
-    lambda_http::run(service_fn(|request| handler.handle(request))).await
+    training_http::serve(|request| handler.handle(request)).await
 }

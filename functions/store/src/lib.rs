@@ -1,9 +1,16 @@
 //! The runs bucket: the few verbs that the functions need, with S3's answers turned into facts. It knows keys only as
 //! text; what they mean is `training_core::layout`.
 
+mod index;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
 use aws_sdk_s3::{Client, error::SdkError, primitives::ByteStream};
 use thiserror::Error;
 use training_core::marker::File;
+
+/// Largest object that is read, in bytes: all that the functions read is text, and a function has little memory.
+const MAX_OBJECT_BYTES: i64 = 16 * 1024 * 1024;
 
 /// A client of one S3 endpoint.
 #[derive(Clone, Debug)]
@@ -18,6 +25,15 @@ pub struct Object {
     pub body: Vec<u8>,
     /// `ETag` with its quotes.
     pub etag: String,
+}
+
+/// What must be there for a conditional write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Nothing.
+    Absent,
+    /// The object that has this `ETag`.
+    Etag(String),
 }
 
 /// S3 did not do what was asked.
@@ -51,6 +67,9 @@ impl Store {
             Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(failed(Box::new(error))),
         };
+        if let Some(bytes) = output.content_length.filter(|bytes| *bytes > MAX_OBJECT_BYTES) {
+            return Err(failed(format!("it has {bytes} bytes, and at most {MAX_OBJECT_BYTES} are read").into()));
+        }
         let etag = output.e_tag.unwrap_or_default();
         let body = output.body.collect().await.map_err(|error| failed(Box::new(error)))?;
         Ok(Some(Object { body: body.to_vec(), etag }))
@@ -78,6 +97,50 @@ impl Store {
             Ok(_) => Ok(()),
             Err(error) => Err(StoreError::new("write", bucket, key, Box::new(error))),
         }
+    }
+
+    /// Write an object where only the expected one is; the new one's `ETag`, or `None` when another writer was quicker.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn put_if(
+        &self,
+        bucket: &str,
+        key: &str,
+        body: Vec<u8>,
+        expected: Expected,
+    ) -> Result<Option<String>, StoreError> {
+        let request = self.client.put_object().bucket(bucket).key(key).content_type("application/json");
+        let request = match expected {
+            Expected::Absent => request.if_none_match("*"),
+            Expected::Etag(etag) => request.if_match(etag),
+        };
+        match request.body(ByteStream::from(body)).send().await {
+            Ok(output) => Ok(Some(output.e_tag.unwrap_or_default())),
+            Err(error) if is_another(&error) => Ok(None),
+            Err(error) => Err(StoreError::new("write", bucket, key, Box::new(error))),
+        }
+    }
+
+    /// Whether a key directly in the folder that `prefix` lies in begins with it and is a wanted one.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn has_key(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<bool, StoreError> {
+        let request = self.client.list_objects_v2().bucket(bucket).prefix(prefix).delimiter("/");
+        let mut pages = request.into_paginator().send();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| StoreError::new("list", bucket, prefix, Box::new(error)))?;
+            if page.contents.into_iter().flatten().filter_map(|object| object.key).any(|key| is_wanted(&key)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Delete an object, if there is one.
@@ -145,6 +208,12 @@ fn is_missing<E: aws_sdk_s3::error::ProvideErrorMetadata>(error: &SdkError<E>) -
     status == Some(404) && error.as_service_error().and_then(E::code) != Some("NoSuchBucket")
 }
 
+/// The object is another one than expected, or was being written at the same time (409), or is gone (404).
+fn is_another<E: aws_sdk_s3::error::ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+    let status = error.raw_response().map(|response| response.status().as_u16());
+    matches!(status, Some(409 | 412)) || is_missing(error)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,6 +243,25 @@ mod tests {
         let store = Store::new(mock_client!(aws_sdk_s3, &[&rule]));
         let object = store.get("bucket", "key").await.expect("an answer").expect("an object");
         assert_eq!((object.body.as_slice(), object.etag.as_str()), (&b"x"[..], "\"e\""));
+    }
+
+    #[tokio::test]
+    async fn a_conditional_write_tells_a_lost_race_from_a_failure() {
+        for (status, written) in [(412, Some(None)), (409, Some(None)), (404, Some(None)), (403, None), (500, None)] {
+            let rule = mock!(Client::put_object).then_http_response(move || {
+                aws_sdk_s3::config::http::HttpResponse::new(status.try_into().expect("a status"), "".into())
+            });
+            let client = mock_client!(aws_sdk_s3, RuleMode::MatchAny, &[&rule], |config| config
+                .retry_config(aws_sdk_s3::config::retry::RetryConfig::disabled()));
+            let answer = Store::new(client).put_if("bucket", "key", Vec::new(), Expected::Absent).await;
+            assert_eq!(answer.ok(), written, "{status}");
+        }
+        let rule = mock!(Client::put_object)
+            .match_requests(|input| input.if_match() == Some("\"e\"") && input.if_none_match().is_none())
+            .then_output(|| aws_sdk_s3::operation::put_object::PutObjectOutput::builder().e_tag("\"f\"").build());
+        let store = Store::new(mock_client!(aws_sdk_s3, &[&rule]));
+        let etag = store.put_if("bucket", "key", Vec::new(), Expected::Etag("\"e\"".to_owned())).await;
+        assert_eq!(etag.expect("an answer").as_deref(), Some("\"f\""));
     }
 
     #[tokio::test]

@@ -28,9 +28,10 @@ impl Config {
                 runs_base_uris: settings.list("RUNS_BASE_URIS")?,
                 default_image: settings.required("DEFAULT_IMAGE")?,
                 allowed_images: AllowedImages::from_list(&allowed_images.unwrap_or_default()),
+                allowed_secrets: settings.list_or_none("ALLOWED_SECRETS")?,
+                namespaces: cluster.namespaces.clone(),
             },
             platform: Platform {
-                namespace: cluster.namespace.clone(),
                 train_script: settings.required("TRAIN_SCRIPT")?,
                 service_account: settings.required("TRAINER_SERVICE_ACCOUNT")?,
                 job_ttl_seconds: settings.required("JOB_TTL_SECONDS")?,

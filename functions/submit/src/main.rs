@@ -1,15 +1,18 @@
-//! The function that changes jobs: POST /train.
+//! The function that changes jobs: create, replace, cancel, suspend and resume.
 
+mod change;
 mod config;
 mod handler;
+mod submission;
 
 use aws_config::BehaviorVersion;
 use config::Config;
 use handler::Handler;
-use lambda_http::{Error, service_fn, tracing};
+use lambda_http::{Error, tracing};
 use training_cluster::{Access, Cluster};
 use training_core::settings::Settings;
 use training_http::token::TokenCheck;
+use training_store::Store;
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -19,13 +22,13 @@ async fn main() -> Result<(), Error> {
         aws_config::defaults(BehaviorVersion::latest()).timeout_config(training_http::aws_timeouts()).load().await;
     let credentials = aws.credentials_provider().ok_or("no AWS credentials provider")?;
     let region = aws.region().ok_or("AWS_REGION is not set")?.to_string();
-    let namespace = config.cluster.namespace.clone();
     let access = Access::new(config.cluster, aws_sdk_eks::Client::new(&aws), credentials, region);
     let handler = Handler {
         token: TokenCheck::new(aws_sdk_secretsmanager::Client::new(&aws), config.token_secret_arn),
-        cluster: Cluster::new(access, namespace),
+        cluster: Cluster::new(access),
+        store: Store::new(aws_sdk_s3::Client::new(&aws)),
         rules: config.rules,
         platform: config.platform,
     };
-    lambda_http::run(service_fn(|request| handler.handle(request))).await
+    training_http::serve(|request| handler.handle(request)).await
 }

@@ -1,4 +1,4 @@
-//! What the cluster holds before the first job: the operator's CRDs and webhook, and `infra/cluster`.
+//! What the cluster holds before the first job: the operator's CRDs and webhook, and `infra/cluster` for each namespace.
 
 use std::{fs, path::PathBuf};
 
@@ -7,7 +7,15 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::{command, components, paths::Paths, pki, ports::Ports, stamp::Stamp, tools::Tools};
+use crate::{
+    command, components,
+    deploy::{FURTHER_NAMESPACES, NAMESPACE},
+    paths::Paths,
+    pki,
+    ports::Ports,
+    stamp::Stamp,
+    tools::Tools,
+};
 
 const OPERATOR_MODULE: &str = "github.com/kubeflow/training-operator";
 /// The name under which the operator looks for its webhook configuration.
@@ -15,10 +23,11 @@ const WEBHOOK_CONFIGURATION: &str = "validator.training-operator.kubeflow.org";
 
 /// Applies everything that has changed since the last time. Needs the API server only.
 pub(crate) async fn apply(paths: &Paths, ports: &Ports, tools: &Tools) -> Result<()> {
+    let namespaces = [&[NAMESPACE], FURTHER_NAMESPACES.as_slice()].concat();
     let stamp = Stamp::new(
         paths.state_stamp("cluster"),
         &[paths.source("infra/local/go.sum"), paths.source("infra/cluster"), paths.pki(pki::WEBHOOK_CA)],
-        &[&ports.operator_webhook.to_string()],
+        &[&ports.operator_webhook.to_string(), &namespaces.join(",")],
     )?;
     if stamp.is_current() {
         return Ok(());
@@ -35,9 +44,28 @@ pub(crate) async fn apply(paths: &Paths, ports: &Ports, tools: &Tools) -> Result
         ]});
         pki::write_private(&file, &list.to_string())?;
         kubectl(paths, &["apply", "--server-side", "--force-conflicts", "-f"], file).await?;
-        kubectl(paths, &["apply", "--server-side", "--force-conflicts", "-k"], paths.source("infra/cluster")).await
+        for namespace in namespaces {
+            let overlay = write_overlay(paths, namespace)?;
+            kubectl(paths, &["apply", "--server-side", "--force-conflicts", "-k"], overlay).await?;
+        }
+        Ok(())
     };
     stamp.make(tools.progress.step("applying the operator's manifests and infra/cluster", objects)).await
+}
+
+/// `infra/cluster` in a namespace, as its kustomization says how; returns the overlay's folder.
+fn write_overlay(paths: &Paths, namespace: &str) -> Result<PathBuf> {
+    let folder = paths.state().join("namespaces").join(namespace);
+    fs::create_dir_all(&folder)?;
+    let overlay = json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": namespace,
+        // kustomize takes no absolute path: this is the checkout, seen from .local/state/namespaces/<namespace>.
+        "resources": ["../../../../infra/cluster"],
+    });
+    fs::write(folder.join("kustomization.yaml"), overlay.to_string())?;
+    Ok(folder)
 }
 
 /// Puts the operator's certificate where its webhook server reads it.
@@ -109,6 +137,19 @@ async fn kubectl(paths: &Paths, arguments: &[&str], input: PathBuf) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn overlays_lead_back_to_the_checkout() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::at(folder.path());
+        fs::create_dir_all(paths.source("infra/cluster")).unwrap();
+        let overlay = write_overlay(&paths, "training-two").unwrap();
+        let text = fs::read_to_string(overlay.join("kustomization.yaml")).unwrap();
+        let kustomization: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(kustomization["namespace"], "training-two");
+        let base = overlay.join(kustomization["resources"][0].as_str().unwrap());
+        assert_eq!(base.canonicalize().unwrap(), paths.source("infra/cluster").canonicalize().unwrap());
+    }
 
     #[test]
     fn webhooks_are_called_at_the_address_of_a_process() {

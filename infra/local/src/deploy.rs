@@ -19,11 +19,18 @@ use crate::{
     up::Twin,
 };
 
+/// The namespace of a job that names none.
 pub(crate) const NAMESPACE: &str = "training";
+/// Namespaces that a job may name: for tests with jobs of their own, and with very many.
+pub(crate) const FURTHER_NAMESPACES: [&str; 2] = ["training-two", "training-list"];
+/// Allowed as well and never made: what happens then is tested.
+const ABSENT_NAMESPACE: &str = "training-absent";
 pub(crate) const TRAINER_IMAGE: &str = "trainer:local";
 pub(crate) const TRAINER_ROLE_ARN: &str = "arn:aws:iam::000000000000:role/trainer";
 const STACK: &str = "training";
 const ALLOWED_IMAGES: &str = "trainer:local,stub,unknown.invalid/";
+/// Made by the tests that need them.
+const ALLOWED_SECRETS: &str = "hugging-face,second-secret";
 /// The first request after a start also starts the function.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 const DEMO_MODEL: &str = "tiny";
@@ -138,6 +145,7 @@ pub(crate) fn write_env(paths: &Paths, ports: &Ports, deployment: &Deployment) -
         ("TRAINER_API_TOKEN", deployment.token.clone()),
         ("KUBECONFIG", paths.admin_kubeconfig().display().to_string()),
         ("NAMESPACE", NAMESPACE.into()),
+        ("ALLOWED_NAMESPACES", allowed_namespaces()),
         ("CLUSTER_NAME", CLUSTER_NAME.into()),
         ("RUNS_BASE_URI", format!("s3://{bucket}/runs")),
         ("RUNS_BUCKET", bucket),
@@ -159,11 +167,17 @@ fn parameters(paths: &Paths) -> Vec<String> {
         format!("Architecture={}", architecture()),
         format!("ClusterName={CLUSTER_NAME}"),
         format!("Namespace={NAMESPACE}"),
+        format!("AllowedNamespaces={}", allowed_namespaces()),
         "ManageAccessEntries=false".into(),
         format!("RunsBucketName={}", bucket(paths)),
         format!("DefaultImage={TRAINER_IMAGE}"),
         format!("AllowedImages={ALLOWED_IMAGES}"),
+        format!("AllowedSecrets={ALLOWED_SECRETS}"),
     ]
+}
+
+fn allowed_namespaces() -> String {
+    [&[NAMESPACE], FURTHER_NAMESPACES.as_slice(), &[ABSENT_NAMESPACE]].concat().join(",")
 }
 
 /// One bucket per checkout.
@@ -197,7 +211,7 @@ fn aws(paths: &Paths, ports: &Ports, program: &PathBuf) -> Command {
 
 /// As a shell takes it literally; plain values stay plain, so that make can include the file too.
 fn quote(value: &str) -> String {
-    let plain = |character: char| character.is_ascii_alphanumeric() || "_-./:".contains(character);
+    let plain = |character: char| character.is_ascii_alphanumeric() || "_-./:,".contains(character);
     if value.chars().all(plain) { value.into() } else { format!("'{}'", value.replace('\'', r"'\''")) }
 }
 
@@ -207,7 +221,7 @@ mod tests {
 
     #[test]
     fn plain_values_stay_plain_and_others_are_quoted() {
-        assert_eq!(quote("http://127.0.0.1:1/a_b-c.d"), "http://127.0.0.1:1/a_b-c.d");
+        assert_eq!(quote("http://127.0.0.1:1/a_b-c.d,e"), "http://127.0.0.1:1/a_b-c.d,e");
         assert_eq!(quote("a b"), "'a b'");
         assert_eq!(quote("it's $HOME"), r"'it'\''s $HOME'");
     }

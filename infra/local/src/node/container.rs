@@ -19,9 +19,11 @@ use crate::{
     attempt::{self, AttemptFolder, Exit, Observation},
     back_off::BackOff,
     environment::{self, Additions},
+    events::Happening,
     images,
     node::Node,
     process,
+    references::References,
     status::{ContainerView, RestartPolicy, State, Termination},
     termination,
 };
@@ -30,8 +32,9 @@ use crate::{
 const WAITS_FOR_MASTER: &str = "init-pytorch";
 /// How long a failed pull stands as `ErrImagePull` before it becomes `ImagePullBackOff`.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(1);
-/// How soon something that the container needs is looked for again.
+/// How soon something that the container needs is looked for again, and how soon that is an event again.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// A container and the attempts at running it so far.
 #[derive(Debug)]
@@ -41,6 +44,10 @@ pub(crate) struct Container {
     id: String,
     /// The pod's name in log lines and messages.
     pod: String,
+    /// Where the container stands in the pod's manifest, as events name it.
+    field_path: String,
+    /// An init container that runs on beside the others.
+    sidecar: bool,
     folder: PathBuf,
     pid_file: PathBuf,
     home: PathBuf,
@@ -52,6 +59,8 @@ pub(crate) struct Container {
     restarts: BackOff,
     pulls: BackOff,
     base_delay: Duration,
+    /// When something was missing last, as events have told it.
+    told: Option<(String, Instant)>,
 }
 
 #[derive(Debug)]
@@ -90,15 +99,14 @@ impl Container {
         let metadata = &pod.metadata;
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
         let uid = text(&metadata.uid);
-        let reason =
-            if pod.spec.as_ref().is_some_and(|spec| spec.init_containers.as_ref().is_some_and(|all| !all.is_empty())) {
-                "PodInitializing"
-            } else {
-                "ContainerCreating"
-            };
+        let init_containers = || pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+        let is_init = init_containers().any(|container| container.name == spec.name);
+        let reason = if init_containers().next().is_some() { "PodInitializing" } else { "ContainerCreating" };
         let mut container = Self {
             id: format!("{uid}/{}", spec.name),
             pod: format!("{}_{}({uid})", text(&metadata.name), text(&metadata.namespace)),
+            field_path: format!("spec.{}{{{}}}", if is_init { "initContainers" } else { "containers" }, spec.name),
+            sidecar: is_init && spec.restart_policy.as_deref() == Some("Always"),
             folder: pod_folder.join(&spec.name),
             pid_file: pod_folder.join(format!("{}.pid", spec.name)),
             home: pod_folder.join("work"),
@@ -109,6 +117,7 @@ impl Container {
             restarts: BackOff::new(base_delay),
             pulls: BackOff::new(base_delay),
             base_delay,
+            told: None,
         };
         container.attempt = match attempt::attempts(&container.folder)?.last() {
             Some(newest) => Some(*newest),
@@ -165,7 +174,16 @@ impl Container {
             last: self.last.clone(),
             restart_count: self.attempt.unwrap_or(0),
             container_id: self.attempt.map(|attempt| self.attempt_id(attempt)),
+            sidecar: self.sidecar,
         }
+    }
+
+    pub(crate) fn field_path(&self) -> &str {
+        &self.field_path
+    }
+
+    pub(crate) fn is_sidecar(&self) -> bool {
+        self.sidecar
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -231,17 +249,18 @@ impl Container {
                     self.pod
                 );
                 info!("{message}");
+                self.record(surroundings, Happening::restart_backs_off(&self.spec.name, &self.pod));
                 self.wait("CrashLoopBackOff", Some(message), noticed_at + delay, Next::Start);
             }
             Activity::Waiting { until, .. } if Instant::now() < *until => {}
             Activity::Waiting { next: Next::Start, .. } => self.start(surroundings).await,
             Activity::Waiting { message, next: Next::PullAgain { at }, .. } => {
-                let message = format!(
-                    "Back-off pulling image \"{}\": ErrImagePull: {}",
-                    self.spec.image.as_deref().unwrap_or_default(),
-                    message.as_deref().unwrap_or_default()
-                );
+                let image = self.image();
+                let message = message.as_deref().unwrap_or_default();
+                let message = format!("Back-off pulling image \"{image}\": ErrImagePull: {message}");
                 let at = *at;
+                self.record(surroundings, Happening::pull_backs_off(image));
+                self.record(surroundings, Happening::failed("ImagePullBackOff"));
                 self.wait("ImagePullBackOff", Some(message), at, Next::Start);
             }
         }
@@ -267,13 +286,19 @@ impl Container {
         if self.is_virtual() {
             self.attempt = Some(0);
             self.activity = Activity::Running { started_at: Timestamp::now() };
+            for happening in [Happening::image_is_present(self.image()), Happening::created(), Happening::started()] {
+                self.record(surroundings, happening);
+            }
             return;
         }
         let config = &surroundings.node.config;
-        let image = match images::pull(config, self.spec.image.as_deref().unwrap_or_default()) {
+        let image = match images::pull(config, self.image()) {
             Ok(image) => image,
             Err(message) => {
                 warn!("{}: {message}", self.id);
+                self.record(surroundings, Happening::pulling(self.image()));
+                self.record(surroundings, Happening::pull_failed(self.image(), &message));
+                self.record(surroundings, Happening::failed("ErrImagePull"));
                 let now = Instant::now();
                 let at = now + self.pulls.delay(now).max(self.base_delay);
                 self.wait("ErrImagePull", Some(message), now + PULL_ERROR_SHOWN, Next::PullAgain { at });
@@ -284,7 +309,12 @@ impl Container {
         let folder = self.attempt_folder(attempt);
         let session = match surroundings.node.sessions.session().await {
             Ok(session) => session,
-            Err(error) => return self.wait_for_configuration(format!("{error:#}")),
+            Err(error) => return self.wait_for_configuration(surroundings, format!("{error:#}")),
+        };
+        let namespace = surroundings.pod.metadata.namespace.as_deref().unwrap_or_default();
+        let references = match References::read(&surroundings.node.client.0, namespace, &self.spec).await {
+            Ok(references) => references,
+            Err(message) => return self.wait_for_configuration(surroundings, message),
         };
         let additions = Additions {
             config,
@@ -293,23 +323,29 @@ impl Container {
             termination: &folder.termination(),
             home: &self.home,
             session: &session,
+            references: &references,
         };
         let environment = match environment::environment(surroundings.pod, &self.spec, &additions) {
             Ok(environment) => environment,
-            Err(message) => return self.wait_for_configuration(message),
+            Err(message) => return self.wait_for_configuration(surroundings, message),
         };
         if let Err(error) = self.prepare(&folder) {
-            return self.wait_for_configuration(format!("cannot make the attempt's folder: {error}"));
+            let message = format!("cannot make the attempt's folder: {error}");
+            return self.wait_for_configuration(surroundings, message);
         }
         self.attempt = Some(attempt);
+        self.record(surroundings, Happening::image_is_present(self.image()));
+        self.record(surroundings, Happening::created());
         let started = environment::command(&self.spec, &environment, image, config)
             .and_then(|command| self.spawn(surroundings.node, &folder, &command, &environment));
         match started {
             Ok(shim) => {
                 info!("{} started, watched by process {shim}", self.attempt_id(attempt));
+                self.record(surroundings, Happening::started());
                 self.activity = Activity::Running { started_at: Timestamp::now() };
             }
             Err(message) => {
+                self.record(surroundings, Happening::failed(&message));
                 let exit = Exit::of_refused(message);
                 if let Err(error) = folder.write_exit(&exit) {
                     warn!("cannot write down the end of {}: {error:#}", self.attempt_id(attempt));
@@ -336,8 +372,14 @@ impl Container {
         process::spawn(&node.isolation, folder, &program).map_err(|error| format!("{error:#}"))
     }
 
-    fn wait_for_configuration(&mut self, message: String) {
-        warn!("{}: {message}", self.id);
+    fn wait_for_configuration(&mut self, surroundings: &Surroundings<'_>, message: String) {
+        let known = |(told, at): &(String, Instant)| *told == message && at.elapsed() < TELL_AGAIN;
+        if !self.told.as_ref().is_some_and(known) {
+            warn!("{}: {message}", self.id);
+            self.record(surroundings, Happening::image_is_present(self.image()));
+            self.record(surroundings, Happening::failed(&message));
+            self.told = Some((message.clone(), Instant::now()));
+        }
         self.wait("CreateContainerConfigError", Some(message), Instant::now() + LOOK_AGAIN, Next::Start);
     }
 
@@ -349,6 +391,14 @@ impl Container {
         let termination = self.termination(attempt, exit);
         info!("{} ended with exit code {}", self.attempt_id(attempt), termination.exit_code);
         self.activity = Activity::Ended { termination, noticed_at: Instant::now() };
+    }
+
+    fn record(&self, surroundings: &Surroundings<'_>, happening: Happening) {
+        surroundings.node.events.record(surroundings.pod, Some(self.field_path.clone()), happening);
+    }
+
+    fn image(&self) -> &str {
+        self.spec.image.as_deref().unwrap_or_default()
     }
 
     /// The operator's waiting init container is no process here.

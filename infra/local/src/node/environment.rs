@@ -7,13 +7,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k8s_openapi::api::core::v1::{Container, EnvVar, Pod};
+use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVar, Pod};
 
 use crate::{
     config::Config,
     credentials::Session,
     expansion::expand,
     images::{Image, is_executable},
+    references::References,
 };
 
 /// The search path that images have unless they say otherwise.
@@ -32,6 +33,7 @@ pub(crate) struct Additions<'a> {
     /// The working directory.
     pub(crate) home: &'a Path,
     pub(crate) session: &'a Session,
+    pub(crate) references: &'a References,
 }
 
 /// The environment of a container; the error says which variable cannot be made.
@@ -46,15 +48,19 @@ pub(crate) fn environment(
         ("HOSTNAME".to_owned(), pod.metadata.name.clone().unwrap_or_default()),
         ("HOME".to_owned(), additions.home.display().to_string()),
     ]);
+    for source in container.env_from.iter().flatten() {
+        let prefix = source.prefix.as_deref().unwrap_or_default();
+        let values = values_of(source, additions.references)?;
+        environment.extend(values.into_iter().map(|(key, value)| (format!("{prefix}{key}"), value)));
+    }
     for variable in container.env.iter().flatten() {
         let value = match network_value(&variable.name, additions.job_port) {
-            Some(value) => value,
-            None => value_of(pod, variable, &environment)?,
+            Some(value) => Some(value),
+            None => value_of(pod, variable, &environment, additions.references)?,
         };
-        environment.insert(variable.name.clone(), value);
-    }
-    if let Some(source) = container.env_from.iter().flatten().next() {
-        return Err(format!("envFrom is not supported by the twin's node: {source:?}"));
+        if let Some(value) = value {
+            environment.insert(variable.name.clone(), value);
+        }
     }
     let config = additions.config;
     if additions.image == Image::Trainer {
@@ -113,15 +119,36 @@ fn network_value(name: &str, job_port: Option<u16>) -> Option<String> {
     }
 }
 
-fn value_of(pod: &Pod, variable: &EnvVar, environment: &BTreeMap<String, String>) -> Result<String, String> {
+fn values_of(source: &EnvFromSource, references: &References) -> Result<BTreeMap<String, String>, String> {
+    match (&source.secret_ref, &source.config_map_ref) {
+        (Some(secret), _) => references.secret_values(&secret.name, secret.optional == Some(true)),
+        (None, Some(config_map)) => references.config_map_values(&config_map.name, config_map.optional == Some(true)),
+        (None, None) => Ok(BTreeMap::new()),
+    }
+}
+
+/// Nothing for a variable that comes from something optional that is not there.
+fn value_of(
+    pod: &Pod,
+    variable: &EnvVar,
+    environment: &BTreeMap<String, String>,
+    references: &References,
+) -> Result<Option<String>, String> {
     let Some(source) = &variable.value_from else {
         let value = variable.value.as_deref().unwrap_or_default();
-        return Ok(expand(value, |name| environment.get(name).cloned()));
+        return Ok(Some(expand(value, |name| environment.get(name).cloned())));
     };
+    if let Some(secret) = &source.secret_key_ref {
+        return references.secret_value(&secret.name, &secret.key, secret.optional == Some(true));
+    }
+    if let Some(config_map) = &source.config_map_key_ref {
+        return references.config_map_value(&config_map.name, &config_map.key, config_map.optional == Some(true));
+    }
     let field = source.field_ref.as_ref().map(|field| field.field_path.as_str());
-    field
-        .and_then(|field| field_of(pod, field))
-        .ok_or_else(|| format!("the value of {} is not supported by the twin's node: {source:?}", variable.name))
+    let value = field.and_then(|field| field_of(pod, field));
+    let value = value
+        .ok_or_else(|| format!("the value of {} is not supported by the twin's node: {source:?}", variable.name))?;
+    Ok(Some(value))
 }
 
 fn field_of(pod: &Pod, field: &str) -> Option<String> {
@@ -156,6 +183,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::references;
 
     fn config() -> Config {
         serde_json::from_value(json!({
@@ -177,6 +205,16 @@ mod tests {
 
     /// The environment and command of a container with these fields.
     fn seen(image: Image, fields: &serde_json::Value) -> (BTreeMap<String, String>, Result<Vec<String>, String>) {
+        try_seen(image, fields).unwrap()
+    }
+
+    /// The same for a container whose environment may not be there.
+    #[expect(clippy::type_complexity, reason = "a test")]
+    fn try_seen(
+        image: Image,
+        fields: &serde_json::Value,
+    ) -> Result<(BTreeMap<String, String>, Result<Vec<String>, String>), String> {
+        let references = references::tests::references();
         let config = config();
         let mut container = json!({"name": "pytorch"});
         container.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -190,10 +228,11 @@ mod tests {
             termination: Path::new("/pod/termination"),
             home: Path::new("/pod/work"),
             session: &session,
+            references: &references,
         };
-        let environment = environment(&pod, container, &additions).unwrap();
+        let environment = environment(&pod, container, &additions)?;
         let command = command(container, &environment, image, &config);
-        (environment, command)
+        Ok((environment, command))
     }
 
     #[test]
@@ -249,6 +288,51 @@ mod tests {
         ];
         for (label, name, expected) in cases {
             assert_eq!(environment[name], expected, "{label}");
+        }
+    }
+
+    #[test]
+    fn secrets_and_config_maps_become_variables() {
+        let (environment, _) = seen(
+            Image::Stub,
+            &json!({
+                "envFrom": [
+                    {"configMapRef": {"name": "settings"}},
+                    {"configMapRef": {"name": "settings"}, "prefix": "MY_"},
+                    {"secretRef": {"name": "absent", "optional": true}},
+                ],
+                "env": [
+                    {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "token", "key": "HF_TOKEN"}}},
+                    {"name": "OWN", "value": "$(TOKEN) $(MY_LEVEL)"},
+                    {"name": "LEVEL", "value": "low"},
+                    {"name": "GONE", "valueFrom": {"secretKeyRef": {"name": "absent", "key": "k", "optional": true}}},
+                ],
+            }),
+        );
+        let cases = [
+            ("a secret's value", "TOKEN", Some("hidden")),
+            ("of use to later ones", "OWN", Some("hidden high")),
+            ("with a prefix", "MY_LEVEL", Some("high")),
+            ("the container's own counts more", "LEVEL", Some("low")),
+            ("optional and not there", "GONE", None),
+        ];
+        for (label, name, expected) in cases {
+            assert_eq!(environment.get(name).map(String::as_str), expected, "{label}");
+        }
+        for (label, fields, expected) in [
+            (
+                "a variable",
+                json!({"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "absent", "key": "k"}}}]}),
+                "secret \"absent\" not found",
+            ),
+            ("all of a secret", json!({"envFrom": [{"secretRef": {"name": "absent"}}]}), "secret \"absent\" not found"),
+            (
+                "all of a config map",
+                json!({"envFrom": [{"configMapRef": {"name": "absent"}}]}),
+                "configmap \"absent\" not found",
+            ),
+        ] {
+            assert_eq!(try_seen(Image::Stub, &fields).unwrap_err(), expected, "{label}");
         }
     }
 

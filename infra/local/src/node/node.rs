@@ -13,6 +13,7 @@ use crate::{
     admission::Admission,
     config::Config,
     credentials::SessionSource,
+    events::Recorder,
     ports::{JobPorts, PodAddresses},
     process::Isolation,
 };
@@ -26,6 +27,7 @@ pub(crate) struct Node {
     pub(crate) client: ClientHandle,
     pub(crate) isolation: Isolation,
     pub(crate) sessions: SessionSource,
+    pub(crate) events: Recorder,
     admission: Mutex<Admission>,
     ports: Mutex<JobPorts>,
     addresses: Mutex<PodAddresses>,
@@ -56,6 +58,7 @@ impl Node {
             addresses: Mutex::default(),
             pods: RwLock::default(),
             stopping: watch::Sender::new(false),
+            events: Recorder::start(&config.node_name, client.clone()),
             client: ClientHandle(client),
             config,
         })

@@ -28,6 +28,7 @@ use tracing::{info, warn};
 
 use crate::{
     container::{Container, Surroundings},
+    events::Happening,
     images,
     node::{Node, job_uid},
     process,
@@ -140,6 +141,14 @@ impl PodWork {
             start_time,
             pod,
         };
+        let mounts = unmounted(&spec);
+        if !mounts.is_empty() && !work.finished {
+            warn!(
+                "pod {}: not mounted, for containers see this machine's files: {}",
+                work.pod.name_any(),
+                mounts.join(", ")
+            );
+        }
         if work.needs_a_place() && !work.finished && work.containers.iter().any(Container::has_started) {
             work.node.admission().adopt(&work.job, work.places(), &work.uid);
         }
@@ -186,10 +195,16 @@ impl PodWork {
             Ended::Deleted
         } else if deadline.is_some_and(|deadline| Timestamp::now().duration_since(self.start_time) >= deadline) {
             Ended::DeadlineExceeded
+        } else if self.is_running() && self.view().has_done_its_work() {
+            // What still runs is a sidecar, which nobody needs any more.
+            Ended::Done
         } else {
             return;
         };
         info!("pod {} is stopped: {why:?}", self.pod.name_any());
+        if why == Ended::DeadlineExceeded {
+            self.node.events.record(&self.pod, None, Happening::deadline_exceeded());
+        }
         self.ending = Some(Ending { why, since: Instant::now(), told: Vec::new() });
     }
 
@@ -209,7 +224,12 @@ impl PodWork {
             master_has_started: self.node.master_has_started(&self.job),
         };
         for container in &mut self.init_containers {
-            if !container.has_succeeded() {
+            if container.is_sidecar() {
+                container.advance(RestartPolicy::Always, &surroundings).await;
+                if !container.has_started() {
+                    return;
+                }
+            } else if !container.has_succeeded() {
                 container.advance(policy.for_init_containers(), &surroundings).await;
                 return;
             }
@@ -231,9 +251,16 @@ impl PodWork {
         };
         for container in containers {
             let name = container.view().name;
-            if ending.since.elapsed() >= grace {
-                container.signal(Signal::SIGKILL);
-            } else if !ending.told.contains(&name) && container.signal(Signal::SIGTERM) {
+            let told = ending.told.contains(&name);
+            let over = ending.since.elapsed() >= grace;
+            let reached = match (over, told) {
+                (true, _) => container.signal(Signal::SIGKILL),
+                (false, true) => false,
+                (false, false) => container.signal(Signal::SIGTERM),
+            };
+            if reached && !told {
+                let path = Some(container.field_path().to_owned());
+                self.node.events.record(&self.pod, path, Happening::killing(&name));
                 ending.told.push(name);
             }
         }
@@ -359,4 +386,12 @@ impl PodWork {
     fn api(&self) -> Api<Pod> {
         Api::namespaced(self.node.client.0.clone(), &self.pod.namespace().unwrap_or_default())
     }
+}
+
+/// The volumes that a pod does not get here, each with its place in the container. Shared memory is the machine's.
+fn unmounted(spec: &PodSpec) -> Vec<String> {
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let mounts = containers.flat_map(|container| container.volume_mounts.iter().flatten());
+    let missing = mounts.filter(|mount| mount.mount_path != "/dev/shm");
+    missing.map(|mount| format!("{} at {}", mount.name, mount.mount_path)).collect()
 }

@@ -50,15 +50,19 @@ pub(crate) struct ContainerView {
     pub(crate) restart_count: u32,
     /// The newest attempt's; `None` before the first.
     pub(crate) container_id: Option<String>,
+    /// An init container that runs on beside the others.
+    pub(crate) sidecar: bool,
 }
 
-/// Why the node ended a pod whose containers had not ended by themselves.
+/// Why the node ended a pod whose containers had not all ended by themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// It was deleted.
     Deleted,
     /// It ran longer than `activeDeadlineSeconds`.
     DeadlineExceeded,
+    /// Only sidecars were left.
+    Done,
 }
 
 /// One pod.
@@ -130,6 +134,11 @@ impl ContainerView {
         matches!(&self.state, State::Terminated(termination) if termination.exit_code == 0)
     }
 
+    /// Whether an init container lets those after it start.
+    fn is_past(&self) -> bool {
+        if self.sidecar { self.container_id.is_some() } else { self.has_succeeded() }
+    }
+
     fn status(&self, ready: bool) -> ContainerStatus {
         ContainerStatus {
             name: self.name.clone(),
@@ -181,9 +190,16 @@ impl Termination {
 // === impl PodView ===
 
 impl PodView {
-    /// Whether every init container has done its work.
+    /// Whether every init container has done its work, or has begun it where that goes on.
     pub(crate) fn is_initialized(&self) -> bool {
-        self.init_containers.iter().all(ContainerView::has_succeeded)
+        self.init_containers.iter().all(ContainerView::is_past)
+    }
+
+    /// Whether no container but a sidecar will run again.
+    pub(crate) fn has_done_its_work(&self) -> bool {
+        let is_over =
+            |container: &ContainerView| container.end().is_some_and(|end| !self.restart_policy.restarts(end.exit_code));
+        self.is_initialized() && self.containers.iter().all(is_over)
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -193,7 +209,7 @@ impl PodView {
             return Phase::Failed;
         }
         let init_failed = self.init_containers.iter().any(|container| {
-            matches!(&container.state, State::Terminated(termination)
+            !container.sidecar && matches!(&container.state, State::Terminated(termination)
                 if termination.exit_code != 0 && !self.restart_policy.for_init_containers().restarts(termination.exit_code))
         });
         let succeeded = self.containers.iter().all(|container| container.end().is_some_and(|end| end.exit_code == 0));
@@ -208,11 +224,7 @@ impl PodView {
         if !self.is_initialized() || self.containers.iter().any(never_started) {
             return Phase::Pending;
         }
-        let done = self
-            .containers
-            .iter()
-            .all(|container| container.end().is_some_and(|end| !self.restart_policy.restarts(end.exit_code)));
-        match (done, succeeded) {
+        match (stopped && self.has_done_its_work(), succeeded) {
             (false, _) => Phase::Running,
             (true, true) => Phase::Succeeded,
             (true, false) => Phase::Failed,
@@ -229,7 +241,7 @@ impl PodView {
             names.collect::<Vec<_>>().join(" ")
         };
         let not_ready = names(&self.containers, &ready);
-        let not_initialized = names(&self.init_containers, &ContainerView::has_succeeded);
+        let not_initialized = names(&self.init_containers, &ContainerView::is_past);
         let over_reason = match phase {
             Phase::Succeeded => Some("PodCompleted"),
             Phase::Failed => Some("PodFailed"),
@@ -274,7 +286,10 @@ impl PodView {
             start_time: Some(Time(self.start_time)),
             observed_generation: self.generation,
             init_container_statuses: (!self.init_containers.is_empty()).then(|| {
-                self.init_containers.iter().map(|container| container.status(container.has_succeeded())).collect()
+                let ready = |container: &ContainerView| {
+                    if container.sidecar { ready(container) } else { container.has_succeeded() }
+                };
+                self.init_containers.iter().map(|container| container.status(ready(container))).collect()
             }),
             container_statuses: Some(
                 self.containers.iter().map(|container| container.status(ready(container))).collect(),
@@ -343,7 +358,13 @@ mod tests {
                 last: None,
                 restart_count: 0,
                 container_id: None,
+                sidecar: false,
             }
+        }
+
+        fn sidecar(self) -> Self {
+            let id = matches!(self.state, State::Running { .. } | State::Terminated(_));
+            Self { sidecar: true, container_id: id.then(|| "twin://uid/sidecar/0".to_owned()), ..self }
         }
 
         fn after(self, exit_code: i32) -> Self {
@@ -366,6 +387,10 @@ mod tests {
 
         fn with_init(self, state: State) -> Self {
             Self { init_containers: vec![ContainerView::test(state)], ..self }
+        }
+
+        fn with_sidecar(self, state: State) -> Self {
+            Self { init_containers: vec![ContainerView::test(state).sidecar()], ..self }
         }
 
         fn ended(self, why: Ended) -> Self {
@@ -396,6 +421,20 @@ mod tests {
             ("prepared", one(OnFailure, running()).with_init(ended(0)), Phase::Running),
             ("prepares again", one(OnFailure, waiting("PodInitializing")).with_init(ended(1)), Phase::Pending),
             ("cannot be prepared", one(Never, waiting("PodInitializing")).with_init(ended(1)), Phase::Failed),
+            ("its sidecar has not begun", one(OnFailure, running()).with_sidecar(waiting("x")), Phase::Pending),
+            ("runs beside its sidecar", one(OnFailure, running()).with_sidecar(running()), Phase::Running),
+            ("a sidecar died", one(Never, running()).with_sidecar(ended(1)), Phase::Running),
+            ("done but for its sidecar", one(OnFailure, ended(0)).with_sidecar(running()), Phase::Running),
+            (
+                "done and its sidecar stopped",
+                one(OnFailure, ended(0)).with_sidecar(ended(143)).ended(Ended::Done),
+                Phase::Succeeded,
+            ),
+            (
+                "failed and its sidecar stopped",
+                one(Never, ended(1)).with_sidecar(ended(0)).ended(Ended::Done),
+                Phase::Failed,
+            ),
             ("is being deleted", one(OnFailure, running()).ended(Ended::Deleted), Phase::Running),
             ("deleted, it ended well", one(OnFailure, ended(0)).ended(Ended::Deleted), Phase::Succeeded),
             ("deleted, it failed", one(OnFailure, ended(143)).ended(Ended::Deleted), Phase::Failed),

@@ -1,0 +1,102 @@
+//! What a request was, in few bytes and without its values: by this a repeated request is told from another one of the
+//! same name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+/// Begins every stored fingerprint, so that another way of making them can be told from this one.
+const VERSION: &str = "v1:";
+/// Fields that say where the job is and not what it is: they decide which job is compared.
+const NOT_COMPARED: [&str; 2] = ["namespace", "job_name"];
+
+/// The first 12 hex digits of the SHA-256 of each field's canonical JSON (RFC 8785), over the fields as sent: neither
+/// the server's defaults nor the query are in it, so that a new release never turns a retry into a conflict.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint(BTreeMap<String, String>);
+
+// === impl Fingerprint ===
+
+impl Fingerprint {
+    /// The fingerprint of a request's body. Null means absent, and slashes at the end of the base mean nothing.
+    #[must_use]
+    pub fn of(body: &Map<String, Value>) -> Self {
+        let digests = body.iter().filter(|(field, value)| !value.is_null() && !NOT_COMPARED.contains(&field.as_str()));
+        Self(
+            digests
+                .map(|(field, value)| {
+                    let value = match value {
+                        Value::String(text) if field == "checkpoint_base_uri" => text.trim_end_matches('/').into(),
+                        other => other.clone(),
+                    };
+                    (field.clone(), digest(&value))
+                })
+                .collect(),
+        )
+    }
+
+    /// The text that is stored with the job.
+    #[must_use]
+    pub fn to_annotation(&self) -> String {
+        let digests: Map<String, Value> =
+            self.0.iter().map(|(field, digest)| (field.clone(), digest.as_str().into())).collect();
+        format!("{VERSION}{}", Value::Object(digests))
+    }
+
+    /// Read what is stored with a job; `None` when this release cannot compare it.
+    #[must_use]
+    pub fn from_annotation(text: &str) -> Option<Self> {
+        serde_json::from_str(text.strip_prefix(VERSION)?).ok().map(Self)
+    }
+
+    /// The fields in which two requests differ.
+    #[must_use]
+    pub fn differences<'a>(&'a self, other: &'a Self) -> BTreeSet<&'a str> {
+        let fields: BTreeSet<&str> = self.0.keys().chain(other.0.keys()).map(String::as_str).collect();
+        fields.into_iter().filter(|field| self.0.get(*field) != other.0.get(*field)).collect()
+    }
+}
+
+fn digest(value: &Value) -> String {
+    // Every JSON value has a canonical form, because every number that JSON text can hold is finite.
+    let canonical = serde_json_canonicalizer::to_vec(value).unwrap_or_default();
+    let digest = Sha256::digest(canonical);
+    digest.iter().take(6).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn of(body: &Value) -> Fingerprint {
+        Fingerprint::of(body.as_object().expect("an object"))
+    }
+
+    #[test]
+    fn equal_requests_are_equal_however_they_are_written() {
+        let one = of(&json!({"run_id": "a", "checkpoint_base_uri": "s3://b/runs", "extra_args": {"lr": 1.0, "n": 2}}));
+        let two = of(
+            &json!({"extra_args": {"n": 2, "lr": 1}, "checkpoint_base_uri": "s3://b/runs//", "run_id": "a", "image": null, "namespace": "x"}),
+        );
+        assert_eq!(one, two);
+        assert_eq!(Fingerprint::from_annotation(&one.to_annotation()), Some(one));
+    }
+
+    #[test]
+    fn differing_fields_are_named() {
+        let one = of(&json!({"run_id": "a", "num_nodes": 1, "env": {"A": "1"}}));
+        let two = of(&json!({"run_id": "a", "num_nodes": 2, "labels": {}}));
+        assert_eq!(one.differences(&two).into_iter().collect::<Vec<_>>(), ["env", "labels", "num_nodes"]);
+    }
+
+    #[test]
+    fn the_stored_form_is_fixed() {
+        // echo -n 1 | sha256sum
+        assert_eq!(of(&json!({"num_nodes": 1})).to_annotation(), r#"v1:{"num_nodes":"6b86b273ff34"}"#);
+        for unreadable in ["", "v2:{}", "v1:", "v1:[]", "{}"] {
+            assert_eq!(Fingerprint::from_annotation(unreadable), None, "{unreadable}");
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! Which of a job's logs a caller means, and the newest part of one that fits an answer. Reading it is not done here.
+
+use std::{collections::VecDeque, fmt, str::FromStr};
+
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Pod},
+    jiff::Timestamp,
+};
+use thiserror::Error;
+
+use crate::pytorchjob::{CONTAINER, PyTorchJob};
+
+/// Most text that an answer holds, in bytes of JSON: a function's answer travels as a JSON string, of at most 6 MB.
+pub const MAX_LOG_BYTES: usize = 4 * 1024 * 1024;
+/// Longest time at the beginning of a line, with its space: `2026-11-24T03:00:00.123456789+00:00 `.
+const MAX_TIME_BYTES: usize = 40;
+
+/// One pod of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replica {
+    /// The pod of node rank 0.
+    Master,
+    /// Another one, by its index from 0.
+    Worker(u32),
+}
+
+/// A text is not a replica.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("must be `master` or `worker-<index>`")]
+pub struct ReplicaError;
+
+/// Why a job has no such pod.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ChoiceError {
+    /// The replica is not one of the job's.
+    #[error("the job has no {0}: it has {1} and {2} workers")]
+    NoReplica(Replica, &'static str, u32),
+    /// The rank is not one of the job's.
+    #[error("the job has no rank {0}: it has {1} ranks, counted from 0")]
+    NoRank(u32, u64),
+    /// How many ranks a pod has is decided when it starts.
+    #[error("the job does not say how many ranks a pod has; name a replica")]
+    RanksUnknown,
+    /// The rank runs elsewhere.
+    #[error("rank {0} is not of {1}, but of {2}: name one of the two")]
+    Contradiction(u32, Replica, Replica),
+}
+
+/// Which start of a container is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instance {
+    /// The newest one.
+    Current,
+    /// The one before.
+    Previous,
+}
+
+/// Why a pod has no such log.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum InstanceError {
+    /// The container waits for its first start, for this reason.
+    #[error("its container has not started yet ({0})")]
+    NotStarted(String),
+    /// Of a container's starts the cluster keeps the last two at most.
+    #[error("the cluster has no log of attempt {wanted}; the newest is attempt {newest}")]
+    NotKept {
+        /// The one asked for.
+        wanted: u32,
+        /// The newest there is.
+        newest: u32,
+    },
+}
+
+/// Keeps the newest lines of a log, as many as fit.
+///
+/// Broken UTF-8 becomes U+FFFD. A line that is too long alone loses its front, and keeps its time.
+#[derive(Debug)]
+pub struct Tail {
+    limit: usize,
+    /// Whole lines with their newlines.
+    lines: VecDeque<String>,
+    /// Bytes of `lines` in JSON.
+    size: usize,
+    /// The line that is not at its end yet.
+    line: Vec<u8>,
+    truncated: bool,
+}
+
+// === impl Replica ===
+
+impl Replica {
+    /// The pod of a job that a replica, a rank or neither names: without either it is the master.
+    ///
+    /// # Errors
+    /// The job has none, or replica and rank name different ones.
+    pub fn choose(job: &PyTorchJob, replica: Option<Self>, rank: Option<u32>) -> Result<Self, ChoiceError> {
+        let specs = &job.spec.pytorch_replica_specs;
+        let workers = specs.worker.as_ref().map_or(0, |spec| u32::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0));
+        let masters = u32::from(specs.master.is_some());
+        let chosen = match (replica, rank) {
+            (replica, None) => replica.unwrap_or(Self::Master),
+            (replica, Some(rank)) => {
+                let ranks = job.spec.nproc_per_node.as_deref().and_then(|ranks| ranks.parse::<u32>().ok());
+                let ranks = ranks.filter(|ranks| *ranks > 0).ok_or(ChoiceError::RanksUnknown)?;
+                let total = u64::from(masters + workers) * u64::from(ranks);
+                if u64::from(rank) >= total {
+                    return Err(ChoiceError::NoRank(rank, total));
+                }
+                let node = rank / ranks;
+                let of_rank = node.checked_sub(masters).map_or(Self::Master, Self::Worker);
+                if let Some(replica) = replica.filter(|replica| *replica != of_rank) {
+                    return Err(ChoiceError::Contradiction(rank, replica, of_rank));
+                }
+                of_rank
+            }
+        };
+        let exists = match chosen {
+            Self::Master => masters > 0,
+            Self::Worker(index) => index < workers,
+        };
+        let has_master = if masters > 0 { "a master" } else { "no master" };
+        if exists { Ok(chosen) } else { Err(ChoiceError::NoReplica(chosen, has_master, workers)) }
+    }
+
+    /// The name that the operator gives to this pod.
+    #[must_use]
+    pub fn pod_name(self, job: &str) -> String {
+        match self {
+            Self::Master => format!("{job}-master-0"),
+            Self::Worker(index) => format!("{job}-worker-{index}"),
+        }
+    }
+}
+
+impl fmt::Display for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Master => f.write_str("master"),
+            Self::Worker(index) => write!(f, "worker-{index}"),
+        }
+    }
+}
+
+impl FromStr for Replica {
+    type Err = ReplicaError;
+
+    fn from_str(text: &str) -> Result<Self, ReplicaError> {
+        if text == "master" {
+            return Ok(Self::Master);
+        }
+        let index = text.strip_prefix("worker-").ok_or(ReplicaError)?;
+        // `parse` alone would accept a plus sign, and pods are not called `worker-01`.
+        let is_plain = index.bytes().all(|byte| byte.is_ascii_digit()) && (index == "0" || !index.starts_with('0'));
+        index.parse().ok().filter(|_| is_plain).map(Self::Worker).ok_or(ReplicaError)
+    }
+}
+
+// === impl Instance ===
+
+impl Instance {
+    /// The start of a pod's container that is meant, by its number from 1; without one, the newest.
+    ///
+    /// # Errors
+    /// There is none yet, or the cluster keeps it no longer.
+    pub fn choose(pod: &Pod, attempt: Option<u32>) -> Result<Self, InstanceError> {
+        let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+        let Some(status) = statuses.iter().find(|status| status.name == CONTAINER) else {
+            return Err(InstanceError::NotStarted("the pod waits for a node".to_owned()));
+        };
+        let last_ended = status.last_state.as_ref().is_some_and(|state| state.terminated.is_some());
+        let newest = u32::try_from(status.restart_count).unwrap_or(0).saturating_add(1);
+        let waiting = waiting_reason(status);
+        if let (Some(reason), false) = (&waiting, last_ended) {
+            return Err(InstanceError::NotStarted(reason.clone()));
+        }
+        match attempt {
+            None => Ok(Self::Current),
+            Some(attempt) if attempt == newest => Ok(Self::Current),
+            // While it waits for its next start, the newest is the one that ended last, and no other is kept.
+            Some(attempt) if attempt.saturating_add(1) == newest && waiting.is_none() && last_ended => {
+                Ok(Self::Previous)
+            }
+            Some(wanted) => Err(InstanceError::NotKept { wanted, newest }),
+        }
+    }
+}
+
+/// Why a container waits; `None` when it runs or has ended.
+fn waiting_reason(status: &ContainerStatus) -> Option<String> {
+    let state = status.state.as_ref();
+    if state.is_some_and(|state| state.running.is_some() || state.terminated.is_some()) {
+        return None;
+    }
+    let waiting = state.and_then(|state| state.waiting.as_ref());
+    let reason = waiting.and_then(|waiting| waiting.reason.as_deref()).unwrap_or("waiting");
+    let message = waiting.and_then(|waiting| waiting.message.as_deref());
+    Some(message.map_or_else(|| reason.to_owned(), |message| format!("{reason}: {message}")))
+}
+
+// === impl Tail ===
+
+impl Tail {
+    /// Nothing yet, and room for so many bytes of JSON.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { limit, lines: VecDeque::new(), size: 0, line: Vec::new(), truncated: false }
+    }
+
+    /// Take the next bytes of the log.
+    pub fn push(&mut self, mut bytes: &[u8]) {
+        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+            let (line, rest) = bytes.split_at(end + 1);
+            self.extend_line(line);
+            self.end_line();
+            bytes = rest;
+        }
+        self.extend_line(bytes);
+    }
+
+    /// The text, and whether older text was dropped.
+    #[must_use]
+    pub fn finish(mut self) -> (String, bool) {
+        self.end_line();
+        (self.lines.into_iter().collect(), self.truncated)
+    }
+
+    fn extend_line(&mut self, bytes: &[u8]) {
+        for bytes in bytes.chunks(self.limit.max(1)) {
+            self.line.extend_from_slice(bytes);
+            // No byte becomes less than a byte of JSON, so what is further from the end than the limit cannot stay. The
+            // time at the front can.
+            let too_many = self.line.len().saturating_sub(self.limit + MAX_TIME_BYTES);
+            if too_many > self.limit {
+                self.line.drain(MAX_TIME_BYTES..MAX_TIME_BYTES + too_many);
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        if self.line.is_empty() {
+            return;
+        }
+        let mut line = String::from_utf8_lossy(&self.line).into_owned();
+        self.line.clear();
+        if json_bytes(&line) > self.limit {
+            line = without_front(&line, self.limit);
+            // What stands before a gap is not the end of the log.
+            self.lines.clear();
+            self.size = 0;
+            self.truncated = true;
+        }
+        self.size += json_bytes(&line);
+        self.lines.push_back(line);
+        while self.size > self.limit {
+            let Some(oldest) = self.lines.pop_front() else { break };
+            self.size -= json_bytes(&oldest);
+            self.truncated = true;
+        }
+    }
+}
+
+/// A line's time and as much of its end as fits with it.
+fn without_front(line: &str, limit: usize) -> String {
+    let time = line.split_inclusive(' ').next().unwrap_or_default();
+    let is_time = time.len() <= MAX_TIME_BYTES && time.trim_end().parse::<Timestamp>().is_ok();
+    let time = if is_time { time } else { "" };
+    let mut room = limit.saturating_sub(json_bytes(time));
+    let mut start = line.len();
+    for (position, character) in line.char_indices().rev() {
+        let Some(left) = room.checked_sub(json_bytes_of(character)) else { break };
+        if position < time.len() {
+            break;
+        }
+        (room, start) = (left, position);
+    }
+    let end = line.get(start..).unwrap_or_default();
+    format!("{time}{end}")
+}
+
+fn json_bytes(text: &str) -> usize {
+    text.chars().map(json_bytes_of).sum()
+}
+
+/// Bytes of a character in a JSON string, as `serde_json` writes it.
+fn json_bytes_of(character: char) -> usize {
+    match character {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+        '\0'..'\u{20}' => 6,
+        other => other.len_utf8(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn job(nproc: &str, workers: Option<u32>) -> PyTorchJob {
+        let worker = workers.map(|replicas| json!({"replicas": replicas, "template": {}}));
+        serde_json::from_value(json!({
+            "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": {"name": "j"},
+            "spec": {"nprocPerNode": nproc, "pytorchReplicaSpecs": {"Master": {"replicas": 1, "template": {}}, "Worker": worker}},
+        }))
+        .expect("a job")
+    }
+
+    #[test]
+    fn replicas_are_called_as_their_pods() {
+        for (text, replica, pod) in [
+            ("master", Replica::Master, "j-master-0"),
+            ("worker-0", Replica::Worker(0), "j-worker-0"),
+            ("worker-10", Replica::Worker(10), "j-worker-10"),
+        ] {
+            assert_eq!(text.parse(), Ok(replica));
+            assert_eq!((replica.to_string().as_str(), replica.pod_name("j").as_str()), (text, pod));
+        }
+        for bad in ["", "Master", "master-0", "worker", "worker-", "worker-+1", "worker-01", "worker--1", "worker-1 "] {
+            assert_eq!(bad.parse::<Replica>(), Err(ReplicaError), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ranks_and_replicas_name_one_pod() {
+        use Replica::{Master, Worker};
+        for (nproc, workers, replica, rank, pod) in [
+            ("8", Some(2), None, None, Ok(Master)),
+            ("8", Some(2), Some(Worker(1)), None, Ok(Worker(1))),
+            ("8", Some(2), None, Some(7), Ok(Master)),
+            ("8", Some(2), None, Some(8), Ok(Worker(0))),
+            ("8", Some(2), None, Some(23), Ok(Worker(1))),
+            ("8", Some(2), Some(Worker(1)), Some(16), Ok(Worker(1))),
+            ("8", Some(2), None, Some(24), Err(ChoiceError::NoRank(24, 24))),
+            ("8", Some(2), Some(Master), Some(8), Err(ChoiceError::Contradiction(8, Master, Worker(0)))),
+            ("1", None, Some(Worker(0)), None, Err(ChoiceError::NoReplica(Worker(0), "a master", 0))),
+            ("auto", None, None, Some(0), Err(ChoiceError::RanksUnknown)),
+            ("0", None, None, Some(0), Err(ChoiceError::RanksUnknown)),
+            ("auto", None, Some(Master), None, Ok(Master)),
+        ] {
+            let chosen = Replica::choose(&job(nproc, workers), replica, rank);
+            assert_eq!(chosen, pod, "{nproc} {workers:?} {replica:?} {rank:?}");
+        }
+    }
+
+    #[test]
+    fn of_a_containers_starts_two_are_kept() {
+        let (running, ended) = (json!({"running": {}}), json!({"terminated": {"exitCode": 1}}));
+        let waiting = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+        let not_kept = |wanted, newest| Err(InstanceError::NotKept { wanted, newest });
+        let not_started = |why: &str| Err(InstanceError::NotStarted(why.to_owned()));
+        for (case, state, last, restarts, attempt, instance) in [
+            ("first, newest", &running, None, 0, None, Ok(Instance::Current)),
+            ("first, by number", &running, None, 0, Some(1), Ok(Instance::Current)),
+            ("first, a later one", &running, None, 0, Some(2), not_kept(2, 1)),
+            ("first, none", &running, None, 0, Some(0), not_kept(0, 1)),
+            ("third, newest", &running, Some(&ended), 2, Some(3), Ok(Instance::Current)),
+            ("third, the one before", &running, Some(&ended), 2, Some(2), Ok(Instance::Previous)),
+            ("third, the first", &running, Some(&ended), 2, Some(1), not_kept(1, 3)),
+            ("the node forgot the one before", &running, None, 2, Some(2), not_kept(2, 3)),
+            ("ended", &ended, None, 0, None, Ok(Instance::Current)),
+            ("between starts", &waiting, Some(&ended), 1, None, Ok(Instance::Current)),
+            ("between starts, the one before", &waiting, Some(&ended), 1, Some(1), not_kept(1, 2)),
+            ("not started", &waiting, None, 0, None, not_started("CrashLoopBackOff")),
+        ] {
+            let status = json!({"name": "pytorch", "image": "", "imageID": "", "ready": false, "restartCount": restarts,
+                "state": state, "lastState": last.cloned().unwrap_or(json!({}))});
+            let sidecar = json!({"name": "sidecar", "image": "", "imageID": "", "ready": false, "restartCount": 9});
+            let pod = json!({"metadata": {}, "status": {"containerStatuses": [sidecar, status]}});
+            let pod: Pod = serde_json::from_value(pod).expect("a pod");
+            assert_eq!(Instance::choose(&pod, attempt), instance, "{case}");
+        }
+        let pending: Pod = serde_json::from_value(json!({"metadata": {}, "status": {}})).expect("a pod");
+        assert_eq!(Instance::choose(&pending, None), not_started("the pod waits for a node"));
+    }
+
+    fn tail(limit: usize, chunks: &[&[u8]]) -> (String, bool) {
+        let mut tail = Tail::new(limit);
+        chunks.iter().for_each(|chunk| tail.push(chunk));
+        tail.finish()
+    }
+
+    #[test]
+    fn the_newest_lines_that_fit_are_kept() {
+        let time = "2026-11-24T03:00:00.123456789Z";
+        let long = format!("{time} {}\n", "x".repeat(200));
+        let cut = format!("{time} {}\n", "x".repeat(17));
+        for (case, limit, log, text, truncated) in [
+            ("nothing", 50, "", "", false),
+            ("all", 50, "a\nb\n", "a\nb\n", false),
+            ("without a last newline", 50, "a\nb", "a\nb", false),
+            ("empty lines are lines", 50, "\n\n", "\n\n", false),
+            ("just fits", 6, "a\nb\n", "a\nb\n", false),
+            ("one too many", 5, "a\nb\n", "b\n", true),
+            ("escapes count", 7, "\"\n\u{1}x\n", "x\n", true),
+            ("a giant line keeps its time", 50, &long, &cut, true),
+            ("a giant line without a time", 5, "abcdef\n", "def\n", true),
+            ("a short line after a giant one", 50, &format!("{long}b\n"), "b\n", true),
+        ] {
+            assert_eq!(tail(limit, &[log.as_bytes()]), (text.to_owned(), truncated), "{case}");
+        }
+        assert_eq!(tail(50, &[b"a\xff\xf0\x9f\n", b"\xe2\x82", b"\xac\n"]).0, "a\u{fffd}\u{fffd}\n€\n");
+    }
+
+    #[test]
+    fn json_is_counted_as_it_is_written() {
+        for character in ('\0'..='\u{2ff}').chain(['\u{2028}', '\u{fffd}', '\u{1f600}']) {
+            let written = Value::String(character.to_string()).to_string();
+            assert_eq!(json_bytes_of(character), written.len() - 2, "{character:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_kept_is_the_end_of_the_log_and_fits(
+            log in proptest::collection::vec(prop_oneof![4 => any::<u8>(), 1 => Just(b'\n'), 2 => Just(b'"')], 0..400),
+            cuts in proptest::collection::vec(0_usize..400, 0..6),
+            limit in 1_usize..300,
+        ) {
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(log.len())).collect();
+            cuts.extend([0, log.len()]);
+            cuts.sort_unstable();
+            let chunks: Vec<&[u8]> = cuts.windows(2).map(|ends| &log[ends[0]..ends[1]]).collect();
+            let (text, truncated) = tail(limit, &chunks);
+            let whole = String::from_utf8_lossy(&log).into_owned();
+            prop_assert!(serde_json::to_string(&text).expect("text").len() - 2 <= limit);
+            prop_assert_eq!(truncated, json_bytes(&whole) > limit);
+            prop_assert!(whole.ends_with(&text), "{:?} of {:?}", text, whole);
+            if truncated {
+                // It begins with a whole line, and the line before would not have fitted; or it is the end of one line.
+                let before = &whole[..whole.len() - text.len()];
+                let is_one_line = text.strip_suffix('\n').unwrap_or(&text).find('\n').is_none();
+                prop_assert!(before.ends_with('\n') || is_one_line);
+            } else {
+                prop_assert_eq!(text, whole);
+            }
+        }
+    }
+}

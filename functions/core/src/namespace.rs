@@ -1,0 +1,134 @@
+//! Namespaces, and which of them the deployment serves. A namespace is the border between teams: a caller names one of
+//! the allowed ones or gets the default.
+
+use std::{fmt, str::FromStr};
+
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::problem::{Code, Problem};
+
+/// The name of a Kubernetes namespace: a DNS-1123 label.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Namespace(String);
+
+/// A text is not the name of a namespace.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("must be a DNS-1123 label: at most 63 of a-z 0-9 -, beginning and ending with a letter or digit")]
+pub struct NamespaceError;
+
+/// The namespaces that callers may name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespaces {
+    /// The one of a request that names none.
+    pub default: Namespace,
+    allowed: Vec<Namespace>,
+}
+
+// === impl Namespace ===
+
+impl Namespace {
+    /// The text of the name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Namespace {
+    type Err = NamespaceError;
+
+    fn from_str(text: &str) -> Result<Self, NamespaceError> {
+        let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let bytes = text.as_bytes();
+        if bytes.len() <= 63
+            && bytes.first().is_some_and(alphanumeric)
+            && bytes.last().is_some_and(alphanumeric)
+            && bytes.iter().all(|byte| alphanumeric(byte) || *byte == b'-')
+        {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(NamespaceError)
+        }
+    }
+}
+
+// === impl Namespaces ===
+
+impl Namespaces {
+    /// The default and the others; the default is always allowed.
+    #[must_use]
+    pub fn new(default: Namespace, allowed: Vec<Namespace>) -> Self {
+        Self { default, allowed }
+    }
+
+    /// The namespace that a request is for.
+    ///
+    /// # Errors
+    /// `namespace_not_allowed`, in the same words for a namespace that is not served and one that does not exist.
+    pub fn choose(&self, wanted: Option<&str>) -> Result<Namespace, Problem> {
+        let Some(wanted) = wanted else { return Ok(self.default.clone()) };
+        self.all().find(|namespace| namespace.as_str() == wanted).cloned().ok_or_else(|| {
+            let allowed: Vec<_> = self.all().map(|namespace| format!("`{namespace}`")).collect();
+            let detail = format!("the namespace is not one of those that this service serves: {}", allowed.join(", "));
+            Problem::new(Code::NamespaceNotAllowed, detail)
+        })
+    }
+
+    /// What a link to something in this namespace must end in: nothing for the default one.
+    #[must_use]
+    pub fn query(&self, namespace: &str) -> String {
+        if namespace == self.default.as_str() { String::new() } else { format!("namespace={namespace}") }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Namespace> {
+        std::iter::once(&self.default).chain(self.allowed.iter().filter(|namespace| **namespace != self.default))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn namespace(text: &str) -> Namespace {
+        text.parse().expect("a namespace")
+    }
+
+    #[test]
+    fn names_are_dns_labels() {
+        let longest = "a".repeat(63);
+        for good in ["a", "training-two", "0a", longest.as_str()] {
+            assert!(good.parse::<Namespace>().is_ok(), "{good}");
+        }
+        let too_long = "a".repeat(64);
+        for bad in ["", "-a", "a-", "A", "a.b", "a/b", "a\n", too_long.as_str()] {
+            assert!(bad.parse::<Namespace>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_allowed_namespaces_can_be_chosen() {
+        let namespaces = Namespaces::new(namespace("training"), vec![namespace("training"), namespace("two")]);
+        assert_eq!(namespaces.choose(None), Ok(namespace("training")));
+        assert_eq!(namespaces.choose(Some("training")), Ok(namespace("training")));
+        assert_eq!(namespaces.choose(Some("two")), Ok(namespace("two")));
+        for bad in ["three", "", "kube-system", "TRAINING", "two,training"] {
+            let problem = namespaces.choose(Some(bad)).expect_err(bad);
+            assert_eq!(problem.code, Code::NamespaceNotAllowed);
+            assert!(problem.detail.ends_with("`training`, `two`"), "{}", problem.detail);
+        }
+    }
+
+    #[test]
+    fn links_name_every_namespace_but_the_default() {
+        let namespaces = Namespaces::new(namespace("training"), vec![namespace("two")]);
+        assert_eq!(namespaces.query("training"), "");
+        assert_eq!(namespaces.query("two"), "namespace=two");
+    }
+}

@@ -1,0 +1,70 @@
+//! The answers of GET /healthz and GET /readyz: does the function run, and does everything behind it answer.
+
+use serde::Serialize;
+
+use crate::problem::{Code, Problem};
+
+/// The function runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// Always `ok`.
+    pub status: HealthWord,
+}
+
+/// The one word of [`Health`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthWord {
+    /// The function runs.
+    Ok,
+}
+
+/// Whether jobs can be submitted and looked at now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Readiness {
+    /// Whether everything answers.
+    pub ready: bool,
+    /// The secret that holds the tokens.
+    pub token: Check,
+    /// The API server, the `PyTorchJob` resource and the namespace.
+    pub cluster: Check,
+    /// The runs bucket.
+    pub storage: Check,
+}
+
+/// How one of them answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// Whether it does what it should.
+    pub ok: bool,
+    /// The problem code that requests get for now; null when it is ok.
+    pub code: Option<Code>,
+    /// A sentence for a person; null when it is ok.
+    pub detail: Option<String>,
+}
+
+// === impl Readiness ===
+
+impl Readiness {
+    /// The state of all, given what each of them said.
+    #[must_use]
+    pub fn new(token: Check, cluster: Check, storage: Check) -> Self {
+        Self { ready: token.ok && cluster.ok && storage.ok, token, cluster, storage }
+    }
+}
+
+// === impl Check ===
+
+impl Check {
+    /// It answers as it should.
+    #[must_use]
+    pub fn ok() -> Self {
+        Self { ok: true, code: None, detail: None }
+    }
+
+    /// It does not.
+    #[must_use]
+    pub fn failed(problem: &Problem) -> Self {
+        Self { ok: false, code: Some(problem.code), detail: Some(problem.detail.clone()) }
+    }
+}

@@ -1,0 +1,159 @@
+//! Reading the fields of a body one by one: what is wrong is noted and reading goes on, so that one answer names every
+//! violated rule.
+
+use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, str::FromStr};
+
+use serde_json::{Map, Value};
+
+use crate::problem::{FieldError, bounded};
+
+/// Likeness (0 to 1) from which an unknown word is taken for a misspelt one.
+const LIKENESS: f64 = 0.6;
+
+/// The fields of a body that are still to be read, and the rules found broken so far.
+pub(super) struct Fields {
+    fields: Map<String, Value>,
+    errors: Vec<FieldError>,
+}
+
+// === impl Fields ===
+
+impl Fields {
+    pub(super) fn new(fields: Map<String, Value>) -> Self {
+        Self { fields, errors: Vec::new() }
+    }
+
+    /// Note a broken rule at a JSON Pointer.
+    pub(super) fn refuse(&mut self, pointer: &str, code: &'static str, detail: impl Into<String>) {
+        self.errors.push(FieldError { pointer: pointer.to_owned(), code, detail: detail.into() });
+    }
+
+    /// Take a field as text.
+    pub(super) fn text(&mut self, field: &str) -> Option<String> {
+        match self.take(field)? {
+            Value::String(text) => Some(text),
+            other => {
+                self.refuse(&format!("/{field}"), "type", format!("must be a string, not {}", kind(&other)));
+                None
+            }
+        }
+    }
+
+    /// Take a field as a value that a text stands for; the error's text says what it must be.
+    pub(super) fn value<T: FromStr<Err: Display>>(&mut self, field: &str) -> Option<T> {
+        let text = self.text(field)?;
+        text.parse().map_err(|error: T::Err| self.refuse(&format!("/{field}"), "format", error.to_string())).ok()
+    }
+
+    /// Take a field that must be there; `read` is one of the other readers.
+    pub(super) fn required<T>(&mut self, field: &str, read: impl FnOnce(&mut Self, &str) -> Option<T>) -> Option<T> {
+        if self.fields.get(field).is_none_or(Value::is_null) {
+            self.fields.remove(field);
+            self.refuse(&format!("/{field}"), "required", "is required");
+            return None;
+        }
+        read(self, field)
+    }
+
+    /// Take a whole number within bounds.
+    pub(super) fn count(&mut self, field: &str, bounds: RangeInclusive<u32>) -> Option<u32> {
+        let value = self.take(field)?;
+        let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
+        let number = number.filter(|number| bounds.contains(number));
+        if number.is_none() {
+            let code = if value.is_i64() || value.is_u64() { "range" } else { "type" };
+            let (min, max) = (bounds.start(), bounds.end());
+            self.refuse(
+                &format!("/{field}"),
+                code,
+                format!("must be a whole number from {min} to {max}, not in quotes"),
+            );
+        }
+        number
+    }
+
+    /// Take an object, empty when it is absent.
+    pub(super) fn object(&mut self, field: &str) -> Map<String, Value> {
+        match self.take(field) {
+            None => Map::new(),
+            Some(Value::Object(object)) => object,
+            Some(other) => {
+                self.refuse(&format!("/{field}"), "type", format!("must be an object, not {}", kind(&other)));
+                Map::new()
+            }
+        }
+    }
+
+    /// Take an object whose values are strings; `check` says what is wrong with an entry, by code and sentence.
+    pub(super) fn texts(
+        &mut self,
+        field: &str,
+        check: impl Fn(&str, &str) -> Option<(&'static str, String)>,
+    ) -> BTreeMap<String, String> {
+        let mut entries = BTreeMap::new();
+        for (name, value) in self.object(field) {
+            match value {
+                Value::String(value) => match check(&name, &value) {
+                    None => {
+                        entries.insert(name, value);
+                    }
+                    Some((code, detail)) => self.refuse(&pointer(field, &name), code, detail),
+                },
+                other => {
+                    let detail = format!("must be a string, not {}: write it in quotes", kind(&other));
+                    self.refuse(&pointer(field, &name), "type", detail);
+                }
+            }
+        }
+        entries
+    }
+
+    /// Take a field as it is; null means absent.
+    pub(super) fn take(&mut self, field: &str) -> Option<Value> {
+        self.fields.remove(field).filter(|value| !value.is_null())
+    }
+
+    /// Whatever is left is a field that nobody knows: the end, with every broken rule.
+    pub(super) fn finish(mut self, known: &[&'static str]) -> Result<(), Vec<FieldError>> {
+        for field in std::mem::take(&mut self.fields).keys() {
+            let detail = match nearest(field, known) {
+                Some(known) => format!("is not a field of this request; did you mean `{known}`?"),
+                None => format!("is not a field of this request; the fields are {}", known.join(", ")),
+            };
+            self.refuse(&format!("/{}", escape(field)), "unknown_field", detail);
+        }
+        if self.errors.is_empty() { Ok(()) } else { Err(self.errors) }
+    }
+}
+
+/// The known word that an unknown one is most like, if it is like one.
+pub(super) fn nearest(word: &str, known: &[&'static str]) -> Option<&'static str> {
+    let word = bounded(word, 64).to_ascii_lowercase();
+    known
+        .iter()
+        .map(|known| (strsim::normalized_damerau_levenshtein(&word, known), *known))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(likeness, _)| *likeness > LIKENESS)
+        .map(|(_, known)| known)
+}
+
+/// The JSON Pointer of an entry of a field.
+pub(super) fn pointer(field: &str, key: &str) -> String {
+    format!("/{field}/{}", escape(key))
+}
+
+/// Escape one reference token of a JSON Pointer (RFC 6901, section 3), bounded so that a hostile key cannot fill an answer.
+fn escape(token: &str) -> String {
+    bounded(token, 128).replace('~', "~0").replace('/', "~1")
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

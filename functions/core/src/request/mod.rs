@@ -1,0 +1,833 @@
+//! The body of POST /train: parsed into a [`TrainingJobRequest`], or refused with every violated rule at once.
+//!
+//! What the API server, the operator's webhook or the kubelet would refuse later is refused here.
+
+mod fields;
+mod rules;
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use crate::{
+    fingerprint::Fingerprint,
+    image::{AllowedImages, ImageReference},
+    layout::S3Uri,
+    names::{Framework, JobName, RunId, Step},
+    namespace::{Namespace, Namespaces},
+    problem::{Code, FieldError, Problem},
+    strict_json,
+};
+
+use fields::{Fields, nearest, pointer};
+
+/// Bounds of the numbers in a request.
+pub mod bounds {
+    use std::ops::RangeInclusive;
+
+    /// Pods.
+    pub const NUM_NODES: RangeInclusive<u32> = 1..=1000;
+    /// GPUs a pod.
+    pub const GPUS_PER_NODE: RangeInclusive<u32> = 0..=64;
+    /// CPUs a pod.
+    pub const CPUS_PER_NODE: RangeInclusive<u32> = 1..=1024;
+    /// GiB a pod.
+    pub const MEMORY_PER_NODE_GB: RangeInclusive<u32> = 1..=65_536;
+    /// Failures that a run may survive.
+    pub const MAX_RESTARTS: RangeInclusive<u32> = 0..=100;
+    /// A minute to a year.
+    pub const MAX_RUNTIME_SECONDS: RangeInclusive<u32> = 60..=31_536_000;
+}
+
+/// What numbers are when a request does not say.
+pub mod defaults {
+    /// Pods.
+    pub const NUM_NODES: u32 = 1;
+    /// GPUs a pod.
+    pub const GPUS_PER_NODE: u32 = 1;
+    /// CPUs a pod.
+    pub const CPUS_PER_NODE: u32 = 32;
+    /// GiB a pod.
+    pub const MEMORY_PER_NODE_GB: u32 = 256;
+}
+
+/// Longest `model_id`, in characters.
+pub const MAX_MODEL_ID_CHARACTERS: usize = 256;
+/// Longest path or URI, in bytes.
+const MAX_PATH_BYTES: usize = 1024;
+/// Largest `extra_args`, as JSON text, in bytes.
+const MAX_EXTRA_ARGS_BYTES: usize = 64 * 1024;
+/// Largest value of one environment variable, and of all together, in bytes. Linux refuses to start a process with a
+/// string over 131,072 bytes, which the API server would accept.
+const MAX_ENV_VALUE_BYTES: usize = 32 * 1024;
+const MAX_ENV_BYTES: usize = 64 * 1024;
+/// Largest annotations together, in bytes; Kubernetes takes 256 KiB in all.
+const MAX_ANNOTATIONS_BYTES: usize = 64 * 1024;
+
+/// The fields of a request, in the order in which messages name them.
+pub const FIELDS: [&str; 23] = [
+    "framework",
+    "model_id",
+    "run_id",
+    "checkpoint_base_uri",
+    "dataset_uri",
+    "image",
+    "num_nodes",
+    "gpus_per_node",
+    "cpus_per_node",
+    "memory_per_node_gb",
+    "config_path",
+    "resume_from_checkpoint",
+    "extra_args",
+    "env",
+    "env_from_secrets",
+    "labels",
+    "annotations",
+    "priority_class",
+    "queue",
+    "max_restarts",
+    "max_runtime_seconds",
+    "namespace",
+    "job_name",
+];
+
+/// What the deployment allows.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Where runs may keep their checkpoints.
+    pub runs_base_uris: Vec<S3Uri>,
+    /// The image of a request that names none.
+    pub default_image: ImageReference,
+    /// The images that a request may name.
+    pub allowed_images: AllowedImages,
+    /// The Kubernetes Secrets whose keys a request may ask for.
+    pub allowed_secrets: Vec<String>,
+    /// The namespaces that a request may name.
+    pub namespaces: Namespaces,
+}
+
+/// A request that keeps every rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainingJobRequest {
+    /// Which runner trains.
+    pub framework: Framework,
+    /// What is trained: a folder in S3 or in the image, a folder's name under `MODEL_DIR`, or a hub name.
+    pub model_id: String,
+    /// The caller's name of the run.
+    pub run_id: RunId,
+    /// Where the run's prefix lies.
+    pub checkpoint_base_uri: S3Uri,
+    /// An object, or with a trailing slash a prefix; kept as sent, because the slash means something.
+    pub dataset_uri: String,
+    /// The trainer image.
+    pub image: ImageReference,
+    /// Number of pods.
+    pub num_nodes: u32,
+    /// GPUs and processes a pod; 0 is a CPU job with one process a pod.
+    pub gpus_per_node: u32,
+    /// CPUs a pod.
+    pub cpus_per_node: u32,
+    /// Memory a pod in GiB.
+    pub memory_per_node_gb: u32,
+    /// An object in S3 or a path in the image: settings of the runner that `extra_args` override.
+    pub config_path: Option<String>,
+    /// Which checkpoint to start from.
+    pub resume: Resume,
+    /// Settings of the runner.
+    pub extra_args: Map<String, Value>,
+    /// Additional environment variables of the container.
+    pub env: BTreeMap<String, String>,
+    /// Environment variables whose values are keys of Kubernetes Secrets.
+    pub env_from_secrets: BTreeMap<String, SecretKey>,
+    /// Labels of the job and its pods.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the job.
+    pub annotations: BTreeMap<String, String>,
+    /// Name of the pods' `PriorityClass`.
+    pub priority_class: Option<String>,
+    /// Name of the Kueue queue that decides when the job runs.
+    pub queue: Option<String>,
+    /// Failures that the run may survive; the deployment's number when absent.
+    pub max_restarts: Option<u32>,
+    /// The job is ended after this long.
+    pub max_runtime_seconds: Option<u32>,
+    /// Namespace of the job.
+    pub namespace: Namespace,
+    /// Name of the job.
+    pub job_name: JobName,
+    /// Digests of the fields as sent, by which a repeated request is known.
+    pub fingerprint: Fingerprint,
+}
+
+/// Which checkpoint a submission starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// None.
+    No,
+    /// The newest complete one of the run, if there is any.
+    IfAny,
+    /// One that must be there.
+    From(ResumeTarget),
+}
+
+/// A checkpoint that must be there to start from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResumeTarget {
+    /// The newest complete one.
+    Latest,
+    /// The one with the least loss.
+    Best,
+    /// The one of this step.
+    Step(Step),
+}
+
+/// One key of a Kubernetes Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretKey {
+    /// Name of the Secret.
+    pub secret: String,
+    /// Key in it.
+    pub key: String,
+}
+
+/// A text is not a checkpoint to resume from.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("must be true, false, \"latest\", \"best\" or \"step-N\", N being the step")]
+pub struct ResumeError;
+
+// === impl TrainingJobRequest ===
+
+impl TrainingJobRequest {
+    /// Parse a body. The namespace may also be named by the query.
+    ///
+    /// # Errors
+    /// `malformed_json`, `invalid_request` with every violated rule, or `namespace_not_allowed`.
+    pub fn parse(body: &[u8], query_namespace: Option<&str>, rules: &Rules) -> Result<Self, Problem> {
+        let body = strict_json::parse(body)
+            .map_err(|error| Problem::new(Code::MalformedJson, format!("the body is not valid JSON: {error}")))?;
+        let Value::Object(body) = body else {
+            return Err(Problem::invalid(vec![FieldError {
+                pointer: String::new(),
+                code: "type",
+                detail: "must be a JSON object".to_owned(),
+            }]));
+        };
+        let digests = Fingerprint::of(&body);
+        let mut fields = Fields::new(body);
+
+        let framework = fields.required("framework", |fields, _| read_framework(fields));
+        let model_id = fields.required("model_id", |fields, _| read_model_id(fields));
+        let run_id: Option<RunId> = fields.required("run_id", Fields::value);
+        let base = fields.required("checkpoint_base_uri", |fields, _| read_base(fields, rules));
+        let dataset_uri = fields.required("dataset_uri", |fields, _| read_dataset(fields));
+        let image = read_image(&mut fields, rules);
+        let num_nodes = fields.count("num_nodes", bounds::NUM_NODES).unwrap_or(defaults::NUM_NODES);
+        let gpus_per_node = fields.count("gpus_per_node", bounds::GPUS_PER_NODE).unwrap_or(defaults::GPUS_PER_NODE);
+        let cpus_per_node = fields.count("cpus_per_node", bounds::CPUS_PER_NODE).unwrap_or(defaults::CPUS_PER_NODE);
+        let memory = fields.count("memory_per_node_gb", bounds::MEMORY_PER_NODE_GB);
+        let config_path = read_config_path(&mut fields);
+        let resume = read_resume(&mut fields);
+        let extra_args = read_extra_args(&mut fields);
+        let env = read_env(&mut fields);
+        let env_from_secrets = read_env_from_secrets(&mut fields, rules, &env);
+        let labels = fields.texts("labels", rules::label);
+        let annotations = read_annotations(&mut fields);
+        let priority_class = read_name(&mut fields, "priority_class", rules::is_subdomain);
+        let queue = read_name(&mut fields, "queue", |name| rules::is_subdomain(name) && rules::is_label_value(name));
+        let max_restarts = fields.count("max_restarts", bounds::MAX_RESTARTS);
+        let max_runtime_seconds = fields.count("max_runtime_seconds", bounds::MAX_RUNTIME_SECONDS);
+        let namespace = read_namespace(&mut fields, query_namespace);
+        let job_name = read_job_name(&mut fields, num_nodes);
+
+        let finished = fields.finish(&FIELDS);
+        let required = (framework, model_id, run_id, base, dataset_uri, image);
+        let (
+            Ok(()),
+            (Some(framework), Some(model_id), Some(run_id), Some(checkpoint_base_uri), Some(dataset_uri), Some(image)),
+        ) = (&finished, required)
+        else {
+            return Err(Problem::invalid(finished.err().unwrap_or_default()));
+        };
+        Ok(Self {
+            namespace: rules.namespaces.choose(namespace.as_deref())?,
+            job_name: job_name.unwrap_or_else(|| JobName::of_run(framework, &run_id, num_nodes)),
+            framework,
+            model_id,
+            run_id,
+            checkpoint_base_uri,
+            dataset_uri,
+            image,
+            num_nodes,
+            gpus_per_node,
+            cpus_per_node,
+            memory_per_node_gb: memory.unwrap_or(defaults::MEMORY_PER_NODE_GB),
+            config_path,
+            resume,
+            extra_args,
+            env,
+            env_from_secrets,
+            labels,
+            annotations,
+            priority_class,
+            queue,
+            max_restarts,
+            max_runtime_seconds,
+            fingerprint: digests,
+        })
+    }
+}
+
+// === impl Resume ===
+
+impl FromStr for ResumeTarget {
+    type Err = ResumeError;
+
+    fn from_str(text: &str) -> Result<Self, ResumeError> {
+        match text {
+            "latest" => Ok(Self::Latest),
+            "best" => Ok(Self::Best),
+            other => {
+                let step = other.strip_prefix("step-").ok_or(ResumeError)?;
+                step.parse().map(Self::Step).map_err(|_| ResumeError)
+            }
+        }
+    }
+}
+
+impl fmt::Display for ResumeTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latest => f.write_str("latest"),
+            Self::Best => f.write_str("best"),
+            Self::Step(step) => write!(f, "step-{step}"),
+        }
+    }
+}
+
+fn read_framework(fields: &mut Fields) -> Option<Framework> {
+    let text = fields.text("framework")?;
+    text.parse()
+        .map_err(|error: crate::names::NameError| {
+            let guess = nearest(&text, &Framework::ALL.map(Framework::as_str));
+            let guess = guess.map(|guess| format!("; did you mean `{guess}`?")).unwrap_or_default();
+            fields.refuse("/framework", "format", format!("{error}{guess}"));
+        })
+        .ok()
+}
+
+fn read_model_id(fields: &mut Fields) -> Option<String> {
+    let text = fields.text("model_id")?;
+    if (1..=MAX_MODEL_ID_CHARACTERS).contains(&text.chars().count()) && !text.contains(char::is_control) {
+        return Some(text);
+    }
+    let detail = format!("must be 1 to {MAX_MODEL_ID_CHARACTERS} characters, none of them a control character");
+    fields.refuse("/model_id", "format", detail);
+    None
+}
+
+fn read_base(fields: &mut Fields, rules: &Rules) -> Option<S3Uri> {
+    let uri: S3Uri = fields.value("checkpoint_base_uri")?;
+    if rules.runs_base_uris.iter().any(|base| uri.is_within(base)) {
+        return Some(uri);
+    }
+    let allowed: Vec<_> = rules.runs_base_uris.iter().map(|base| format!("`{base}`")).collect();
+    fields.refuse("/checkpoint_base_uri", "not_allowed", format!("must be or lie below {}", allowed.join(" or ")));
+    None
+}
+
+fn read_dataset(fields: &mut Fields) -> Option<String> {
+    let text = fields.text("dataset_uri")?;
+    let detail = match text.parse::<S3Uri>() {
+        Ok(uri) if uri.key().is_empty() => "must name an object, or end its prefix with a slash".to_owned(),
+        Ok(_) if text.ends_with("//") => "must end in at most one slash".to_owned(),
+        Ok(_) => return Some(text),
+        Err(error) => error.to_string(),
+    };
+    fields.refuse("/dataset_uri", "format", detail);
+    None
+}
+
+fn read_image(fields: &mut Fields, rules: &Rules) -> Option<ImageReference> {
+    let Some(text) = fields.text("image") else { return Some(rules.default_image.clone()) };
+    let image: ImageReference = text
+        .parse()
+        .map_err(|error: crate::image::ImageError| fields.refuse("/image", "format", error.to_string()))
+        .ok()?;
+    if image == rules.default_image || rules.allowed_images.allow(&image) {
+        return Some(image);
+    }
+    let detail = format!("must be `{}` or begin with one of: {}", rules.default_image, rules.allowed_images);
+    fields.refuse("/image", "not_allowed", detail);
+    None
+}
+
+fn read_config_path(fields: &mut Fields) -> Option<String> {
+    let text = fields.text("config_path")?;
+    let is_path = text.len() <= MAX_PATH_BYTES && !text.contains(char::is_control);
+    let is_object = || text.parse::<S3Uri>().is_ok_and(|uri| !uri.key().is_empty()) && !text.ends_with('/');
+    if is_path && (is_object() || (text.starts_with('/') && text.len() > 1 && !text.ends_with('/'))) {
+        return Some(text);
+    }
+    fields.refuse("/config_path", "format", "must be the s3:// URI of an object, or an absolute path in the image");
+    None
+}
+
+fn read_resume(fields: &mut Fields) -> Resume {
+    match fields.take("resume_from_checkpoint") {
+        None | Some(Value::Bool(false)) => Resume::No,
+        Some(Value::Bool(true)) => Resume::IfAny,
+        Some(Value::String(text)) => {
+            let target = text.parse().map(Resume::From);
+            target.unwrap_or_else(|error: ResumeError| {
+                fields.refuse("/resume_from_checkpoint", "format", error.to_string());
+                Resume::No
+            })
+        }
+        Some(_) => {
+            fields.refuse("/resume_from_checkpoint", "type", ResumeError.to_string());
+            Resume::No
+        }
+    }
+}
+
+fn read_extra_args(fields: &mut Fields) -> Map<String, Value> {
+    let arguments = fields.object("extra_args");
+    for key in arguments.keys() {
+        if let Some((code, detail)) = rules::argument_name(key) {
+            fields.refuse(&pointer("extra_args", key), code, detail);
+        }
+    }
+    if Value::Object(arguments.clone()).to_string().len() > MAX_EXTRA_ARGS_BYTES {
+        fields.refuse(
+            "/extra_args",
+            "too_long",
+            "must be at most 64 KiB of JSON; put more into an object and name it by `config_path`",
+        );
+    }
+    arguments
+}
+
+fn read_env(fields: &mut Fields) -> BTreeMap<String, String> {
+    let variables = fields.texts("env", |name, value| {
+        rules::variable_name(name).or_else(|| {
+            if value.len() > MAX_ENV_VALUE_BYTES {
+                Some(("too_long", "must be at most 32 KiB".to_owned()))
+            } else if value.contains('\0') {
+                Some(("format", "must not contain a NUL character".to_owned()))
+            } else {
+                None
+            }
+        })
+    });
+    if bytes(&variables) > MAX_ENV_BYTES {
+        fields.refuse("/env", "too_long", "must be at most 64 KiB together");
+    }
+    variables
+}
+
+fn read_env_from_secrets(
+    fields: &mut Fields,
+    rules: &Rules,
+    env: &BTreeMap<String, String>,
+) -> BTreeMap<String, SecretKey> {
+    let texts = fields.texts("env_from_secrets", |name, value| {
+        rules::variable_name(name).or_else(|| {
+            if env.contains_key(name) {
+                return Some(("duplicate", "is set in `env` already; keep one of the two".to_owned()));
+            }
+            let Some(SecretKey { secret, key }) = SecretKey::of(value) else {
+                return Some((
+                    "format",
+                    "must be \"secret/key\": the name of a Kubernetes Secret and a key in it".to_owned(),
+                ));
+            };
+            if rules.allowed_secrets.contains(&secret) {
+                return (!is_secret_key(&key))
+                    .then(|| ("format", "must name a key of at most 253 of A-Z a-z 0-9 . _ -".to_owned()));
+            }
+            let allowed = match rules.allowed_secrets.as_slice() {
+                [] => "this deployment allows no secrets".to_owned(),
+                allowed => format!("must name one of the allowed secrets: {}", allowed.join(", ")),
+            };
+            Some(("not_allowed", allowed))
+        })
+    });
+    texts.into_iter().filter_map(|(name, value)| Some((name, SecretKey::of(&value)?))).collect()
+}
+
+fn read_annotations(fields: &mut Fields) -> BTreeMap<String, String> {
+    let annotations = fields.texts("annotations", |key, _| rules::metadata_key(key));
+    if bytes(&annotations) > MAX_ANNOTATIONS_BYTES {
+        fields.refuse("/annotations", "too_long", "must be at most 64 KiB together");
+    }
+    annotations
+}
+
+fn read_name(fields: &mut Fields, field: &str, is_good: impl Fn(&str) -> bool) -> Option<String> {
+    let name = fields.text(field)?;
+    if is_good(&name) {
+        return Some(name);
+    }
+    let detail = "must be the name of a Kubernetes object: a-z 0-9 - ., beginning and ending with a letter or digit";
+    fields.refuse(&format!("/{field}"), "format", detail);
+    None
+}
+
+fn read_namespace(fields: &mut Fields, from_query: Option<&str>) -> Option<String> {
+    let from_body = fields.value::<Namespace>("namespace").map(|namespace| namespace.to_string());
+    match (from_body, from_query) {
+        (Some(body), Some(query)) if body != query => {
+            fields.refuse("/namespace", "conflict", "must agree with the parameter ?namespace=; name it once");
+            None
+        }
+        (body, query) => body.or_else(|| query.map(str::to_owned)),
+    }
+}
+
+fn read_job_name(fields: &mut Fields, num_nodes: u32) -> Option<JobName> {
+    let name: JobName = fields.value("job_name")?;
+    let limit = JobName::max_length(num_nodes);
+    if name.as_str().len() <= limit {
+        return Some(name);
+    }
+    let detail =
+        format!("must be at most {limit} characters, so that the services of its {num_nodes} pods can be named");
+    fields.refuse("/job_name", "too_long", detail);
+    None
+}
+
+// === impl SecretKey ===
+
+impl SecretKey {
+    /// A secret's name and a key, from `secret/key`.
+    fn of(text: &str) -> Option<Self> {
+        let (secret, key) = text.split_once('/')?;
+        (!secret.is_empty() && !key.is_empty()).then(|| Self { secret: secret.to_owned(), key: key.to_owned() })
+    }
+}
+
+/// A key of a Secret (Kubernetes, `IsConfigMapKey`).
+fn is_secret_key(key: &str) -> bool {
+    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    key.len() <= 253 && key.bytes().all(is_good) && key != "." && !key.starts_with("..")
+}
+
+fn bytes(entries: &BTreeMap<String, String>) -> usize {
+    entries.iter().map(|(name, value)| name.len() + value.len()).sum()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// What a deployment with one base and two kinds of image allows.
+    pub(crate) fn rules() -> Rules {
+        Rules {
+            runs_base_uris: vec!["s3://bucket/runs".parse().expect("a base")],
+            default_image: "trainer:local".parse().expect("an image"),
+            allowed_images: AllowedImages::from_list("team/"),
+            allowed_secrets: vec!["hugging-face".to_owned()],
+            namespaces: Namespaces::new(
+                "training".parse().expect("a namespace"),
+                vec!["training-two".parse().expect("a namespace")],
+            ),
+        }
+    }
+
+    /// The smallest good body.
+    pub(crate) fn body() -> Value {
+        json!({
+            "framework": "hf", "model_id": "tiny", "run_id": "aml_ruleset_v4",
+            "checkpoint_base_uri": "s3://bucket/runs/", "dataset_uri": "s3://data/train.jsonl"
+        })
+    }
+
+    fn parse(body: &Value) -> Result<TrainingJobRequest, Problem> {
+        TrainingJobRequest::parse(body.to_string().as_bytes(), None, &rules())
+    }
+
+    #[test]
+    fn the_smallest_request_gets_the_defaults() {
+        let request = parse(&body()).expect("a good request");
+        assert_eq!(
+            (request.num_nodes, request.gpus_per_node, request.cpus_per_node, request.memory_per_node_gb),
+            (1, 1, 32, 256)
+        );
+        assert_eq!(request.image.as_str(), "trainer:local");
+        assert_eq!(request.checkpoint_base_uri.to_string(), "s3://bucket/runs");
+        assert_eq!((request.resume, request.job_name.as_str()), (Resume::No, "hf-aml-ruleset-v4"));
+        assert_eq!(request.namespace.as_str(), "training");
+    }
+
+    #[test]
+    fn a_dataset_prefix_keeps_its_slash() {
+        let mut body = body();
+        body["dataset_uri"] = json!("s3://data/shards/");
+        assert_eq!(parse(&body).expect("a good request").dataset_uri, "s3://data/shards/");
+    }
+
+    #[test]
+    fn each_broken_rule_is_named_by_pointer_and_code() {
+        for (field, value, pointer, code) in [
+            ("framework", json!("jax"), "/framework", "format"),
+            ("framework", json!(null), "/framework", "required"),
+            ("model_id", json!(""), "/model_id", "format"),
+            ("model_id", json!(5), "/model_id", "type"),
+            ("run_id", json!("a/b"), "/run_id", "format"),
+            ("checkpoint_base_uri", json!("s3://other/runs"), "/checkpoint_base_uri", "not_allowed"),
+            ("checkpoint_base_uri", json!("s3://bucket/runs-of-others"), "/checkpoint_base_uri", "not_allowed"),
+            ("checkpoint_base_uri", json!("file:///tmp"), "/checkpoint_base_uri", "format"),
+            ("dataset_uri", json!("s3://data"), "/dataset_uri", "format"),
+            ("image", json!("A B"), "/image", "format"),
+            ("image", json!("evil/x"), "/image", "not_allowed"),
+            ("num_nodes", json!(0), "/num_nodes", "range"),
+            ("num_nodes", json!("2"), "/num_nodes", "type"),
+            ("num_nodes", json!(2.5), "/num_nodes", "type"),
+            ("num_nodes", json!(-1), "/num_nodes", "range"),
+            ("gpus_per_node", json!(65), "/gpus_per_node", "range"),
+            ("cpus_per_node", json!(true), "/cpus_per_node", "type"),
+            ("resume_from_checkpoint", json!("yes"), "/resume_from_checkpoint", "format"),
+            ("resume_from_checkpoint", json!(1), "/resume_from_checkpoint", "type"),
+            ("extra_args", json!([]), "/extra_args", "type"),
+            ("extra_args", json!({"x; touch pwn #": 1}), "/extra_args/x; touch pwn #", "format"),
+            ("extra_args", json!({"run-id": "other"}), "/extra_args/run-id", "reserved"),
+            ("extra_args", json!({"a": "x".repeat(70_000)}), "/extra_args", "too_long"),
+            ("env", json!({"A": 1}), "/env/A", "type"),
+            ("env", json!({"1A": "x"}), "/env/1A", "format"),
+            ("env", json!({"PET_NNODES": "9"}), "/env/PET_NNODES", "reserved"),
+            ("env", json!({"RUN_ID": "x"}), "/env/RUN_ID", "reserved"),
+            ("env", json!({"A": "\u{0}"}), "/env/A", "format"),
+            ("env", json!({"A": "x".repeat(33_000)}), "/env/A", "too_long"),
+            ("a/b~c", json!(1), "/a~1b~0c", "unknown_field"),
+            ("config_path", json!("relative.yaml"), "/config_path", "format"),
+            ("config_path", json!("s3://bucket/folder/"), "/config_path", "format"),
+            ("resume_from_checkpoint", json!("newest"), "/resume_from_checkpoint", "format"),
+            ("resume_from_checkpoint", json!("step-"), "/resume_from_checkpoint", "format"),
+            ("env_from_secrets", json!({"HF_TOKEN": "token"}), "/env_from_secrets/HF_TOKEN", "format"),
+            ("env_from_secrets", json!({"HF_TOKEN": "other/token"}), "/env_from_secrets/HF_TOKEN", "not_allowed"),
+            ("env_from_secrets", json!({"HF_TOKEN": "hugging-face/a b"}), "/env_from_secrets/HF_TOKEN", "format"),
+            ("env_from_secrets", json!({"RANK": "hugging-face/token"}), "/env_from_secrets/RANK", "reserved"),
+            ("labels", json!({"a b": "x"}), "/labels/a b", "format"),
+            ("labels", json!({"a": 1}), "/labels/a", "type"),
+            ("labels", json!({"trainer.deepfinery/run-id": "x"}), "/labels/trainer.deepfinery~1run-id", "reserved"),
+            ("annotations", json!({"a": "x".repeat(66_000)}), "/annotations", "too_long"),
+            ("annotations", json!({"x.kubernetes.io/a": ""}), "/annotations/x.kubernetes.io~1a", "reserved"),
+            ("priority_class", json!("High"), "/priority_class", "format"),
+            ("queue", json!(""), "/queue", "format"),
+            ("max_restarts", json!(101), "/max_restarts", "range"),
+            ("max_runtime_seconds", json!(59), "/max_runtime_seconds", "range"),
+            ("namespace", json!("Training"), "/namespace", "format"),
+            ("job_name", json!("Mine"), "/job_name", "format"),
+            ("job_name", json!("1a"), "/job_name", "format"),
+            ("job_name", json!("a".repeat(55)), "/job_name", "too_long"),
+        ] {
+            let mut body = body();
+            body[field] = value;
+            let problem = parse(&body).expect_err(field);
+            let errors: Vec<_> = problem.errors.iter().map(|error| (error.pointer.as_str(), error.code)).collect();
+            assert_eq!(errors, [(pointer, code)], "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn the_originals_own_example_is_accepted_unchanged() {
+        let body = json!({
+            "framework": "nemo", "model_id": "nemotron-8b-fx", "run_id": "fx_ruleset_v3_2025_11_26_01",
+            "num_nodes": 2, "gpus_per_node": 8, "cpus_per_node": 48, "memory_per_node_gb": 512,
+            "image": "registry.example/deepfinery/trainer:latest",
+            "checkpoint_base_uri": "s3://deepfinery-training/runs", "dataset_uri": "s3://deepfinery-datasets/fx/v3/",
+            "resume_from_checkpoint": true,
+            "extra_args": {"max_steps": 50000, "lr": 3e-5, "batch_size": 128, "dataset_text_field": "text", "save_steps": 500},
+            "env": {"EXPERIMENT_NAME": "fx-ruleset-v3"},
+            "labels": {"deepfinery.com/team": "fx"}, "annotations": {"deepfinery.com/experiment": "fx-ruleset"},
+        });
+        let rules = Rules {
+            runs_base_uris: vec!["s3://deepfinery-training/runs".parse().expect("a base")],
+            allowed_images: AllowedImages::from_list("registry.example/deepfinery/"),
+            ..rules()
+        };
+        let request = TrainingJobRequest::parse(body.to_string().as_bytes(), None, &rules).expect("accepted");
+        assert_eq!(request.job_name.as_str(), "nemo-fx-ruleset-v3-2025-11-26-01");
+        assert_eq!((request.resume, request.dataset_uri.as_str()), (Resume::IfAny, "s3://deepfinery-datasets/fx/v3/"));
+    }
+
+    #[test]
+    fn a_checkpoint_to_resume_is_named_in_one_of_five_ways() {
+        let step = |step| Resume::From(ResumeTarget::Step(Step::new(step).expect("in range")));
+        for (value, resume) in [
+            (json!(null), Resume::No),
+            (json!(false), Resume::No),
+            (json!(true), Resume::IfAny),
+            (json!("latest"), Resume::From(ResumeTarget::Latest)),
+            (json!("best"), Resume::From(ResumeTarget::Best)),
+            (json!("step-500"), step(500)),
+            (json!("step-000500"), step(500)),
+        ] {
+            let mut body = body();
+            body["resume_from_checkpoint"] = value.clone();
+            assert_eq!(parse(&body).expect("a good request").resume, resume, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_namespace_is_named_once_and_allowed() {
+        let parse = |body: &Value, query| TrainingJobRequest::parse(body.to_string().as_bytes(), query, &rules());
+        let mut two = body();
+        two["namespace"] = json!("training-two");
+        for (body, query) in [(&body(), Some("training-two")), (&two, None), (&two, Some("training-two"))] {
+            assert_eq!(parse(body, query).expect("allowed").namespace.as_str(), "training-two");
+        }
+        let problem = parse(&two, Some("training")).expect_err("two namespaces");
+        assert_eq!(problem.errors.first().map(|error| error.pointer.as_str()), Some("/namespace"));
+        assert_eq!(parse(&body(), Some("kube-system")).expect_err("not allowed").code, Code::NamespaceNotAllowed);
+    }
+
+    #[test]
+    fn the_same_variable_is_not_set_twice() {
+        let mut body = body();
+        body["env"] = json!({"HF_TOKEN": "x"});
+        body["env_from_secrets"] = json!({"HF_TOKEN": "hugging-face/token"});
+        let problem = parse(&body).expect_err("set twice");
+        assert_eq!(problem.errors.first().map(|error| error.code), Some("duplicate"));
+    }
+
+    #[test]
+    fn more_pods_leave_a_shorter_name() {
+        let mut body = body();
+        body["job_name"] = json!("a".repeat(53));
+        body["num_nodes"] = json!(101);
+        assert_eq!(parse(&body).expect("fits").job_name.as_str().len(), 53);
+        body["num_nodes"] = json!(102);
+        let problem = parse(&body).expect_err("too long");
+        assert!(problem.detail.contains("at most 52"), "{}", problem.detail);
+    }
+
+    #[test]
+    fn a_misspelt_framework_is_guessed() {
+        let mut body = body();
+        body["framework"] = json!("Nemo");
+        let problem = parse(&body).expect_err("misspelt");
+        assert!(problem.detail.ends_with("did you mean `nemo`?"), "{}", problem.detail);
+    }
+
+    #[test]
+    fn all_broken_rules_are_told_at_once() {
+        let problem = parse(&json!({"num_node": 2, "num_nodes": 0})).expect_err("a bad request");
+        let pointers: Vec<_> = problem.errors.iter().map(|error| error.pointer.as_str()).collect();
+        assert_eq!(
+            pointers,
+            ["/framework", "/model_id", "/run_id", "/checkpoint_base_uri", "/dataset_uri", "/num_nodes", "/num_node"]
+        );
+        let unknown = problem.errors.last().expect("the unknown field");
+        assert!(unknown.detail.contains("did you mean `num_nodes`?"), "{}", unknown.detail);
+    }
+
+    #[test]
+    fn what_is_not_an_object_is_refused() {
+        assert_eq!(TrainingJobRequest::parse(b"{", None, &rules()).expect_err("broken").code, Code::MalformedJson);
+        assert_eq!(TrainingJobRequest::parse(b"", None, &rules()).expect_err("empty").code, Code::MalformedJson);
+        assert_eq!(
+            TrainingJobRequest::parse(br#"{"a":1,"a":1}"#, None, &rules()).expect_err("twice").code,
+            Code::MalformedJson
+        );
+        assert_eq!(TrainingJobRequest::parse(b"[]", None, &rules()).expect_err("a list").code, Code::InvalidRequest);
+    }
+}
+
+#[cfg(test)]
+mod properties {
+    use super::{tests::rules, *};
+    use crate::manifest::{self, Platform, Start};
+    use proptest::prelude::*;
+
+    /// Any JSON value, with the names of fields among its keys.
+    fn json_value() -> impl Strategy<Value = Value> {
+        let text = prop_oneof![
+            any::<String>().prop_map(Value::from),
+            proptest::sample::select(vec![
+                "hf",
+                "s3://bucket/runs",
+                "s3://bucket/../x",
+                "latest",
+                "step-5",
+                "",
+                "$(X)",
+                "a/b"
+            ])
+            .prop_map(Value::from),
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            text,
+        ];
+        leaf.prop_recursive(3, 24, 6, |inner| {
+            let key = prop_oneof![any::<String>(), proptest::sample::select(FIELDS.to_vec()).prop_map(str::to_owned)];
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((key, inner), 0..6)
+                    .prop_map(|entries| Value::Object(entries.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// The smallest good body with some fields replaced by anything.
+    fn nearly_good() -> impl Strategy<Value = Value> {
+        let changes = prop::collection::vec((proptest::sample::select(FIELDS.to_vec()), json_value()), 0..4);
+        changes.prop_map(|changes| {
+            let mut body = super::tests::body();
+            for (field, value) in changes {
+                body[field] = value;
+            }
+            body
+        })
+    }
+
+    fn platform() -> Platform {
+        Platform {
+            train_script: "/opt/trainer/train.py".to_owned(),
+            service_account: "trainer".to_owned(),
+            job_ttl_seconds: 604_800,
+            max_restarts: 3,
+            grace_seconds: 300,
+        }
+    }
+
+    fn check(body: &[u8]) {
+        match TrainingJobRequest::parse(body, None, &rules()) {
+            Ok(request) => {
+                let submission = "01980000-0000-7000-8000-000000000001".parse().expect("an id");
+                let job = manifest::build(&request, Start::Fresh, &submission, None, &platform());
+                assert_eq!(job.metadata.name.as_deref(), Some(request.job_name.as_str()));
+            }
+            Err(problem) => {
+                assert!(!problem.detail.is_empty());
+                assert_eq!(problem.code == Code::InvalidRequest, !problem.errors.is_empty());
+                for error in &problem.errors {
+                    assert!(error.pointer.is_empty() || error.pointer.starts_with('/'), "{error:?}");
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            check(&body);
+        }
+
+        #[test]
+        fn no_json_panics(body in json_value()) {
+            check(body.to_string().as_bytes());
+        }
+
+        #[test]
+        fn no_nearly_good_body_panics(body in nearly_good()) {
+            check(body.to_string().as_bytes());
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! GET /train/{name}/checkpoints and what is below it.
+
+use training_core::{
+    checkpoints::{CheckpointAnswer, CheckpointList},
+    index::IndexEntry,
+    layout::RunPrefix,
+    lineage::Mode,
+    links::{PageLinks, link},
+    names::Step,
+    namespace::Namespace,
+    problem::{Code, bounded},
+    query::Query,
+};
+use training_http::{Answer, Failure, answer::storage_failure};
+
+use crate::handler::Handler;
+
+/// Entries of a page.
+const DEFAULT_LIMIT: u32 = 50;
+const MAX_LIMIT: u32 = 500;
+/// The metric by which checkpoints are compared when none is named: the smaller the better.
+const DEFAULT_METRIC: &str = "loss";
+const MAX_METRIC_LENGTH: usize = 256;
+
+// === impl Handler ===
+
+impl Handler {
+    pub(crate) async fn checkpoints(&self, name: &str, mut query: Query) -> Result<Answer, Failure> {
+        let limit = query.number("limit", 1, MAX_LIMIT).unwrap_or(DEFAULT_LIMIT);
+        let before: Option<Step> = query.value("before");
+        let namespace = self.namespace(query)?;
+        let (name, job) = self.job(&namespace, name).await?;
+        let Some(prefix) = self.prefix(&job) else {
+            return Answer::json(200, &CheckpointList { checkpoints: Vec::new(), links: PageLinks { next: None } });
+        };
+        let (entries, lineage) =
+            tokio::join!(self.store.index_page(&prefix, limit, before), self.store.lineage(&prefix));
+        let (entries, lineage) = (entries.map_err(storage_failure)?, lineage.map_err(storage_failure)?);
+        // A full page may have a next one: it begins below its last step.
+        let is_full = u32::try_from(entries.len()).is_ok_and(|count| count == limit);
+        let next = entries.last().filter(|_| is_full).map(|last| {
+            let parameters = [("limit", Some(limit.to_string())), ("before", Some(last.step.to_string()))];
+            let path = format!("/train/{name}/checkpoints");
+            link(&path, parameters, Some(namespace.as_str()), &self.namespaces)
+        });
+        let checkpoints = entries.into_iter().map(|entry| CheckpointAnswer::new(entry, &lineage)).collect();
+        Answer::json(200, &CheckpointList { checkpoints, links: PageLinks { next } })
+    }
+
+    pub(crate) async fn latest_checkpoint(&self, name: &str, query: Query) -> Result<Answer, Failure> {
+        let prefix = self.run(name, self.namespace(query)?).await?;
+        let latest = self.store.latest(&prefix).await.map_err(storage_failure)?;
+        chosen(latest.ok_or("the run has no complete checkpoint"))
+    }
+
+    pub(crate) async fn best_checkpoint(&self, name: &str, mut query: Query) -> Result<Answer, Failure> {
+        let metric = query.text("metric").unwrap_or_else(|| DEFAULT_METRIC.to_owned());
+        if metric.is_empty() || metric.len() > MAX_METRIC_LENGTH {
+            query.refuse("metric", "format", format!("must have 1 to {MAX_METRIC_LENGTH} bytes"));
+        }
+        let mode = query.word("mode", [("min", Mode::Min), ("max", Mode::Max)]).unwrap_or(Mode::Min);
+        let prefix = self.run(name, self.namespace(query)?).await?;
+        let best = self.store.best(&prefix, &metric, mode).await.map_err(storage_failure)?;
+        chosen(best.ok_or_else(|| format!("the run has no complete checkpoint with the metric `{metric}`")))
+    }
+
+    pub(crate) async fn checkpoint(&self, name: &str, step: &str, query: Query) -> Result<Answer, Failure> {
+        let prefix = self.run(name, self.namespace(query)?).await?;
+        let not_found = || not_found(format!("the run has no checkpoint of step `{}`", bounded(step, 32)));
+        let step: Step = step.parse().map_err(|_| not_found())?;
+        let (entry, lineage) = tokio::join!(self.store.checkpoint(&prefix, step), self.store.lineage(&prefix));
+        let entry = entry.map_err(storage_failure)?.ok_or_else(not_found)?;
+        Answer::json(200, &CheckpointAnswer::new(entry, &lineage.map_err(storage_failure)?))
+    }
+
+    /// The run of a job, of which one checkpoint is asked for.
+    async fn run(&self, name: &str, namespace: Namespace) -> Result<RunPrefix, Failure> {
+        let (_, job) = self.job(&namespace, name).await?;
+        self.prefix(&job).ok_or_else(|| not_found("the job has no run on this platform"))
+    }
+}
+
+/// A checkpoint that was chosen, and so is superseded by none.
+fn chosen(entry: Result<IndexEntry, impl Into<String>>) -> Result<Answer, Failure> {
+    let entry = entry.map_err(not_found)?;
+    Answer::json(200, &CheckpointAnswer { entry, superseded: false })
+}
+
+fn not_found(detail: impl Into<String>) -> Failure {
+    Failure::new(Code::CheckpointNotFound, detail)
+}

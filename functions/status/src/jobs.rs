@@ -1,0 +1,132 @@
+//! GET /train and GET /train/{name}.
+
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+use training_cluster::ClusterError;
+use training_core::{
+    cause::chain,
+    index::IndexEntry,
+    layout::{RunKey, RunPrefix},
+    links::{PageLinks, link},
+    names::{Framework, RunId, Submission},
+    problem::{FieldError, Problem},
+    progress::Progress,
+    pytorchjob::{PyTorchJob, key},
+    query::Query,
+    status::{Checkpoints, JobList, JobSummary, Phase, Status, TrainingJobStatus},
+};
+use training_http::{Answer, Failure, answer::cluster_failure};
+
+use crate::handler::Handler;
+
+/// Jobs of a page.
+const DEFAULT_LIMIT: u32 = 50;
+const MAX_LIMIT: u32 = 500;
+/// Longest token of a next page that is passed on; those of the API server have some hundred characters.
+const MAX_CONTINUE_LENGTH: usize = 4096;
+/// A page that takes longer ends where it is; API Gateway gives up after 30 s.
+const LIST_BUDGET: Duration = Duration::from_secs(12);
+/// Entries looked through for the newest complete checkpoint of a job.
+const NEWEST: u32 = 10;
+
+// === impl Handler ===
+
+impl Handler {
+    pub(crate) async fn list(&self, mut query: Query) -> Result<Answer, Failure> {
+        let started = Instant::now();
+        let limit = query.number("limit", 1, MAX_LIMIT).unwrap_or(DEFAULT_LIMIT);
+        let framework: Option<Framework> = query.value("framework");
+        let run_id: Option<RunId> = query.value("run_id");
+        let status = query.word(
+            "status",
+            [Status::Submitted, Status::Running, Status::Failed, Status::Succeeded].map(|word| (word.as_str(), word)),
+        );
+        let after = query.text("continue");
+        if after.as_ref().is_some_and(|token| token.is_empty() || token.len() > MAX_CONTINUE_LENGTH) {
+            query.refuse("continue", "format", "must be the `continue` of an earlier page");
+        }
+        let namespace = self.namespace(query)?;
+        let selector = [
+            framework.map(|framework| format!("{}={framework}", key::FRAMEWORK)),
+            run_id.as_ref().map(|run_id| format!("{}={run_id}", key::RUN_ID)),
+        ];
+        let selector = selector.into_iter().flatten().collect::<Vec<_>>().join(",");
+
+        let (mut jobs, mut next, mut left) = (Vec::new(), after, limit);
+        loop {
+            let page = self.cluster.jobs(&namespace).page(&selector, left, next.as_deref()).await;
+            let page = page.map_err(|error| list_failure(error, next.is_some()))?;
+            left = left.saturating_sub(u32::try_from(page.items.len()).unwrap_or(u32::MAX).max(1));
+            // Only the summaries are kept: manifests may be large.
+            let summaries = page.items.iter().map(|job| JobSummary::new(job, &self.namespaces));
+            jobs.extend(summaries.filter(|job| status.is_none_or(|status| job.status == status)));
+            next = page.next;
+            if next.is_none() || left == 0 || started.elapsed() > LIST_BUDGET {
+                break;
+            }
+        }
+        let next_page = next.as_ref().map(|token| {
+            let parameters = [
+                ("limit", Some(limit.to_string())),
+                ("framework", framework.map(|framework| framework.to_string())),
+                ("run_id", run_id.map(|run_id| run_id.to_string())),
+                ("status", status.map(|status| status.as_str().to_owned())),
+                ("continue", Some(token.clone())),
+            ];
+            link("/train", parameters, Some(namespace.as_str()), &self.namespaces)
+        });
+        Answer::json(200, &JobList { jobs, r#continue: next, links: PageLinks { next: next_page } })
+    }
+
+    pub(crate) async fn status(&self, name: &str, query: Query) -> Result<Answer, Failure> {
+        let namespace = self.namespace(query)?;
+        let (name, job) = self.job(&namespace, name).await?;
+        let prefix = self.prefix(&job);
+        let pods = async {
+            // A finished job's pods explain nothing, and may be gone.
+            if Phase::of(&job).0.is_finished() {
+                Ok(Vec::new())
+            } else {
+                self.cluster.jobs(&namespace).pods(&name).await
+            }
+        };
+        let (pods, progress, entries) =
+            tokio::join!(pods, self.progress(&job, prefix.as_ref()), self.newest(prefix.as_ref()));
+        let mut pods = pods.map_err(cluster_failure)?;
+        pods.retain(|pod| job.owns(&pod.metadata));
+        let checkpoints = prefix.as_ref().map(|prefix| Checkpoints { bucket: prefix.bucket(), entries: &entries });
+        Answer::json(200, &TrainingJobStatus::new(&job, &self.namespaces, &pods, progress, checkpoints))
+    }
+
+    /// The newest progress. A bucket that cannot be read does not hide what the cluster says.
+    async fn progress(&self, job: &PyTorchJob, prefix: Option<&RunPrefix>) -> Option<Progress> {
+        let submission: Submission = TrainingJobStatus::submission_of(job)?;
+        let prefix = prefix?;
+        let object = self.store.get(prefix.bucket(), &prefix.key(&RunKey::Progress(&submission))).await;
+        let object = object.inspect_err(|error| warn!(cause = chain(error), "no progress")).ok()??;
+        serde_json::from_slice(&object.body)
+            .inspect_err(|error| warn!(cause = chain(error), %submission, "the progress object is not readable"))
+            .ok()
+    }
+
+    /// The newest index entries. A bucket that cannot be read does not hide what the cluster says.
+    async fn newest(&self, prefix: Option<&RunPrefix>) -> Vec<IndexEntry> {
+        let Some(prefix) = prefix else { return Vec::new() };
+        let entries = self.store.index_page(prefix, NEWEST, None).await;
+        entries.inspect_err(|error| warn!(cause = chain(error), "no checkpoints")).unwrap_or_default()
+    }
+}
+
+/// A token that the API server does not know is the caller's mistake.
+fn list_failure(error: ClusterError, has_token: bool) -> Failure {
+    match error {
+        ClusterError::BadRequest(_) if has_token => Problem::invalid(vec![FieldError {
+            pointer: "?continue".to_owned(),
+            code: "format",
+            detail: "must be the `continue` of an earlier page".to_owned(),
+        }])
+        .into(),
+        error => cluster_failure(error),
+    }
+}

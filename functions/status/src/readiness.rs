@@ -1,0 +1,52 @@
+//! GET /readyz: whether everything behind the API answers, asked as its requests ask.
+
+use futures::future;
+use tracing::warn;
+use training_core::{
+    cause::chain,
+    namespace::Namespace,
+    query::Query,
+    readiness::{Check, Readiness},
+};
+use training_http::{
+    Answer, Failure,
+    answer::{cluster_failure, storage_failure},
+};
+
+use crate::handler::Handler;
+
+// === impl Handler ===
+
+impl Handler {
+    pub(crate) async fn readiness(&self, query: Query) -> Result<Answer, Failure> {
+        let namespace = self.namespace(query)?;
+        let (cluster, storage) = tokio::join!(self.cluster_answers(&namespace), self.storage_answers());
+        // The token of this very request was checked against its secret.
+        let readiness = Readiness::new(Check::ok(), check("cluster", cluster), check("storage", storage));
+        Answer::json(if readiness.ready { 200 } else { 503 }, &readiness)
+    }
+
+    async fn cluster_answers(&self, namespace: &Namespace) -> Result<(), Failure> {
+        self.cluster.jobs(namespace).page("", 1, None).await.map_err(cluster_failure)?;
+        Ok(())
+    }
+
+    async fn storage_answers(&self) -> Result<(), Failure> {
+        let lists = self.runs_base_uris.iter().map(|base| async move {
+            self.store.list_keys(base.bucket(), base.key(), None, 1).await.map_err(storage_failure)
+        });
+        future::try_join_all(lists).await?;
+        Ok(())
+    }
+}
+
+fn check(name: &str, answer: Result<(), Failure>) -> Check {
+    match answer {
+        Ok(()) => Check::ok(),
+        Err(failure) => {
+            let cause = failure.cause.as_deref().map(|cause| chain(cause)).unwrap_or_default();
+            warn!(check = name, code = failure.problem.code.as_str(), cause, "not ready: {}", failure.problem.detail);
+            Check::failed(&failure.problem)
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The checkpoints of a run as the index tells them, and as they are now: the index is of each marker's last event, so
+//! whoever is to load a checkpoint gets one whose files were looked at again.
+
+use futures::{StreamExt, TryStreamExt, future, stream};
+use training_core::{
+    index::IndexEntry,
+    layout::{RunKey, RunPrefix},
+    lineage::{Known, Lineage, Mode, Preference, candidates},
+    marker::{Marker, State},
+    names::Step,
+};
+
+use crate::{Store, StoreError};
+
+/// Objects read at once.
+const PARALLEL_READS: usize = 16;
+/// Keys of one listing: as many as S3 gives.
+const LISTING: u32 = 1_000;
+
+// === impl Store ===
+
+impl Store {
+    /// The newest `limit` entries (at most 1,000) below a step, newest first.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request, or an entry cannot be read.
+    pub async fn index_page(
+        &self,
+        prefix: &RunPrefix,
+        limit: u32,
+        before: Option<Step>,
+    ) -> Result<Vec<IndexEntry>, StoreError> {
+        let after = before.map(|step| prefix.key(&RunKey::IndexEntry(step)));
+        let keys = self.index_keys(prefix, limit, after).await?;
+        self.entries(prefix, keys, |entry| entry).await
+    }
+
+    /// Which of a run's checkpoints belong to its newest submission. Reads every entry.
+    ///
+    /// # Errors
+    /// As [`Store::index_page`].
+    pub async fn lineage(&self, prefix: &RunPrefix) -> Result<Lineage, StoreError> {
+        Ok(Lineage::of(&self.known(prefix, "").await?))
+    }
+
+    /// The newest checkpoint that is complete now and not superseded. Reads every entry.
+    ///
+    /// # Errors
+    /// As [`Store::index_page`].
+    pub async fn latest(&self, prefix: &RunPrefix) -> Result<Option<IndexEntry>, StoreError> {
+        let known = self.known(prefix, "").await?;
+        self.first_complete(prefix, &candidates(&known, Preference::Newest)).await
+    }
+
+    /// The checkpoint with the best metric that is complete now and not superseded. Reads every entry.
+    ///
+    /// # Errors
+    /// As [`Store::index_page`].
+    pub async fn best(&self, prefix: &RunPrefix, metric: &str, mode: Mode) -> Result<Option<IndexEntry>, StoreError> {
+        let known = self.known(prefix, metric).await?;
+        self.first_complete(prefix, &candidates(&known, Preference::Best(mode))).await
+    }
+
+    /// The checkpoint of a step with its state as it is now, not as the index has it; `None` when the step has no marker,
+    /// or one that cannot be used.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn checkpoint(&self, prefix: &RunPrefix, step: Step) -> Result<Option<IndexEntry>, StoreError> {
+        let bucket = prefix.bucket();
+        let Some(object) = self.get(bucket, &prefix.key(&RunKey::Marker(step))).await? else { return Ok(None) };
+        let Ok(marker) = Marker::parse_at(&object.body, prefix, step) else { return Ok(None) };
+        let listing = if marker.files.as_ref().is_some_and(|files| !files.is_empty()) {
+            let folder = prefix.checkpoints_folder();
+            self.list_files(bucket, &folder, &format!("{folder}{}", marker.listing_prefix())).await?
+        } else {
+            Vec::new()
+        };
+        Ok(Some(IndexEntry::new(prefix, &marker, object.etag, &listing)))
+    }
+
+    /// The first of some steps whose checkpoint is complete now. The first is looked at alone, as it nearly always is.
+    async fn first_complete(&self, prefix: &RunPrefix, steps: &[u64]) -> Result<Option<IndexEntry>, StoreError> {
+        let (first, rest) = steps.split_at(steps.len().min(1));
+        for steps in std::iter::once(first).chain(rest.chunks(PARALLEL_READS)) {
+            let steps = steps.iter().filter_map(|step| Step::new(*step).ok());
+            let looks = steps.map(|step| async move { self.checkpoint(prefix, step).await });
+            let found = future::try_join_all(looks).await?;
+            if let Some(entry) = found.into_iter().flatten().find(|entry| entry.state == State::Complete) {
+                return Ok(Some(entry));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn known(&self, prefix: &RunPrefix, metric: &str) -> Result<Vec<Known>, StoreError> {
+        let mut known = Vec::new();
+        let mut after = None;
+        loop {
+            let keys = self.index_keys(prefix, LISTING, after).await?;
+            let Some(last) = keys.last().cloned() else { return Ok(known) };
+            let is_last = usize::try_from(LISTING).is_ok_and(|full| keys.len() < full);
+            known.extend(self.entries(prefix, keys, |entry| Known::of(&entry, metric)).await?);
+            if is_last {
+                return Ok(known);
+            }
+            after = Some(last);
+        }
+    }
+
+    async fn index_keys(
+        &self,
+        prefix: &RunPrefix,
+        limit: u32,
+        after: Option<String>,
+    ) -> Result<Vec<String>, StoreError> {
+        let limit = i32::try_from(limit.min(LISTING)).unwrap_or(i32::MAX);
+        self.list_keys(prefix.bucket(), &prefix.index_folder(), after, limit).await
+    }
+
+    /// The entries behind some keys, each made small as soon as it is read.
+    async fn entries<T>(
+        &self,
+        prefix: &RunPrefix,
+        keys: Vec<String>,
+        keep: impl Fn(IndexEntry) -> T,
+    ) -> Result<Vec<T>, StoreError> {
+        let (bucket, keep) = (prefix.bucket(), &keep);
+        stream::iter(keys)
+            .map(|key| async move {
+                // None: deleted since it was listed.
+                let Some(object) = self.get(bucket, &key).await? else { return Ok(None) };
+                let entry = IndexEntry::parse(&object.body)
+                    .map_err(|error| StoreError::new("read", bucket, &key, Box::new(error)))?;
+                Ok(Some(keep(entry)))
+            })
+            .buffered(PARALLEL_READS)
+            .try_filter_map(|entry| future::ready(Ok(entry)))
+            .try_collect()
+            .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{ETAG, denied, holding};
+    use serde_json::{Value, json};
+
+    const A: &str = "01970000-0000-7000-8000-00000000000a";
+    const B: &str = "01980000-0000-7000-8000-00000000000b";
+    const RUN: &str = "runs/r/framework=hf";
+
+    fn prefix() -> RunPrefix {
+        format!("s3://bucket/{RUN}").parse().expect("a prefix")
+    }
+
+    fn step(number: u64) -> Step {
+        Step::new(number).expect("a step")
+    }
+
+    /// A checkpoint as the trainer and the indexer left it: marker, one file and index entry.
+    fn checkpoint(number: u64, submission: Option<&str>, parent: Value, loss: Value) -> Vec<(String, String)> {
+        let path = format!("checkpoint-{number}/model.safetensors");
+        let marker = json!({
+            "layout": 1, "framework": "hf", "step": number, "saved_at": 1.5, "submission": submission, "parent": parent,
+            "files": [{"path": path, "size": 4, "etag": ETAG}], "metrics": {"loss": loss}, "metadata": {},
+        });
+        let parsed = Marker::parse(marker.to_string().as_bytes()).expect("a marker");
+        let file = training_core::marker::File { path: path.clone(), size: 4, etag: Some(ETAG.to_owned()) };
+        let entry = IndexEntry::new(&prefix(), &parsed, ETAG.to_owned(), &[file]);
+        vec![
+            (prefix().key(&RunKey::Marker(step(number))), marker.to_string()),
+            (format!("{RUN}/checkpoints/{path}"), "data".to_owned()),
+            (
+                prefix().key(&RunKey::IndexEntry(step(number))),
+                String::from_utf8(entry.to_body()).expect("an entry is text"),
+            ),
+        ]
+    }
+
+    /// Steps 10 and 20 of one submission, 15 and 30 of another that went on from 10.
+    fn run() -> Vec<(String, String)> {
+        let parent = json!({"submission": A, "step": 10});
+        [
+            checkpoint(10, Some(A), Value::Null, json!(3.0)),
+            checkpoint(15, Some(B), parent.clone(), json!(1.0)),
+            checkpoint(20, Some(A), Value::Null, json!(0.5)),
+            checkpoint(30, Some(B), parent, json!(2.0)),
+        ]
+        .concat()
+    }
+
+    fn without(objects: Vec<(String, String)>, part: &str) -> Vec<(String, String)> {
+        objects.into_iter().filter(|(key, _)| !key.contains(part)).collect()
+    }
+
+    fn at(entry: Option<IndexEntry>) -> Option<u64> {
+        entry.map(|entry| entry.step)
+    }
+
+    #[tokio::test]
+    async fn pages_go_down_from_the_newest() {
+        let store = holding(run());
+        for (limit, before, steps) in [
+            (10, None, &[30, 20, 15, 10][..]),
+            (2, None, &[30, 20]),
+            (2, Some(20), &[15, 10]),
+            (2, Some(17), &[15, 10]),
+            (2, Some(10), &[]),
+        ] {
+            let page = store.index_page(&prefix(), limit, before.map(step)).await.expect("a page");
+            let found: Vec<_> = page.iter().map(|entry| entry.step).collect();
+            assert_eq!(found, steps, "{limit} before {before:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_chosen_is_in_line_and_complete_now() {
+        for (case, objects, latest, best, worst) in [
+            ("all", run(), Some(30), Some(15), Some(10)),
+            ("the newest file is gone", without(run(), "checkpoint-30/"), Some(15), Some(15), Some(10)),
+            ("the best file is gone", without(run(), "checkpoint-15/"), Some(30), Some(30), Some(10)),
+            ("the newest marker is gone", without(run(), "step-000030"), Some(15), Some(15), Some(10)),
+            ("no file is left", without(run(), "checkpoint-"), None, None, None),
+            ("nothing is left", without(run(), "runs"), None, None, None),
+            (
+                "other images",
+                [checkpoint(10, None, Value::Null, json!(1.0)), checkpoint(20, None, Value::Null, json!("low"))]
+                    .concat(),
+                Some(20),
+                Some(10),
+                Some(10),
+            ),
+        ] {
+            let store = holding(objects);
+            assert_eq!(at(store.latest(&prefix()).await.expect("an answer")), latest, "{case}");
+            let of = async |mode| at(store.best(&prefix(), "loss", mode).await.expect("an answer"));
+            assert_eq!((of(Mode::Min).await, of(Mode::Max).await), (best, worst), "{case}");
+            assert_eq!(at(store.best(&prefix(), "accuracy", Mode::Max).await.expect("an answer")), None, "{case}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_run_of_torn_checkpoints_is_passed_over() {
+        let all = (1..=60).flat_map(|number| checkpoint(number, Some(A), Value::Null, json!(1.0)));
+        let torn = |key: &str| (8..=60).any(|number| key.contains(&format!("checkpoint-{number}/")));
+        let store = holding(all.filter(|(key, _)| !torn(key)));
+        assert_eq!(at(store.latest(&prefix()).await.expect("an answer")), Some(7));
+    }
+
+    #[tokio::test]
+    async fn a_steps_state_is_that_of_now() {
+        let store = holding(without(run(), "checkpoint-30/"));
+        for (number, state) in [(30, Some(State::Incomplete)), (10, Some(State::Complete)), (11, None)] {
+            let found = store.checkpoint(&prefix(), step(number)).await.expect("an answer");
+            assert_eq!(found.map(|entry| entry.state), state, "{number}");
+        }
+        let lying = holding([(
+            prefix().key(&RunKey::Marker(step(5))),
+            r#"{"framework":"hf","step":6,"saved_at":1}"#.to_owned(),
+        )]);
+        assert_eq!(lying.checkpoint(&prefix(), step(5)).await.expect("an answer"), None);
+    }
+
+    #[tokio::test]
+    async fn an_index_that_cannot_be_read_is_a_failure_and_not_an_empty_run() {
+        let newer = [(prefix().key(&RunKey::IndexEntry(step(5))), r#"{"index": 2}"#.to_owned())];
+        for store in [denied(), holding(newer)] {
+            assert!(store.latest(&prefix()).await.is_err());
+            assert!(store.index_page(&prefix(), 5, None).await.is_err());
+        }
+    }
+}

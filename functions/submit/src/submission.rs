@@ -1,0 +1,446 @@
+//! Submitting: from a request to exactly one job in the cluster, however often it is sent and whatever is cut off.
+//!
+//! ```text
+//! look: is the name taken? ── yes ─> ours, replay, replace (and look again), or refuse
+//!        └─ no ─> prepare (start, defaults, manifest) ─> claim the run ─> create ─> hold the run ─> record
+//!                                                           └─ lost ─┴─ name taken by now ─> look again
+//! ```
+//! The API server decides which of several equal requests makes the job: names are unique. The run's `owner` object says
+//! which job may write checkpoints; it is claimed before the job exists, so that a claim without a job harms nobody.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use serde::Serialize;
+use tokio::time::sleep;
+use tracing::warn;
+use training_cluster::{ClusterError, Effect, Jobs};
+use training_core::{
+    cause::chain,
+    existing::{self, Decision, Restart},
+    layout::{RunKey, RunPrefix, job_record_key},
+    lineage::Mode,
+    manifest::{self, Start},
+    marker::State,
+    names::{Step, Submission},
+    namespace::Namespace,
+    owner::{JobRecord, Owner},
+    problem::Code,
+    pytorchjob::{PyTorchJob, key},
+    request::{Resume, ResumeTarget, TrainingJobRequest},
+    status::Phase,
+};
+use training_http::{
+    Failure,
+    answer::{cluster_failure, storage_failure},
+};
+use training_store::Expected;
+use uuid::Uuid;
+
+use crate::handler::Handler;
+
+/// How long one request may go on. API Gateway gives up after 30 s, and a last call may take 8 s.
+const BUDGET: Duration = Duration::from_secs(20);
+/// How long a restart waits for the old job to be gone.
+const DELETION_WAIT: Duration = Duration::from_secs(15);
+const DELETION_POLL: Duration = Duration::from_millis(250);
+/// Between two looks after a lost race.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Largest manifest, in bytes; etcd takes 1.5 MiB, and the operator adds its status.
+const MAX_MANIFEST_BYTES: usize = 1024 * 1024;
+/// The metric by which `"best"` is chosen, least first.
+const BEST_METRIC: &str = "loss";
+
+/// One request on its way.
+pub(crate) struct Submitting<'a> {
+    handler: &'a Handler,
+    request: &'a TrainingJobRequest,
+    restart: Option<Restart>,
+    effect: Effect,
+    submission: Submission,
+    prefix: RunPrefix,
+    jobs: Jobs<'a>,
+    started: Instant,
+}
+
+/// How it ended.
+pub(crate) enum Placed {
+    /// This request made the job.
+    Created(PyTorchJob),
+    /// An earlier, equal request made it.
+    Replayed(PyTorchJob),
+}
+
+/// The outcome of one try.
+enum Tried {
+    Placed(Box<Placed>),
+    /// Somebody else was quicker at something.
+    LookAgain,
+}
+
+// === impl Tried ===
+
+impl Tried {
+    fn placed(placed: Placed) -> Self {
+        Self::Placed(Box::new(placed))
+    }
+}
+
+// === impl Submitting ===
+
+impl<'a> Submitting<'a> {
+    pub(crate) fn new(
+        handler: &'a Handler,
+        request: &'a TrainingJobRequest,
+        restart: Option<Restart>,
+        effect: Effect,
+    ) -> Self {
+        Self {
+            handler,
+            request,
+            restart,
+            effect,
+            submission: Uuid::now_v7().into(),
+            prefix: manifest::run_prefix(request),
+            jobs: handler.cluster.jobs(&request.namespace),
+            started: Instant::now(),
+        }
+    }
+
+    pub(crate) async fn run(self) -> Result<Placed, Failure> {
+        // A request replaces at most one job, whatever it finds afterwards.
+        let mut restart = self.restart.as_ref();
+        while self.started.elapsed() < BUDGET {
+            let found = self.jobs.get(&self.request.job_name).await.map_err(cluster_failure)?;
+            let tried = match found {
+                None => Box::pin(self.start()).await?,
+                Some(found) => {
+                    let wanted = self.render(Start::Fresh, None);
+                    match Decision::of(&found, &wanted, restart)? {
+                        Decision::Ours => Box::pin(self.keep(found)).await?,
+                        Decision::Replay => {
+                            self.hold_for(&found).await;
+                            Tried::placed(Placed::Replayed(found))
+                        }
+                        Decision::Replace | Decision::Await if self.effect == Effect::DryRun => {
+                            Box::pin(self.rehearse_replacing(&found)).await?
+                        }
+                        decision @ (Decision::Replace | Decision::Await) => {
+                            if self.remove(&found, decision).await? {
+                                restart = None;
+                            }
+                            Tried::LookAgain
+                        }
+                    }
+                }
+            };
+            match tried {
+                Tried::Placed(placed) => return Ok(*placed),
+                Tried::LookAgain => sleep(LOOK_AGAIN).await,
+            }
+        }
+        let detail = "other requests for this job came in between all the time; send the same request again";
+        Err(Failure::new(Code::ClusterTimeout, detail))
+    }
+
+    /// Make the job of a name that is free.
+    async fn start(&self) -> Result<Tried, Failure> {
+        let job = self.prepare().await?;
+        let previous = self.read_owner().await?;
+        self.check_inactive(previous.as_ref().map(|(owner, _)| owner)).await?;
+        if self.effect == Effect::DryRun {
+            return match self.jobs.create(&job, Effect::DryRun).await {
+                Ok(job) => Ok(Tried::placed(Placed::Created(job))),
+                Err(ClusterError::AlreadyExists) => Ok(Tried::LookAgain),
+                Err(error) => Err(cluster_failure(error)),
+            };
+        }
+        if !self.claim(previous.as_ref()).await? {
+            return Ok(Tried::LookAgain);
+        }
+        let created = match self.create(&job).await {
+            Ok(created) => created,
+            Err(ClusterError::AlreadyExists) => return Ok(Tried::LookAgain),
+            Err(error) => return Err(cluster_failure(error)),
+        };
+        Box::pin(self.keep(created)).await
+    }
+
+    /// Our job exists: hold the run for it and keep a record.
+    async fn keep(&self, created: PyTorchJob) -> Result<Tried, Failure> {
+        if let Some(winner) = self.hold_for(&created).await {
+            // Another job of the same run was created meanwhile, under another name. Two must not write into one run.
+            self.jobs.cancel(&created).await.map_err(cluster_failure)?;
+            return Err(run_active(&winner));
+        }
+        self.record(&created).await;
+        Ok(Tried::placed(Placed::Created(created)))
+    }
+
+    /// Everything that the manifest needs from outside, and the manifest.
+    async fn prepare(&self) -> Result<PyTorchJob, Failure> {
+        let (start, defaults) = tokio::join!(self.resolve_start(), self.jobs.platform_defaults());
+        let defaults = defaults.map_err(cluster_failure)?;
+        let job = self.render(start?, defaults.and_then(|defaults| defaults.template).as_ref());
+        let bytes = serde_json::to_vec(&job)
+            .map_err(|error| Failure::with_cause(Code::ClusterError, "the manifest cannot be written", error))?
+            .len();
+        if bytes > MAX_MANIFEST_BYTES {
+            let detail = format!("the job's manifest has {bytes} bytes; at most {MAX_MANIFEST_BYTES} are stored");
+            return Err(Failure::new(Code::BodyTooLarge, detail));
+        }
+        Ok(job)
+    }
+
+    fn render(&self, start: Start, defaults: Option<&PodTemplateSpec>) -> PyTorchJob {
+        manifest::build(self.request, start, &self.submission, defaults, &self.handler.platform)
+    }
+
+    /// Which checkpoint the job starts from, looked up where the request names one that must be there.
+    async fn resolve_start(&self) -> Result<Start, Failure> {
+        let store = &self.handler.store;
+        let target = match self.request.resume {
+            Resume::IfAny => return Ok(Start::NewestIfAny),
+            Resume::No => {
+                if self.restart.is_none() {
+                    self.check_untrained().await?;
+                }
+                return Ok(Start::Fresh);
+            }
+            Resume::From(target) => target,
+        };
+        let step = match target {
+            ResumeTarget::Latest => store.latest(&self.prefix).await.map_err(storage_failure)?.map(|entry| entry.step),
+            ResumeTarget::Best => {
+                let best = store.best(&self.prefix, BEST_METRIC, Mode::Min).await.map_err(storage_failure)?;
+                best.map(|entry| entry.step)
+            }
+            ResumeTarget::Step(step) => {
+                let found = store.checkpoint(&self.prefix, step).await.map_err(storage_failure)?;
+                // One that lists no files cannot be looked at; the trainer will see.
+                found.filter(|entry| entry.state != State::Incomplete).map(|entry| entry.step)
+            }
+        };
+        let step = step.and_then(|step| Step::new(step).ok());
+        step.map(Start::Step).ok_or_else(|| {
+            let run = &self.request.run_id;
+            Failure::new(
+                Code::ResumeTargetNotFound,
+                format!("the run `{run}` has no complete checkpoint `{target}` to resume from"),
+            )
+        })
+    }
+
+    /// Nobody trains over a run by a retry whose job is long gone.
+    async fn check_untrained(&self) -> Result<(), Failure> {
+        let store = &self.handler.store;
+        let is_marker = |key: &str| self.prefix.is_marker(key);
+        let has_checkpoints =
+            store.has_key(self.prefix.bucket(), &self.prefix.markers(), is_marker).await.map_err(storage_failure)?;
+        if !has_checkpoints {
+            return Ok(());
+        }
+        let detail = format!(
+            "the run `{}` has checkpoints already; send `resume_from_checkpoint` to go on from them, ?restart=true to train \
+             it anew, or choose another run_id",
+            self.request.run_id
+        );
+        Err(Failure::new(Code::RunExists, detail))
+    }
+
+    /// Create the job. When no good answer came, one look tells whether it was created all the same.
+    async fn create(&self, job: &PyTorchJob) -> Result<PyTorchJob, ClusterError> {
+        let error = match self.jobs.create(job, Effect::Real).await {
+            Err(error) if error.is_ambiguous() => error,
+            result => return result,
+        };
+        match self.jobs.get(&self.request.job_name).await {
+            Ok(Some(found)) if found.annotation(key::SUBMISSION) == Some(self.submission.as_str()) => Ok(found),
+            Ok(Some(_)) => Err(ClusterError::AlreadyExists),
+            // It may still come: the caller repeats, and finds it or makes it.
+            Ok(None) | Err(_) => Err(error),
+        }
+    }
+
+    /// Delete a finished job, or wait for one that is being deleted, until its name is free; `false` when it changed
+    /// before it could be deleted, and has to be looked at again.
+    async fn remove(&self, found: &PyTorchJob, decision: Decision) -> Result<bool, Failure> {
+        if decision == Decision::Replace {
+            match self.jobs.delete(found, Effect::Real).await {
+                Ok(()) | Err(ClusterError::NotFound) => {}
+                Err(ClusterError::Changed) => return Ok(false),
+                // Perhaps it is being deleted, perhaps not: looking again tells.
+                Err(error) if error.is_ambiguous() => return Ok(false),
+                Err(error) => return Err(cluster_failure(error)),
+            }
+        }
+        while self.started.elapsed() < DELETION_WAIT {
+            match self.jobs.get(&self.request.job_name).await.map_err(cluster_failure)? {
+                Some(present) if present.metadata.uid == found.metadata.uid => sleep(DELETION_POLL).await,
+                _ => return Ok(true),
+            }
+        }
+        Err(existing::terminating(self.request.job_name.as_str()).into())
+    }
+
+    /// A dry run of a restart: would the old job be deleted, and the new one be taken? Its name is still taken, which the
+    /// API server says last, after everything else was checked.
+    async fn rehearse_replacing(&self, found: &PyTorchJob) -> Result<Tried, Failure> {
+        let job = self.prepare().await?;
+        let owner = self.read_owner().await?;
+        self.check_inactive(owner.as_ref().map(|(owner, _)| owner)).await?;
+        if found.metadata.deletion_timestamp.is_none() {
+            match self.jobs.delete(found, Effect::DryRun).await {
+                Ok(()) => {}
+                Err(ClusterError::NotFound | ClusterError::Changed) => return Ok(Tried::LookAgain),
+                Err(error) => return Err(cluster_failure(error)),
+            }
+        }
+        match self.jobs.create(&job, Effect::DryRun).await {
+            Ok(_) | Err(ClusterError::AlreadyExists) => Ok(Tried::placed(Placed::Created(job))),
+            Err(error) => Err(cluster_failure(error)),
+        }
+    }
+}
+
+/// Who may write into the run.
+impl Submitting<'_> {
+    /// The run's owner and the object's `ETag`.
+    async fn read_owner(&self) -> Result<Option<(Owner, String)>, Failure> {
+        let key = self.prefix.key(&RunKey::Owner);
+        let Some(object) = self.handler.store.get(self.prefix.bucket(), &key).await.map_err(storage_failure)? else {
+            return Ok(None);
+        };
+        let owner = serde_json::from_slice(&object.body).map_err(storage_failure)?;
+        Ok(Some((owner, object.etag)))
+    }
+
+    /// Refuse when another job than ours trains the run.
+    async fn check_inactive(&self, owner: Option<&Owner>) -> Result<(), Failure> {
+        match owner {
+            Some(owner) if self.is_active_elsewhere(owner).await? => Err(run_active(owner)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Whether the owner is a job of another name that is there and not finished.
+    async fn is_active_elsewhere(&self, owner: &Owner) -> Result<bool, Failure> {
+        if owner.is_job(self.request.namespace.as_str(), self.request.job_name.as_str()) {
+            return Ok(false);
+        }
+        let (Ok(namespace), Ok(name)) = (owner.namespace.parse::<Namespace>(), owner.job.parse()) else {
+            return Ok(false);
+        };
+        let job = self.handler.cluster.jobs(&namespace).get(&name).await.map_err(cluster_failure)?;
+        Ok(job.is_some_and(|job| {
+            job.annotation(key::SUBMISSION) == Some(owner.submission.as_str()) && !Phase::of(&job).0.is_finished()
+        }))
+    }
+
+    /// Become the owner in place of the one that was read; `false` when somebody else was quicker.
+    async fn claim(&self, previous: Option<&(Owner, String)>) -> Result<bool, Failure> {
+        let Some(etag) = self.write_owner(self.owner(), previous.map(|(_, etag)| etag.clone())).await? else {
+            return Ok(false);
+        };
+        let Some((previous, _)) = previous else { return Ok(true) };
+        // Its job may have been created since it was looked for: whoever claims first and creates first, one of the two
+        // sees the other.
+        if self.is_active_elsewhere(previous).await? {
+            self.write_owner(previous.clone(), Some(etag)).await?;
+            return Err(run_active(previous));
+        }
+        Ok(true)
+    }
+
+    /// See to it that the run's owner is this job, which exists: an equal request that came later may have claimed the run
+    /// and then found the name taken. Returns the owner when it is another job that is active.
+    ///
+    /// A bucket that fails now does not undo the job: it was claimed a moment ago, or the next request sees to it.
+    async fn hold_for(&self, job: &PyTorchJob) -> Option<Owner> {
+        if self.effect == Effect::DryRun || Phase::of(job).0.is_finished() {
+            return None;
+        }
+        let owner = Owner { submission: job.annotation(key::SUBMISSION)?.to_owned(), ..self.owner() };
+        while self.started.elapsed() < BUDGET {
+            let held = async {
+                let previous = self.read_owner().await?;
+                if previous.as_ref().is_some_and(|(previous, _)| *previous == owner) {
+                    return Ok(Held::Yes);
+                }
+                if let Some((previous, _)) = &previous
+                    && self.is_active_elsewhere(previous).await?
+                {
+                    return Ok(Held::Not(previous.clone()));
+                }
+                let written = self.write_owner(owner.clone(), previous.map(|(_, etag)| etag)).await?;
+                Ok::<_, Failure>(if written.is_some() { Held::Yes } else { Held::LookAgain })
+            };
+            match held.await {
+                Ok(Held::Yes) => return None,
+                Ok(Held::Not(winner)) => return Some(winner),
+                Ok(Held::LookAgain) => sleep(LOOK_AGAIN).await,
+                Err(failure) => {
+                    let cause = failure.cause.as_deref().map(|cause| chain(cause)).unwrap_or_default();
+                    warn!(job = %self.request.job_name, cause, "cannot make sure that the job owns its run");
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    fn owner(&self) -> Owner {
+        Owner {
+            submission: self.submission.to_string(),
+            namespace: self.request.namespace.to_string(),
+            job: self.request.job_name.to_string(),
+        }
+    }
+
+    async fn write_owner(&self, owner: Owner, etag: Option<String>) -> Result<Option<String>, Failure> {
+        let expected = etag.map_or(Expected::Absent, Expected::Etag);
+        let key = self.prefix.key(&RunKey::Owner);
+        self.handler.store.put_if(self.prefix.bucket(), &key, to_body(&owner)?, expected).await.map_err(storage_failure)
+    }
+
+    /// Keep a record of the job. It outlives the job but does not decide anything, so its loss is only logged.
+    async fn record(&self, job: &PyTorchJob) {
+        let record = JobRecord {
+            submission: self.submission.to_string(),
+            namespace: self.request.namespace.to_string(),
+            job: self.request.job_name.to_string(),
+            uid: job.metadata.uid.clone(),
+            checkpoint_prefix: self.prefix.to_string(),
+            created_at: job.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()),
+        };
+        let base = &self.request.checkpoint_base_uri;
+        let key = job_record_key(base, &record.namespace, &record.job, &self.submission);
+        let written =
+            async { self.handler.store.put(base.bucket(), &key, to_body(&record)?).await.map_err(storage_failure) };
+        if let Err(failure) = written.await {
+            let cause = failure.cause.as_deref().map(|cause| chain(cause)).unwrap_or_default();
+            warn!(job = %self.request.job_name, cause, "no record of the job was kept");
+        }
+    }
+}
+
+/// Whether a job owns its run.
+enum Held {
+    Yes,
+    Not(Owner),
+    LookAgain,
+}
+
+fn to_body(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
+    serde_json::to_vec(value).map_err(storage_failure)
+}
+
+fn run_active(owner: &Owner) -> Failure {
+    Failure::new(
+        Code::RunActive,
+        format!(
+            "the job `{}` in the namespace `{}` trains this run; wait for its end or delete it, or choose another run_id",
+            owner.job, owner.namespace
+        ),
+    )
+}
