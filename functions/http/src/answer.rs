@@ -123,7 +123,7 @@ pub fn cluster_failure(error: ClusterError) -> Failure {
         }
         ClusterError::Denied(_) => of(
             Code::ClusterDenied,
-            "the cluster does not let this service in, or not do this; tell its operator",
+            "the cluster does not let this service in, or not do this (a namespace that does not exist looks the same); tell its operator",
             error,
         ),
         ClusterError::NotReady(_) => of(

@@ -30,8 +30,12 @@ pub struct Answer {
     pub content_type: String,
     /// `Location`, or nothing.
     pub location: String,
+    /// All headers.
+    pub headers: reqwest::header::HeaderMap,
     /// The body; null when it is not JSON.
     pub body: Value,
+    /// The body as text.
+    pub text_body: String,
 }
 
 // === impl Twin ===
@@ -88,6 +92,14 @@ impl Twin {
         self.send(reqwest::Method::POST, path, Some(token), Some(body.to_string())).await
     }
 
+    /// DELETE with the token.
+    ///
+    /// # Errors
+    /// No answer came.
+    pub async fn delete(&self, path: &str) -> Result<Answer> {
+        self.send(reqwest::Method::DELETE, path, Some(self.setting("TRAINER_API_TOKEN")?), None).await
+    }
+
     /// Any request.
     ///
     /// # Errors
@@ -112,8 +124,10 @@ impl Twin {
             value.unwrap_or_default().to_owned()
         };
         let (status, content_type, location) = (response.status().as_u16(), header("content-type"), header("location"));
-        let body = serde_json::from_slice(&response.bytes().await?).unwrap_or_default();
-        Ok(Answer { status, content_type, location, body })
+        let headers = response.headers().clone();
+        let text_body = response.text().await?;
+        let body = serde_json::from_str(&text_body).unwrap_or_default();
+        Ok(Answer { status, content_type, location, headers, body, text_body })
     }
 
     /// Put an object into the runs bucket.
@@ -177,7 +191,13 @@ impl Answer {
         if self.status == status {
             return Ok(self);
         }
-        bail!("expected {status}, got {}: {}", self.status, self.body);
+        bail!("expected {status}, got {}: {}", self.status, self.text_body);
+    }
+
+    /// A header's value, if it is there.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
     }
 
     /// The name of the job that the answer tells of.

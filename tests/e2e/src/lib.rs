@@ -117,6 +117,17 @@ impl World {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
+    /// The names of a job's pods.
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    pub async fn pods(&self, job: &str) -> Result<Vec<String>> {
+        let selector = format!("--selector=training.kubeflow.org/job-name={job}");
+        let output = self.kubectl(&["get", "pods", &selector, "--output", "name"], None).await?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
+    }
+
     /// Tell the twin something, as `twin <arguments>` does.
     ///
     /// # Errors

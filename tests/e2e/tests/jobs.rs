@@ -42,32 +42,6 @@ async fn a_job_runs_to_its_end_through_the_real_operator() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_taken_name_is_a_conflict_and_only_a_finished_job_is_restarted() -> Result<()> {
-    let world = World::meet()?;
-    let run_id = World::run_id("restart_me");
-    let request = world.stub_request(&run_id, json!({"seconds": 4}))?;
-    let first = world.twin.post("/train", &request).await?.expect(201)?;
-    let name = first.name().to_owned();
-
-    assert_eq!(world.twin.post("/train", &request).await?.expect(409)?.text("/code"), "job_conflict");
-    assert_eq!(world.twin.post("/train?restart=true", &request).await?.expect(409)?.text("/code"), "job_running");
-
-    // Another run whose job would have the same name must never replace this one.
-    let mut other = request.clone();
-    other["run_id"] = json!(run_id.replace('_', "-"));
-    assert_eq!(world.twin.post("/train?restart=true", &other).await?.expect(409)?.text("/code"), "job_conflict");
-
-    world.wait_for_status(&name, "succeeded", MINUTE).await?;
-    assert_eq!(world.twin.post("/train?restart=true", &other).await?.expect(409)?.text("/code"), "job_conflict");
-    let second = world.twin.post("/train?restart=true", &request).await?.expect(201)?;
-    assert_eq!(second.name(), name);
-    assert_ne!(second.text("/submission"), first.text("/submission"));
-    let done = world.wait_for_status(&name, "succeeded", MINUTE).await?;
-    assert_eq!(done.text("/submission"), second.text("/submission"));
-    Ok(())
-}
-
-#[tokio::test]
 async fn what_is_wrong_with_a_request_is_said_as_a_problem() -> Result<()> {
     let world = World::meet()?;
     let token = world.twin.setting("TRAINER_API_TOKEN")?;
@@ -87,12 +61,39 @@ async fn what_is_wrong_with_a_request_is_said_as_a_problem() -> Result<()> {
         (Method::GET, "/train/No_Name", Some(token), None, 404, "job_not_found"),
         (Method::GET, "/train/no-such-job/checkpoints", Some(token), None, 404, "job_not_found"),
         (Method::GET, "/nothing", None, None, 404, "route_not_found"),
-        (Method::DELETE, "/train/x", Some(token), None, 404, "route_not_found"),
+        (Method::DELETE, "/train/no-such-job", Some(token), None, 404, "job_not_found"),
+        (Method::DELETE, "/train/no-such-job", None, None, 401, "missing_token"),
+        (Method::POST, "/train/no-such-job/suspend", Some(token), None, 404, "job_not_found"),
+        (Method::POST, "/train/No_Name/resume", Some(token), None, 404, "job_not_found"),
+        (Method::POST, "/train/no-such-job/pause", None, None, 404, "route_not_found"),
+        (Method::POST, "/train/", None, None, 404, "route_not_found"),
+        (Method::PUT, "/train", None, None, 405, "method_not_allowed"),
+        (Method::PATCH, "/train/x", None, None, 405, "method_not_allowed"),
+        (Method::HEAD, "/healthz", None, None, 405, ""),
         (Method::POST, "/train", Some(token), Some("{".to_owned()), 400, "malformed_json"),
         (Method::POST, "/train", Some(token), Some("[]".to_owned()), 422, "invalid_request"),
         (Method::POST, "/train", Some(token), Some(with("num_node", json!(2))), 422, "invalid_request"),
         (Method::POST, "/train", Some(token), Some(with("image", json!("evil/x"))), 422, "invalid_request"),
-        (Method::POST, "/train?dry_run=true", Some(token), Some(good.to_string()), 422, "invalid_request"),
+        (Method::POST, "/train?dryrun=true", Some(token), Some(good.to_string()), 422, "invalid_request"),
+        (Method::POST, "/train?dry_run=yes", Some(token), Some(good.to_string()), 422, "invalid_request"),
+        (
+            Method::POST,
+            "/train?namespace=kube-system",
+            Some(token),
+            Some(good.to_string()),
+            403,
+            "namespace_not_allowed",
+        ),
+        (
+            Method::POST,
+            "/train",
+            Some(token),
+            Some(with("namespace", json!("kube-system"))),
+            403,
+            "namespace_not_allowed",
+        ),
+        (Method::POST, "/train?namespace=training-absent", Some(token), Some(good.to_string()), 502, "cluster_denied"),
+        (Method::POST, "/train", Some(token), Some(" ".repeat(128 * 1024 + 1)), 413, "body_too_large"),
         (Method::POST, "/train?restart=yes", Some(token), Some(good.to_string()), 422, "invalid_request"),
     ] {
         let answer = world.twin.send(method.clone(), path, token, body).await?;

@@ -1,8 +1,9 @@
 //! The image `stub`: a training job without training. It counts steps, writes the progress object that the trainer would
 //! write, and ends as it is told to, for tests with many jobs.
 //!
-//! `TRAINING_EXTRA_ARGS_JSON` says how: `{"seconds": 1, "steps": 10, "exit_code": 0, "message": "..."}`, all optional.
-//! The message goes where a container leaves its last words. SIGTERM ends it at once with exit code 143.
+//! `TRAINING_EXTRA_ARGS_JSON` says how: `{"seconds": 1, "steps": 10, "exit_code": 0, "message": "...", "stop_seconds": 0}`,
+//! all optional. The message goes where a container leaves its last words. SIGTERM ends it with exit code 143, after
+//! `stop_seconds`.
 
 use std::{env, fs::OpenOptions, io::Write as _, process::ExitCode, time::Duration};
 
@@ -33,6 +34,7 @@ struct Orders {
     steps: u64,
     exit_code: u8,
     message: String,
+    stop_seconds: f64,
 }
 
 /// Where the master writes how far it is.
@@ -45,14 +47,16 @@ struct ProgressObject {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
+    let orders = Orders::from_environment()?;
     tokio::select! {
-        code = train() => code,
-        _ = terminate.recv() => Ok(ExitCode::from(TERMINATED)),
+        code = train(&orders) => return code,
+        _ = terminate.recv() => {}
     }
+    time::sleep(Duration::try_from_secs_f64(orders.stop_seconds)?).await;
+    Ok(ExitCode::from(TERMINATED))
 }
 
-async fn train() -> anyhow::Result<ExitCode> {
-    let orders = Orders::from_environment()?;
+async fn train(orders: &Orders) -> anyhow::Result<ExitCode> {
     // Only the master of a job that knows where its run is has something to write.
     let progress =
         if env::var("RANK").is_ok_and(|rank| rank == "0") { ProgressObject::from_environment().await? } else { None };
@@ -90,7 +94,7 @@ impl Orders {
 
 impl Default for Orders {
     fn default() -> Self {
-        Self { seconds: 1.0, steps: 10, exit_code: 0, message: String::new() }
+        Self { seconds: 1.0, steps: 10, exit_code: 0, message: String::new(), stop_seconds: 0.0 }
     }
 }
 
