@@ -13,7 +13,7 @@ use std::time::Duration;
 
 pub use answer::{Answer, Failure};
 use aws_sdk_secretsmanager::config::timeout::TimeoutConfig;
-pub use serve::serve;
+pub use serve::{request_of, serve};
 
 /// Time limits of all AWS calls: API Gateway gives up after 30 s, and the SDK alone would wait for ever.
 #[must_use]

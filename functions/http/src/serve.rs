@@ -31,6 +31,12 @@ pub async fn serve<F: Future<Output = Result<Response<Body>, Error>> + Send>(
     lambda_runtime::run(service).await
 }
 
+/// The request of an event, as handlers get it.
+#[must_use]
+pub fn request_of(event: LambdaRequest) -> Request {
+    harmless(event).into()
+}
+
 fn harmless(mut request: LambdaRequest) -> LambdaRequest {
     if let LambdaRequest::ApiGatewayV2(event) = &mut request {
         escape(event);
@@ -67,7 +73,7 @@ mod tests {
             },
         });
         let event: LambdaRequest = serde_json::from_str(&event.to_string()).expect("an event");
-        harmless(event).into()
+        request_of(event)
     }
 
     #[test]

@@ -160,7 +160,7 @@ mod tests {
     }
 
     /// A checkpoint as the trainer and the indexer left it: marker, one file and index entry.
-    fn checkpoint(number: u64, submission: Option<&str>, parent: Value, loss: Value) -> Vec<(String, String)> {
+    fn checkpoint(number: u64, submission: Option<&str>, parent: &Value, loss: &Value) -> Vec<(String, String)> {
         let path = format!("checkpoint-{number}/model.safetensors");
         let marker = json!({
             "layout": 1, "framework": "hf", "step": number, "saved_at": 1.5, "submission": submission, "parent": parent,
@@ -183,10 +183,10 @@ mod tests {
     fn run() -> Vec<(String, String)> {
         let parent = json!({"submission": A, "step": 10});
         [
-            checkpoint(10, Some(A), Value::Null, json!(3.0)),
-            checkpoint(15, Some(B), parent.clone(), json!(1.0)),
-            checkpoint(20, Some(A), Value::Null, json!(0.5)),
-            checkpoint(30, Some(B), parent, json!(2.0)),
+            checkpoint(10, Some(A), &Value::Null, &json!(3.0)),
+            checkpoint(15, Some(B), &parent, &json!(1.0)),
+            checkpoint(20, Some(A), &Value::Null, &json!(0.5)),
+            checkpoint(30, Some(B), &parent, &json!(2.0)),
         ]
         .concat()
     }
@@ -226,7 +226,7 @@ mod tests {
             ("nothing is left", without(run(), "runs"), None, None, None),
             (
                 "other images",
-                [checkpoint(10, None, Value::Null, json!(1.0)), checkpoint(20, None, Value::Null, json!("low"))]
+                [checkpoint(10, None, &Value::Null, &json!(1.0)), checkpoint(20, None, &Value::Null, &json!("low"))]
                     .concat(),
                 Some(20),
                 Some(10),
@@ -243,7 +243,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_run_of_torn_checkpoints_is_passed_over() {
-        let all = (1..=60).flat_map(|number| checkpoint(number, Some(A), Value::Null, json!(1.0)));
+        let all = (1..=60).flat_map(|number| checkpoint(number, Some(A), &Value::Null, &json!(1.0)));
         let torn = |key: &str| (8..=60).any(|number| key.contains(&format!("checkpoint-{number}/")));
         let store = holding(all.filter(|(key, _)| !torn(key)));
         assert_eq!(at(store.latest(&prefix()).await.expect("an answer")), Some(7));

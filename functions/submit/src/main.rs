@@ -4,6 +4,8 @@ mod change;
 mod config;
 mod handler;
 mod submission;
+#[cfg(test)]
+mod tests;
 
 use aws_config::BehaviorVersion;
 use config::Config;
