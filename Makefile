@@ -1,7 +1,8 @@
 # The one command surface: each target is a line or two that calls cargo, pytest or the twin.
 .DEFAULT_GOAL := help
-.PHONY: help demo up down clean status build check test template trainer-test e2e
+.PHONY: help demo up down clean status build check test template trainer-test e2e invoke invoke-all sam-local postman openapi client-test
 
+EVENT = events/status-healthz.json
 TWIN = cargo build -q -p twin --bins && target/debug/twin
 
 help: ## List the targets
@@ -31,7 +32,7 @@ check: ## Formatting, lints and unit tests; needs no twin
 	cargo clippy -q --workspace --all-targets -- -D warnings
 	cargo test -q --workspace --exclude e2e
 
-test: check up template trainer-test e2e ## Everything, against a twin that it starts and stops
+test: check up template trainer-test invoke-all postman client-test e2e ## Everything, against a twin that it starts and stops
 	@target/debug/twin down
 
 template: ## Checks of template.yaml, infra/cluster and events
@@ -42,19 +43,29 @@ trainer-test: ## The trainer's tests
 	.local/venv/trainer/bin/ruff format --check trainer
 	.local/venv/trainer/bin/pytest -q trainer/tests
 
-e2e: ## End-to-end tests against the running twin; the last group stops components, so it runs alone
-	cargo test -q -p e2e --test jobs
-	cargo test -q -p e2e --test training --test outages -- --test-threads=1
-
-.PHONY: invoke sam-local postman
-
-EVENT = events/status-healthz.json
-
-invoke: ## Send EVENT=events/<file>.json to its function without Docker; EVENT=--expected sends all with a fixed answer
+invoke: ## Send EVENT=events/<file>.json to its function, without Docker, against the running twin
 	@.local/venv/sam/bin/python infra/local/invoke.py $(EVENT)
+
+invoke-all: ## Send every event whose answer is fixed, and judge the answers
+	@.local/venv/sam/bin/python infra/local/invoke.py --expected
 
 sam-local: ## Run one event per function in Docker with `sam local invoke`
 	@.local/venv/sam/bin/python infra/local/sam_local.py
 
 postman: ## Run the Postman collection against the running twin (needs Node.js)
 	@tests/postman/run
+
+openapi: ## Write openapi.json anew from the types
+	UPDATE_OPENAPI=1 cargo test -q -p training-core --lib openapi
+
+client-test: .local/venv/client ## Generate a client from openapi.json and use it on the running twin
+	.local/venv/client/bin/python -m pytest -q tests/client
+
+.local/venv/client: infra/local/tools/client.txt
+	@.local/venv/uv/bin/uv venv --quiet --clear --python python3 $@
+	@.local/venv/uv/bin/uv pip install --quiet --require-hashes --python $@/bin/python3 --requirements $<
+	@touch $@
+
+e2e: ## End-to-end tests against the running twin; the last group stops components, so it runs alone
+	cargo test -q -p e2e --test jobs
+	cargo test -q -p e2e --test training --test outages -- --test-threads=1

@@ -9,7 +9,7 @@ use futures::AsyncBufRead;
 use k8s_openapi::{
     api::core::v1::{Event, Pod, PodStatus},
     apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta, OwnerReference, Time},
-    jiff::Timestamp,
+    jiff::{RoundMode, Timestamp, TimestampRound, Unit},
 };
 use kube::{
     Api, Client, Resource,
@@ -25,8 +25,10 @@ use training_core::{
 
 use crate::{ClusterError, Jobs, found};
 
-/// Jobs or pods read at once: a body is held twice while it is parsed.
-const MANIFESTS_AT_ONCE: u32 = 20;
+/// Jobs read at once: each takes four times its size while its page is parsed.
+const JOBS_AT_ONCE: u32 = 10;
+/// Pods read at once. Where there are many, a pod has at most half the size of its job, which holds two templates.
+const PODS_AT_ONCE: u32 = 20;
 /// Events read at once; they are small.
 const EVENTS_AT_ONCE: u32 = 500;
 
@@ -124,7 +126,7 @@ impl Jobs<'_> {
     ) -> Result<Page<PyTorchJob>, ClusterError> {
         let selector = (!selector.is_empty()).then(|| selector.to_owned());
         let params = ListParams { label_selector: selector, ..ListParams::default() };
-        let page = self.list::<PyTorchJob, JobOutline>(params, limit.min(MANIFESTS_AT_ONCE), after).await?;
+        let page = self.list::<PyTorchJob, JobOutline>(params, limit.min(JOBS_AT_ONCE), after).await?;
         Ok(Page { items: page.items.into_iter().map(PyTorchJob::from).collect(), next: page.next })
     }
 
@@ -137,7 +139,7 @@ impl Jobs<'_> {
         let mut after: Option<String> = None;
         loop {
             let of_job = ListParams::default().labels(&format!("{}={name}", key::OPERATOR_JOB_NAME));
-            let page = self.list::<Pod, PodOutline>(of_job, MANIFESTS_AT_ONCE, after.as_deref()).await?;
+            let page = self.list::<Pod, PodOutline>(of_job, PODS_AT_ONCE, after.as_deref()).await?;
             pods.extend(page.items.into_iter().map(Pod::from));
             after = page.next;
             if after.is_none() {
@@ -161,10 +163,12 @@ impl Jobs<'_> {
     /// [`ClusterError::NotFound`] when there is no such pod, [`ClusterError::BadRequest`] when its container has no such
     /// log.
     pub async fn log(&self, pod: &str, options: &LogOptions) -> Result<LogStream, ClusterError> {
+        // The client would round to the nearest second, and so lose lines.
+        let down = TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Floor);
         let params = &LogParams {
             container: Some(CONTAINER.to_owned()),
             previous: options.instance == Instance::Previous,
-            since_time: options.since,
+            since_time: options.since.and_then(|since| since.round(down).ok()),
             tail_lines: Some(options.tail_lines.into()),
             timestamps: true,
             ..LogParams::default()

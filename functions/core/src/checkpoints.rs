@@ -1,11 +1,13 @@
 //! The answers about a run's checkpoints.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{index::IndexEntry, lineage::Lineage, links::PageLinks};
 
 /// A checkpoint as a caller sees it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "Checkpoint")]
 pub struct CheckpointAnswer {
     /// What is known of it.
     #[serde(flatten)]
@@ -15,7 +17,7 @@ pub struct CheckpointAnswer {
 }
 
 /// Some checkpoints, greatest step first.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct CheckpointList {
     /// The checkpoints.
     pub checkpoints: Vec<CheckpointAnswer>,

@@ -1,12 +1,14 @@
 //! The answer of `POST /train?dry_run=true`: what would be answered, and the manifest that would be created.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::{pytorchjob::PyTorchJob, status::TrainingJobStatus};
 
 /// What a real request would do.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct DryRun {
     /// The job as the answer would tell it.
     #[serde(flatten)]
@@ -16,6 +18,7 @@ pub struct DryRun {
     /// The HTTP status that the real request would be answered with: 201 when it creates the job, 200 when it is a replay.
     pub would_answer: u16,
     /// The job as it would be created; only the submission id would be another.
+    #[schemars(with = "Map<String, Value>")]
     pub manifest: PyTorchJob,
 }
 

@@ -5,6 +5,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::{SignedDuration, Timestamp},
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::pytorchjob::PyTorchJob;
@@ -13,7 +14,7 @@ use crate::pytorchjob::PyTorchJob;
 const MAX_EVENTS: usize = 500;
 
 /// The answer of GET /train/{name}/events.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct EventList {
     /// The events, oldest first. The cluster forgets them, usually after an hour.
     pub events: Vec<EventAnswer>,
@@ -22,7 +23,8 @@ pub struct EventList {
 }
 
 /// One event.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "Event")]
 pub struct EventAnswer {
     /// Normal or Warning.
     pub r#type: Option<String>,
@@ -35,15 +37,17 @@ pub struct EventAnswer {
     /// How often it happened; null when whoever reports it does not count, as the scheduler.
     pub count: Option<i32>,
     /// When it happened first.
+    #[schemars(with = "Option<Timestamp>")]
     pub first_seen: Option<Time>,
     /// When it happened last.
+    #[schemars(with = "Option<Timestamp>")]
     pub last_seen: Option<Time>,
     /// Who reports it.
     pub source: Option<String>,
 }
 
 /// What an event is about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct EventObject {
     /// `PyTorchJob` or `Pod`.
     pub kind: String,

@@ -6,13 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::request::defaults;
+
 /// Begins every stored fingerprint, so that another way of making them can be told from this one.
 const VERSION: &str = "v1:";
 /// Fields that say where the job is and not what it is: they decide which job is compared.
 const NOT_COMPARED: [&str; 2] = ["namespace", "job_name"];
 
-/// The first 12 hex digits of the SHA-256 of each field's canonical JSON (RFC 8785), over the fields as sent: neither
-/// the server's defaults nor the query are in it, so that a new release never turns a retry into a conflict.
+/// The first 12 hex digits of the SHA-256 of each field's canonical JSON (RFC 8785), over the fields as sent: neither the
+/// deployment's defaults nor the query are in it, so that a new release never turns a retry into a conflict. A field that
+/// is sent with the value that the contract gives it anyway counts as absent, because some clients send all fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint(BTreeMap<String, String>);
 
@@ -22,7 +25,7 @@ impl Fingerprint {
     /// The fingerprint of a request's body. Null means absent, and slashes at the end of the base mean nothing.
     #[must_use]
     pub fn of(body: &Map<String, Value>) -> Self {
-        let digests = body.iter().filter(|(field, value)| !value.is_null() && !NOT_COMPARED.contains(&field.as_str()));
+        let digests = body.iter().filter(|(field, value)| !says_nothing(field, value));
         Self(
             digests
                 .map(|(field, value)| {
@@ -58,6 +61,19 @@ impl Fingerprint {
     }
 }
 
+/// Whether a field is as if it were absent, or is not compared at all.
+fn says_nothing(field: &str, value: &Value) -> bool {
+    let is_default = match field {
+        "num_nodes" => value.as_u64() == Some(defaults::NUM_NODES.into()),
+        "gpus_per_node" => value.as_u64() == Some(defaults::GPUS_PER_NODE.into()),
+        "cpus_per_node" => value.as_u64() == Some(defaults::CPUS_PER_NODE.into()),
+        "memory_per_node_gb" => value.as_u64() == Some(defaults::MEMORY_PER_NODE_GB.into()),
+        "resume_from_checkpoint" => *value == Value::Bool(false),
+        _ => value.as_object().is_some_and(Map::is_empty),
+    };
+    value.is_null() || is_default || NOT_COMPARED.contains(&field)
+}
+
 fn digest(value: &Value) -> String {
     // Every JSON value has a canonical form, because every number that JSON text can hold is finite.
     let canonical = serde_json_canonicalizer::to_vec(value).unwrap_or_default();
@@ -86,15 +102,15 @@ mod tests {
 
     #[test]
     fn differing_fields_are_named() {
-        let one = of(&json!({"run_id": "a", "num_nodes": 1, "env": {"A": "1"}}));
-        let two = of(&json!({"run_id": "a", "num_nodes": 2, "labels": {}}));
+        let one = of(&json!({"run_id": "a", "num_nodes": 3, "env": {"A": "1"}}));
+        let two = of(&json!({"run_id": "a", "num_nodes": 2, "labels": {"a": "b"}}));
         assert_eq!(one.differences(&two).into_iter().collect::<Vec<_>>(), ["env", "labels", "num_nodes"]);
     }
 
     #[test]
     fn the_stored_form_is_fixed() {
-        // echo -n 1 | sha256sum
-        assert_eq!(of(&json!({"num_nodes": 1})).to_annotation(), r#"v1:{"num_nodes":"6b86b273ff34"}"#);
+        // echo -n 2 | sha256sum
+        assert_eq!(of(&json!({"num_nodes": 2})).to_annotation(), r#"v1:{"num_nodes":"d4735e3a265e"}"#);
         for unreadable in ["", "v2:{}", "v1:", "v1:[]", "{}"] {
             assert_eq!(Fingerprint::from_annotation(unreadable), None, "{unreadable}");
         }

@@ -1,6 +1,7 @@
 //! The index entry of a checkpoint: one small object a step, so that an event costs the same at any number of checkpoints.
 //! The key is [`RunKey::IndexEntry`]; this is the body.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -14,7 +15,7 @@ use crate::{
 const VERSION: u64 = 1;
 
 /// What the index knows of one checkpoint: a function of its marker and of a listing of its files, and of nothing else.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct IndexEntry {
     /// Version of this format.
     pub index: u64,

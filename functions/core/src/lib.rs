@@ -26,6 +26,8 @@ pub mod manifest;
 pub mod marker;
 pub mod names;
 pub mod namespace;
+#[cfg(test)]
+mod openapi;
 pub mod owner;
 pub mod problem;
 pub mod progress;

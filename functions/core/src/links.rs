@@ -2,12 +2,13 @@
 //! names its namespace.
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::namespace::Namespaces;
 
 /// Where to read on about a job.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Links {
     /// This job.
     #[serde(rename = "self")]
@@ -21,7 +22,7 @@ pub struct Links {
 }
 
 /// Where to read on in a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct PageLinks {
     /// The next page; null when this is the last one.
     pub next: Option<String>,

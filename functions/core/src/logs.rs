@@ -375,7 +375,9 @@ mod tests {
 
     fn tail(limit: usize, chunks: &[&[u8]]) -> (String, bool) {
         let mut tail = Tail::new(limit);
-        chunks.iter().for_each(|chunk| tail.push(chunk));
+        for chunk in chunks {
+            tail.push(chunk);
+        }
         tail.finish()
     }
 
@@ -426,10 +428,11 @@ mod tests {
             prop_assert_eq!(truncated, json_bytes(&whole) > limit);
             prop_assert!(whole.ends_with(&text), "{:?} of {:?}", text, whole);
             if truncated {
-                // It begins with a whole line, and the line before would not have fitted; or it is the end of one line.
+                // It begins with a whole line, or with the end of one that alone is too long.
                 let before = &whole[..whole.len() - text.len()];
-                let is_one_line = text.strip_suffix('\n').unwrap_or(&text).find('\n').is_none();
-                prop_assert!(before.ends_with('\n') || is_one_line);
+                let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+                let first = whole[start..].split_inclusive('\n').next().unwrap_or_default();
+                prop_assert!(start == before.len() || json_bytes(first) > limit);
             } else {
                 prop_assert_eq!(text, whole);
             }

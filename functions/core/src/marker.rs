@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -36,7 +37,8 @@ pub struct Marker {
 }
 
 /// Where a submission that resumes another one started.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ParentCheckpoint")]
 pub struct Parent {
     /// The submission that was resumed.
     pub submission: String,
@@ -57,8 +59,9 @@ pub struct File {
 }
 
 /// Whether a checkpoint can be resumed from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "CheckpointState")]
 pub enum State {
     /// Every listed file is there as the marker says.
     Complete,

@@ -1,10 +1,12 @@
 //! Problems: every refusal and failure that a caller sees, as RFC 9457 documents. The code is the contract; texts may change.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// What went wrong, as a stable word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "ProblemCode")]
 pub enum Code {
     /// The body is not JSON.
     MalformedJson,
@@ -73,7 +75,7 @@ pub enum Code {
 }
 
 /// One violated rule.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct FieldError {
     /// JSON Pointer (RFC 6901) into the body, or `?name` for a query parameter.
     pub pointer: String,
@@ -95,15 +97,23 @@ pub struct Problem {
 }
 
 /// The body of a problem answer (RFC 9457, media type `application/problem+json`).
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Problem")]
 pub struct Document<'a> {
+    /// A URI that does not change and ends in the code.
     #[serde(rename = "type")]
     kind: String,
+    /// What the code means, in the same words each time.
     title: &'static str,
+    /// The HTTP status.
     status: u16,
+    /// What happened this time, and what to change.
     detail: &'a str,
+    /// What went wrong, as a word to match on.
     code: Code,
+    /// The id under which the request stands in the service's log.
     request_id: &'a str,
+    /// Each violated rule, when the request breaks some.
     errors: &'a [FieldError],
 }
 

@@ -1,9 +1,10 @@
 //! The progress object that the trainer rewrites while it trains.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The newest progress of a submission.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Progress {
     /// The submission that trains.
     pub submission: String,

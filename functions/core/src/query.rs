@@ -42,7 +42,10 @@ impl Query {
 
     /// Take a whole number within bounds.
     pub fn number(&mut self, name: &'static str, min: u32, max: u32) -> Option<u32> {
-        let number = self.text(name)?.parse().ok().filter(|number| (min..=max).contains(number));
+        let text = self.text(name)?;
+        // `parse` alone would accept a plus sign.
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = text.parse().ok().filter(|number| is_plain && (min..=max).contains(number));
         if number.is_none() {
             self.refuse(name, "range", format!("must be a whole number from {min} to {max}"));
         }
@@ -104,7 +107,9 @@ mod tests {
             ["?limit range", "?before format", "?mode format", "?Limit unknown_parameter"]
         );
         assert_eq!(refused(&[("limit", "1"), ("limit", "2")]), ["?limit duplicate"]);
-        assert_eq!(refused(&[("limit", "-1")]), ["?limit range"]);
+        for limit in ["-1", "+1", " 1", "1.0", "", "501", "99999999999"] {
+            assert_eq!(refused(&[("limit", limit)]), ["?limit range"], "{limit:?}");
+        }
     }
 
     #[test]

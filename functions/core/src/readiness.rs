@@ -1,18 +1,19 @@
 //! The answers of GET /healthz and GET /readyz: does the function run, and does everything behind it answer.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::problem::{Code, Problem};
 
 /// The function runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Health {
     /// Always `ok`.
     pub status: HealthWord,
 }
 
-/// The one word of [`Health`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// The one word there is: a function that does not run does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthWord {
     /// The function runs.
@@ -20,7 +21,7 @@ pub enum HealthWord {
 }
 
 /// Whether jobs can be submitted and looked at now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Readiness {
     /// Whether everything answers.
     pub ready: bool,
@@ -33,7 +34,8 @@ pub struct Readiness {
 }
 
 /// How one of them answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "DependencyState")]
 pub struct Check {
     /// Whether it does what it should.
     pub ok: bool,

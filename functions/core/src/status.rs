@@ -1,6 +1,7 @@
 //! What became of a job, told from the operator's conditions, the pods and the trainer's progress.
 
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// The four words of the original contract.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Accepted; nothing trains yet.
@@ -28,7 +29,7 @@ pub enum Status {
 }
 
 /// The finer word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub enum Phase {
     /// No pod of rank 0 has run yet.
     Pending,
@@ -45,7 +46,7 @@ pub enum Phase {
 }
 
 /// What is told of each job in a list; the first five fields are the original's.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct JobSummary {
     /// Name of the job.
     pub name: String,
@@ -68,10 +69,13 @@ pub struct JobSummary {
     /// The id of the token that asked for the job, where tokens have ids.
     pub submitted_by: Option<String>,
     /// When the job was created.
+    #[schemars(with = "Option<Timestamp>")]
     pub created_at: Option<Time>,
     /// When the operator first saw it, or resumed it.
+    #[schemars(with = "Option<Timestamp>")]
     pub started_at: Option<Time>,
     /// When it ended.
+    #[schemars(with = "Option<Timestamp>")]
     pub finished_at: Option<Time>,
     /// Pods by type.
     pub replicas: Replicas,
@@ -80,7 +84,7 @@ pub struct JobSummary {
 }
 
 /// The answer of POST /train and GET /train/{name}: the summary and what only a closer look tells.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct TrainingJobStatus {
     /// What a list tells too.
     #[serde(flatten)]
@@ -96,7 +100,7 @@ pub struct TrainingJobStatus {
 }
 
 /// The answer of GET /train: some jobs in name order.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct JobList {
     /// The jobs; a filter by status may leave fewer than asked for, or none, although more pages follow.
     pub jobs: Vec<JobSummary>,
@@ -107,7 +111,7 @@ pub struct JobList {
 }
 
 /// Pods by type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Replicas {
     /// The pod of node rank 0.
     pub master: ReplicaCounts,
@@ -116,7 +120,7 @@ pub struct Replicas {
 }
 
 /// Pods of one type.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ReplicaCounts {
     /// Wanted.
     pub desired: i32,
@@ -129,7 +133,7 @@ pub struct ReplicaCounts {
 }
 
 /// The newest complete checkpoint of a submission.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct NewestCheckpoint {
     /// Its step.
     pub latest_step: u64,
@@ -138,7 +142,7 @@ pub struct NewestCheckpoint {
 }
 
 /// What keeps a job from running.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Diagnosis {
     /// A stable word: unschedulable or `image_pull`.
     pub code: &'static str,
@@ -267,7 +271,11 @@ impl TrainingJobStatus {
         let mut summary = JobSummary::new(job, namespaces);
         let submission = summary.submission.as_deref();
         let progress = progress.filter(|progress| Some(progress.submission.as_str()) == submission);
-        let checkpoints = checkpoints.and_then(|checkpoints| newest_complete(checkpoints, submission?));
+        let checkpoints = checkpoints.and_then(|Checkpoints { bucket, entries }| {
+            let newest = newest_complete(entries, submission?)?;
+            let latest_uri = format!("s3://{bucket}/{}", newest.marker_key);
+            Some(NewestCheckpoint { latest_step: newest.step, latest_uri })
+        });
         let diagnosis = if summary.phase.is_finished() { None } else { diagnose(pods) };
         if job.metadata.deletion_timestamp.is_none()
             && let Some(detail) = closer_detail(summary.phase, progress.as_ref(), diagnosis.as_ref())
@@ -335,12 +343,11 @@ fn closer_detail(phase: Phase, progress: Option<&Progress>, diagnosis: Option<&D
     }
 }
 
-fn newest_complete(checkpoints: Checkpoints<'_>, submission: &str) -> Option<NewestCheckpoint> {
+/// The newest complete checkpoint that a submission wrote itself, of entries whose newest comes first.
+#[must_use]
+pub fn newest_complete<'a>(entries: &'a [IndexEntry], submission: &str) -> Option<&'a IndexEntry> {
     let own = |entry: &&IndexEntry| entry.state == State::Complete && entry.submission.as_deref() == Some(submission);
-    checkpoints.entries.iter().find(own).map(|entry| NewestCheckpoint {
-        latest_step: entry.step,
-        latest_uri: format!("s3://{}/{}", checkpoints.bucket, entry.marker_key),
-    })
+    entries.iter().find(own)
 }
 
 /// The first reason found in the pods' own conditions and container states.

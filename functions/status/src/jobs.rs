@@ -9,12 +9,12 @@ use training_core::{
     index::IndexEntry,
     layout::{RunKey, RunPrefix},
     links::{PageLinks, link},
-    names::{Framework, RunId, Submission},
+    names::{Framework, RunId, Step, Submission},
     problem::{FieldError, Problem},
     progress::Progress,
     pytorchjob::{PyTorchJob, key},
     query::Query,
-    status::{Checkpoints, JobList, JobSummary, Phase, Status, TrainingJobStatus},
+    status::{Checkpoints, JobList, JobSummary, Phase, Status, TrainingJobStatus, newest_complete},
 };
 use training_http::{Answer, Failure, answer::cluster_failure};
 
@@ -27,8 +27,9 @@ const MAX_LIMIT: u32 = 500;
 const MAX_CONTINUE_LENGTH: usize = 4096;
 /// A page that takes longer ends where it is; API Gateway gives up after 30 s.
 const LIST_BUDGET: Duration = Duration::from_secs(12);
-/// Entries looked through for the newest complete checkpoint of a job.
-const NEWEST: u32 = 10;
+/// Entries looked through for the newest complete checkpoint of a job: nearly always it is among the first, but a run that
+/// was started anew has higher steps of the submission before.
+const NEWEST: [u32; 2] = [10, 200];
 
 // === impl Handler ===
 
@@ -92,7 +93,7 @@ impl Handler {
             }
         };
         let (pods, progress, entries) =
-            tokio::join!(pods, self.progress(&job, prefix.as_ref()), self.newest(prefix.as_ref()));
+            tokio::join!(pods, self.progress(&job, prefix.as_ref()), self.newest(&job, prefix.as_ref()));
         let mut pods = pods.map_err(cluster_failure)?;
         pods.retain(|pod| job.owns(&pod.metadata));
         let checkpoints = prefix.as_ref().map(|prefix| Checkpoints { bucket: prefix.bucket(), entries: &entries });
@@ -110,11 +111,22 @@ impl Handler {
             .ok()
     }
 
-    /// The newest index entries. A bucket that cannot be read does not hide what the cluster says.
-    async fn newest(&self, prefix: Option<&RunPrefix>) -> Vec<IndexEntry> {
-        let Some(prefix) = prefix else { return Vec::new() };
-        let entries = self.store.index_page(prefix, NEWEST, None).await;
-        entries.inspect_err(|error| warn!(cause = chain(error), "no checkpoints")).unwrap_or_default()
+    /// The newest index entries, down to a complete one of the job's own submission. A bucket that cannot be read does not
+    /// hide what the cluster says.
+    async fn newest(&self, job: &PyTorchJob, prefix: Option<&RunPrefix>) -> Vec<IndexEntry> {
+        let (Some(prefix), Some(submission)) = (prefix, job.annotation(key::SUBMISSION)) else { return Vec::new() };
+        let mut entries: Vec<IndexEntry> = Vec::new();
+        for limit in NEWEST {
+            let before = entries.last().and_then(|last| Step::new(last.step).ok());
+            let page = self.store.index_page(prefix, limit, before).await;
+            let page = page.inspect_err(|error| warn!(cause = chain(error), "no checkpoints")).unwrap_or_default();
+            let is_full = u32::try_from(page.len()).is_ok_and(|count| count == limit);
+            entries.extend(page);
+            if !is_full || newest_complete(&entries, submission).is_some() {
+                break;
+            }
+        }
+        entries
     }
 }
 

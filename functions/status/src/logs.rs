@@ -70,6 +70,11 @@ impl Handler {
         let log = jobs.log(&pod_name, &options).await.map_err(|error| match error {
             ClusterError::NotFound => not_found(&format!("there is no pod `{pod_name}` any more")),
             ClusterError::BadRequest(message) => not_found(&format!("of the pod `{pod_name}`: {message}")),
+            // The API server could not reach the node, and says so with a 500.
+            ClusterError::Unexpected(cause) => {
+                let detail = format!("the node of the pod `{pod_name}` does not answer now; try again{elsewhere}");
+                Failure::with_cause(Code::ClusterUnavailable, detail, cause)
+            }
             error => cluster_failure(error),
         })?;
         let (text, truncated, incomplete) = read(log, deadline).await?;
@@ -122,4 +127,33 @@ fn elsewhere(job: &PyTorchJob, prefix: Option<&RunPrefix>, rank: Option<u32>) ->
     let rank = rank.map_or_else(|| "<r>".to_owned(), |rank| rank.to_string());
     let archive = prefix.uri(&format!("logs/{submission}/attempt-<n>/rank-{rank}.log"));
     format!("; the trainer keeps its logs as {archive}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::{StreamExt, TryStreamExt, stream};
+
+    #[tokio::test]
+    async fn what_has_come_is_told_when_the_rest_does_not() {
+        let broken = || stream::iter([Err(io::Error::other("gone"))]).boxed();
+        for (case, first, rest, told) in [
+            ("ends", "a\n", stream::empty().boxed(), Ok(("a\n", false))),
+            ("breaks off", "a\n", broken(), Ok(("a\n", true))),
+            ("stalls", "a\nb", stream::pending().boxed(), Ok(("a\nb", true))),
+            ("breaks off at once", "", broken(), Err(Code::ClusterUnavailable)),
+            ("stalls at once", "", stream::pending().boxed(), Err(Code::ClusterTimeout)),
+            ("is empty", "", stream::empty().boxed(), Ok(("", false))),
+        ] {
+            let first = (!first.is_empty()).then(|| Ok(first.as_bytes().to_vec()));
+            let log = stream::iter(first).chain(rest).into_async_read();
+            let answer = read(Box::pin(log), Instant::now() + Duration::from_millis(50)).await;
+            let answer = answer.map(|(text, truncated, incomplete)| {
+                assert!(!truncated, "{case}");
+                (text, incomplete)
+            });
+            let told = told.map(|(text, incomplete)| (text.to_owned(), incomplete));
+            assert_eq!(answer.map_err(|failure| failure.problem.code), told, "{case}");
+        }
+    }
 }

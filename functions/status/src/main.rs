@@ -7,6 +7,8 @@ mod handler;
 mod jobs;
 mod logs;
 mod readiness;
+#[cfg(test)]
+mod tests;
 
 use aws_config::BehaviorVersion;
 use config::Config;

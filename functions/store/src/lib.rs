@@ -265,6 +265,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_object_that_takes_too_much_memory_is_not_read() {
+        for (bytes, is_read) in [(MAX_OBJECT_BYTES, true), (MAX_OBJECT_BYTES + 1, false)] {
+            let rule = mock!(Client::get_object).then_output(move || {
+                GetObjectOutput::builder().content_length(bytes).body(ByteStream::from_static(b"x")).build()
+            });
+            let store = Store::new(mock_client!(aws_sdk_s3, &[&rule]));
+            assert_eq!(store.get("bucket", "key").await.is_ok(), is_read, "{bytes}");
+        }
+    }
+
+    #[tokio::test]
     async fn listings_are_read_to_the_end_and_relative() {
         let page = |key: &str, next: Option<&str>| {
             ListObjectsV2Output::builder()

@@ -154,9 +154,11 @@ Try next:
   source .local/env
   export PATH=$PWD/.local/bin:$PATH
   curl -s -H \"X-TRAINER-TOKEN: $TRAINER_API_TOKEN\" $API_URL/train/{name}
+  curl -s -H \"X-TRAINER-TOKEN: $TRAINER_API_TOKEN\" $API_URL/train/{name}/checkpoints/best
+  curl -s -H \"X-TRAINER-TOKEN: $TRAINER_API_TOKEN\" \"$API_URL/train/{name}/logs?tail=20\"
+  curl -s -H \"X-TRAINER-TOKEN: $TRAINER_API_TOKEN\" $API_URL/train/{large}/events
+  curl -s -H \"X-TRAINER-TOKEN: $TRAINER_API_TOKEN\" -X DELETE $API_URL/train/{large}
   kubectl --kubeconfig $KUBECONFIG -n $NAMESPACE get pytorchjobs,pods
-  kubectl --kubeconfig $KUBECONFIG -n $NAMESPACE logs {name}-master-0
-  kubectl --kubeconfig $KUBECONFIG -n $NAMESPACE delete pytorchjob {large}
   make status
   make down"
     ));

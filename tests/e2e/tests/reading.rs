@@ -92,6 +92,86 @@ async fn a_list_is_paged_and_filtered() -> Result<()> {
     delete(&world, namespace, &run_id).await
 }
 
+/// As [`suspended`], but left alone by the operator, so that thousands cost little.
+fn unmanaged(name: &str, run_id: &str, environment_bytes: usize) -> Value {
+    let mut job = suspended(name, "hf", run_id);
+    job["spec"]["runPolicy"] = json!({"managedBy": "kueue.x-k8s.io/multikueue"});
+    let container = &mut job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0];
+    container["env"] = json!([{"name": "FILLING", "value": "x".repeat(environment_bytes)}]);
+    job
+}
+
+/// The most memory that a process of the function has ever had, in kB.
+fn most_memory_of(function: &str) -> Result<u64> {
+    let mut most = 0;
+    for process in std::fs::read_dir("/proc")?.flatten() {
+        let read = |file: &str| std::fs::read_to_string(process.path().join(file)).unwrap_or_default();
+        let name = format!("AWS_LAMBDA_FUNCTION_NAME=training-{function}");
+        if read("comm").trim() == "bootstrap" && read("environ").contains(&name) {
+            let status = read("status");
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+            most = most.max(line.trim().trim_end_matches(" kB").parse()?);
+        }
+    }
+    ensure!(most > 0, "no process of {function} was found");
+    Ok(most)
+}
+
+#[tokio::test]
+async fn two_thousand_jobs_are_paged_while_others_come_and_go() -> Result<()> {
+    let world = World::meet()?;
+    let run_id = World::run_id("many");
+    let namespace = "training-list";
+    let small: Vec<_> = (0..1975).map(|number| format!("{run_id}-{number:04}")).collect();
+    // These come first, so that a page holds as many bytes as can be.
+    let large: Vec<_> = (0..25).map(|number| format!("{run_id}-0-large-{number:02}")).collect();
+    let of = |names: &[String], bytes| names.iter().map(|name| unmanaged(name, &run_id, bytes)).collect::<Vec<_>>();
+    let (first, second) = small.split_at(1000);
+    let (first, second, large_jobs) = (of(first, 0), of(second, 0), of(&large, 1_300_000));
+    let made = tokio::join!(
+        create(&world, namespace, &first),
+        create(&world, namespace, &second),
+        create(&world, namespace, &large_jobs),
+    );
+    let _: ((), (), ()) = (made.0?, made.1?, made.2?);
+
+    // Others of the run come and go meanwhile, before and behind where the reader is.
+    let churn = async {
+        for round in 0..6 {
+            let names: Vec<_> = [0, 9999].map(|place| format!("{run_id}-{place:04}-churn-{round}")).into();
+            create(&world, namespace, &of(&names, 0)).await?;
+            let arguments = ["--namespace", namespace, "delete", "pytorchjob", names[round % 2].as_str()];
+            world.kubectl(&arguments, None).await?;
+        }
+        anyhow::Ok(())
+    };
+    let read = async {
+        let mut next = format!("/train?namespace={namespace}&run_id={run_id}&limit=150");
+        let mut names = Vec::new();
+        while !next.is_empty() {
+            let page = world.twin.get(&next).await?.expect(200)?;
+            names.extend(texts(&page, "jobs", "name"));
+            next = page.text("/links/next").to_owned();
+        }
+        anyhow::Ok(names)
+    };
+    let (churned, names) = tokio::join!(churn, read);
+    churned?;
+    let names = names?;
+    ensure!(names.is_sorted_by(|one, other| one < other), "each job once, in name order");
+    let stayed: Vec<_> = names.iter().filter(|name| !name.contains("churn")).collect();
+    let mut expected: Vec<_> = small.iter().chain(&large).collect();
+    expected.sort_unstable();
+    ensure!(stayed == expected, "{} of {} jobs that were there all the time", stayed.len(), expected.len());
+    let memory = most_memory_of("StatusFunction")?;
+    ensure!(memory < 128_000, "the function took {memory} kB");
+
+    let selector = format!("labelSelector=trainer.deepfinery%2Frun-id%3D{run_id}");
+    let jobs = format!("/apis/kubeflow.org/v1/namespaces/{namespace}/pytorchjobs?{selector}");
+    world.kubectl(&["delete", "--raw", &jobs], None).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_namespace_is_the_border_of_every_route() -> Result<()> {
     let world = World::meet()?;
@@ -225,6 +305,52 @@ async fn logs_are_those_of_the_pod_the_start_and_the_lines_asked_for() -> Result
     ensure!(before.text_body.starts_with(&master.text_body), "{}", before.text_body);
     world.kubectl(&["delete", "pytorchjob", &name, "--wait=false"], None).await?;
     Ok(())
+}
+
+#[tokio::test]
+async fn a_log_of_any_bytes_is_text_that_fits_an_answer() -> Result<()> {
+    let world = World::meet()?;
+    let run_id = World::run_id("bytes");
+    // A line too long for any answer, many long ones that need escaping, then whatever a program may print.
+    let script = r#"
+import sys
+out = sys.stdout.buffer
+out.write(b"a" * 5_000_000 + b"end of the long line\n")
+if len(sys.argv) > 1:
+    for number in range(9000):
+        out.write(b'%05d "%s"\n' % (number, b'"' * 400))
+out.write(b"broken \xff\xf0\x9f bytes\r\x1b[31m\x00\n")
+out.write("and \u20ac\n".encode())
+"#;
+    let mut short = suspended(&format!("{run_id}-short"), "hf", &run_id);
+    short["spec"]["runPolicy"] = json!({});
+    let container = &mut short["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0];
+    container["image"] = json!(world.twin.setting("TRAINER_IMAGE")?);
+    container["command"] = json!(["python", "-c", script]);
+    let mut long = short.clone();
+    long["metadata"]["name"] = json!(format!("{run_id}-long"));
+    long["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]["args"] = json!(["many"]);
+    create(&world, "training", &[short, long]).await?;
+    for name in [format!("{run_id}-short"), format!("{run_id}-long")] {
+        world.wait_for_status(&name, "succeeded", MINUTE).await?;
+        let answer = world.twin.get(&format!("/train/{name}/logs?tail=10000")).await?.expect(200)?;
+        assert_eq!((answer.header("log-truncated"), answer.header("log-incomplete")), (Some("true"), None));
+        let lines = lines(&answer);
+        let texts = lines.iter().map(|line| line.split_once(' ')).collect::<Option<Vec<_>>>().context("times")?;
+        ensure!(texts.iter().all(|(time, _)| time.starts_with("20") && time.ends_with('Z')), "each line has its time");
+        let [.., broken, last] = texts.as_slice() else { anyhow::bail!("two lines") };
+        assert_eq!(broken.1, "broken \u{fffd}\u{fffd} bytes\r\u{1b}[31m\0");
+        assert_eq!(last.1, "and €");
+        if name.ends_with("short") {
+            // The long line alone is too long, and goes as soon as others need room.
+            assert_eq!(lines.len(), 2);
+        } else {
+            let bytes = serde_json::to_string(&answer.text_body)?.len();
+            ensure!((4_000_000..=4 * 1024 * 1024 + 2).contains(&bytes), "{bytes}");
+            ensure!(texts[0].1.ends_with("\"\"") && lines.len() > 4_000, "{} lines", lines.len());
+        }
+    }
+    delete(&world, "training", &run_id).await
 }
 
 #[tokio::test]

@@ -1,0 +1,372 @@
+//! What each route does and may answer, in words and types. The bounds of parameters are those of the functions' handlers;
+//! the client test sends each of them.
+
+use serde_json::{Value, json};
+
+use super::{
+    Schemas, examples,
+    operation::{Access, Operation, answer, header, parameter, with_example, with_headers},
+    request::RequestBody,
+};
+use crate::{
+    checkpoints::{CheckpointAnswer, CheckpointList},
+    dry_run::DryRun,
+    events::EventList,
+    names::{Framework, Step},
+    problem::Code,
+    readiness::{Health, Readiness},
+    route::Route,
+    status::{JobList, Status, TrainingJobStatus},
+};
+
+/// Every route, with its parameters' names in place of their values.
+pub(super) const ROUTES: [Route<'static>; 15] = [
+    Route::Submit,
+    Route::List,
+    Route::Status("{name}"),
+    Route::Cancel("{name}"),
+    Route::Suspend("{name}"),
+    Route::Resume("{name}"),
+    Route::Checkpoints("{name}"),
+    Route::LatestCheckpoint("{name}"),
+    Route::BestCheckpoint("{name}"),
+    Route::Checkpoint("{name}", "{step}"),
+    Route::Logs("{name}"),
+    Route::Events("{name}"),
+    Route::Health,
+    Route::Readiness,
+    Route::OpenApi,
+];
+
+/// What may come of asking the cluster.
+const CLUSTER: [Code; 6] = [
+    Code::Throttled,
+    Code::ClusterDenied,
+    Code::ClusterError,
+    Code::ClusterUnavailable,
+    Code::ClusterNotReady,
+    Code::ClusterTimeout,
+];
+/// What may come of making a job, beside what comes of asking the cluster.
+const CREATION: [Code; 13] = [
+    Code::MalformedJson,
+    Code::BodyTooLarge,
+    Code::UnsupportedMediaType,
+    Code::QuotaExceeded,
+    Code::JobConflict,
+    Code::JobRunning,
+    Code::JobTerminating,
+    Code::RunExists,
+    Code::RunActive,
+    Code::ResumeTargetNotFound,
+    Code::NamespaceTerminating,
+    Code::RejectedByCluster,
+    Code::StorageUnavailable,
+];
+
+/// Method and path of a route.
+pub(super) fn place(route: Route<'static>) -> (&'static str, &'static str) {
+    match route {
+        Route::Submit => ("post", "/train"),
+        Route::List => ("get", "/train"),
+        Route::Status(_) => ("get", "/train/{name}"),
+        Route::Cancel(_) => ("delete", "/train/{name}"),
+        Route::Suspend(_) => ("post", "/train/{name}/suspend"),
+        Route::Resume(_) => ("post", "/train/{name}/resume"),
+        Route::Checkpoints(_) => ("get", "/train/{name}/checkpoints"),
+        Route::LatestCheckpoint(_) => ("get", "/train/{name}/checkpoints/latest"),
+        Route::BestCheckpoint(_) => ("get", "/train/{name}/checkpoints/best"),
+        Route::Checkpoint(..) => ("get", "/train/{name}/checkpoints/{step}"),
+        Route::Logs(_) => ("get", "/train/{name}/logs"),
+        Route::Events(_) => ("get", "/train/{name}/events"),
+        Route::Health => ("get", "/healthz"),
+        Route::Readiness => ("get", "/readyz"),
+        Route::OpenApi => ("get", "/openapi.json"),
+    }
+}
+
+/// What is told of a route.
+pub(super) fn operation(route: Route<'static>, schemas: &mut Schemas) -> Operation {
+    match route {
+        Route::Submit => submit(schemas),
+        Route::List => list(schemas),
+        Route::Status(_) => status(schemas),
+        Route::Cancel(_) => cancel(schemas),
+        Route::Suspend(_) => {
+            Operation { id: "suspend_job", summary: "Take a job's pods away until it is resumed", ..of_switch(schemas) }
+        }
+        Route::Resume(_) => {
+            Operation { id: "resume_job", summary: "Let a suspended job have its pods again", ..of_switch(schemas) }
+        }
+        Route::Checkpoints(_) => checkpoints(schemas),
+        Route::LatestCheckpoint(_) => Operation {
+            id: "get_latest_checkpoint",
+            summary: "Get the newest complete checkpoint of a job's run",
+            description: "Its files were looked at for this answer.",
+            ..of_checkpoint(schemas)
+        },
+        Route::BestCheckpoint(_) => best_checkpoint(schemas),
+        Route::Checkpoint(..) => {
+            Operation { id: "get_checkpoint", summary: "Get the checkpoint of one step", ..of_checkpoint(schemas) }
+        }
+        Route::Logs(_) => logs(),
+        Route::Events(_) => events(schemas),
+        Route::Health => health(schemas),
+        Route::Readiness => readiness(schemas),
+        Route::OpenApi => openapi(),
+    }
+}
+
+fn submit(schemas: &mut Schemas) -> Operation {
+    let job = schemas.answer::<TrainingJobStatus>();
+    let either = json!({"anyOf": [schemas.answer::<DryRun>(), job]});
+    let replayed = header("Idempotent-Replayed", "`true`: the same request made the job before.", &only_true());
+    let created = with_example(answer("The job was created", &job), json!(examples::job()));
+    let restart = json!({"type": "string", "pattern": "^(true|false|[0-9A-Fa-f-]{36})$"});
+    Operation {
+        id: "submit_job",
+        summary: "Submit a job",
+        description: "Safe to repeat: the same request never makes a second job. A request that differs from the job of its \
+                      name is refused, with one error for each field that differs.",
+        parameters: vec![
+            parameter(
+                "dry_run",
+                "`true`: tell what would be answered, and the manifest; create nothing.",
+                &json!({"type": "boolean", "default": false}),
+            ),
+            parameter(
+                "restart",
+                "`true`: replace a finished job of the same name. A submission id: replace the job of that submission, once, \
+                 however often the request is sent.",
+                &restart,
+            ),
+        ],
+        body: Some(json!({
+            "required": true,
+            "content": {"application/json": {
+                "schema": schemas.request::<RequestBody>(),
+                "examples": {
+                    "smallest": {"summary": "One node with one GPU", "value": examples::smallest_request()},
+                    "full": {"summary": "Every field", "value": examples::full_request()}
+                }
+            }}
+        })),
+        answers: vec![
+            (
+                200,
+                with_headers(
+                    answer("The same request made the job before; or the dry run's answer", &either),
+                    [location(), replayed],
+                ),
+            ),
+            (201, with_headers(created, [location()])),
+        ],
+        problems: [CLUSTER.as_slice(), &CREATION].concat(),
+        ..of_job()
+    }
+}
+
+fn list(schemas: &mut Schemas) -> Operation {
+    let token = json!({"type": "string", "minLength": 1, "maxLength": 4096});
+    let run_id = json!({"type": "string", "minLength": 1, "maxLength": 63});
+    Operation {
+        id: "list_jobs",
+        summary: "List jobs in the order of their names",
+        description: "A page may hold fewer jobs than `limit`, or none; the list ends where `continue` is null.",
+        parameters: vec![
+            limit("Jobs looked at for a page."),
+            parameter("continue", "`continue` of the page before.", &token),
+            parameter("framework", "Only jobs of this framework.", &schemas.request::<Framework>()),
+            parameter("run_id", "Only jobs of this run.", &run_id),
+            parameter("status", "Only jobs of this status.", &schemas.answer::<Status>()),
+        ],
+        answers: vec![(200, answer("A page of jobs", &schemas.answer::<JobList>()))],
+        problems: [CLUSTER.as_slice(), &[Code::ContinueExpired]].concat(),
+        ..of_job()
+    }
+}
+
+fn status(schemas: &mut Schemas) -> Operation {
+    let job = answer("The job", &schemas.answer::<TrainingJobStatus>());
+    Operation {
+        id: "get_job",
+        summary: "Tell what became of a job",
+        answers: vec![(200, with_example(job, json!(examples::job())))],
+        ..of_job()
+    }
+}
+
+fn cancel(schemas: &mut Schemas) -> Operation {
+    Operation {
+        id: "cancel_job",
+        summary: "Delete a job; its checkpoints stay",
+        description: "Its pods are asked to save and end; the name is free when they are gone. Repeating it is harmless.",
+        problems: [CLUSTER.as_slice(), &[Code::JobNotFound, Code::JobConflict]].concat(),
+        ..of_switch(schemas)
+    }
+}
+
+fn checkpoints(schemas: &mut Schemas) -> Operation {
+    Operation {
+        id: "list_checkpoints",
+        summary: "List the checkpoints of a job's run, greatest step first",
+        description: "A listed checkpoint may be incomplete or superseded, and says so.",
+        parameters: vec![
+            limit("Checkpoints of a page."),
+            parameter("before", "Only checkpoints of lesser steps.", &step()),
+        ],
+        answers: vec![(200, answer("A page of checkpoints", &schemas.answer::<CheckpointList>()))],
+        problems: [CLUSTER.as_slice(), &[Code::JobNotFound, Code::StorageUnavailable]].concat(),
+        ..of_checkpoint(schemas)
+    }
+}
+
+fn best_checkpoint(schemas: &mut Schemas) -> Operation {
+    let metric = json!({"type": "string", "minLength": 1, "maxLength": 256, "default": "loss"});
+    let mode = json!({"type": "string", "enum": ["min", "max"], "default": "min"});
+    Operation {
+        id: "get_best_checkpoint",
+        summary: "Get the complete checkpoint with the best metric",
+        parameters: vec![
+            parameter("metric", "Name of the metric.", &metric),
+            parameter("mode", "Which end of the metric is the good one.", &mode),
+        ],
+        ..of_checkpoint(schemas)
+    }
+}
+
+fn logs() -> Operation {
+    let replica = json!({"type": "string", "pattern": "^(master|worker-[0-9]+)$"});
+    let rank = json!({"type": "integer", "minimum": 0, "maximum": 63_999});
+    let attempt = json!({"type": "integer", "minimum": 1, "maximum": 1_000_000});
+    let tail = json!({"type": "integer", "minimum": 1, "maximum": 10_000, "default": 500});
+    let since = json!({"type": "string", "format": "date-time"});
+    let truncated = "`true`: older lines were left out, so that the answer has at most 4 MiB.";
+    let incomplete = "`true`: the newest lines are missing, because the cluster took too long.";
+    let text = json!({
+        "description": "The newest lines, each with its time",
+        "content": {"text/plain": {"schema": {"type": "string"}}}
+    });
+    Operation {
+        id: "get_logs",
+        summary: "Get what a pod of the job prints",
+        description: "Only what the cluster still has: the last two starts of a pod that exists. The answer to a log that is \
+                      gone says where the trainer keeps its own.",
+        parameters: vec![
+            parameter("replica", "`master` (the default) or `worker-<index>`.", &replica),
+            parameter("rank", "The pod that runs this rank, in place of `replica`.", &rank),
+            parameter("attempt", "Which start of the pod, from 1; the newest when absent.", &attempt),
+            parameter("tail", "So many of the newest lines.", &tail),
+            parameter("since", "Only lines from this time on.", &since),
+        ],
+        answers: vec![(
+            200,
+            with_headers(
+                text,
+                [header("Log-Truncated", truncated, &only_true()), header("Log-Incomplete", incomplete, &only_true())],
+            ),
+        )],
+        problems: [CLUSTER.as_slice(), &[Code::JobNotFound, Code::LogNotFound]].concat(),
+        ..of_job()
+    }
+}
+
+fn events(schemas: &mut Schemas) -> Operation {
+    Operation {
+        id: "list_events",
+        summary: "List what the cluster says of a job and its pods, oldest first",
+        answers: vec![(200, answer("The events", &schemas.answer::<EventList>()))],
+        ..of_job()
+    }
+}
+
+fn health(schemas: &mut Schemas) -> Operation {
+    Operation {
+        id: "get_health",
+        summary: "Tell whether the function runs",
+        answers: vec![(200, answer("It does", &schemas.answer::<Health>()))],
+        ..of_service(Access::Everybody)
+    }
+}
+
+fn readiness(schemas: &mut Schemas) -> Operation {
+    let readiness = schemas.answer::<Readiness>();
+    Operation {
+        id: "get_readiness",
+        summary: "Tell whether everything behind the API answers",
+        answers: vec![
+            (200, answer("Everything does", &readiness)),
+            (503, answer("Something does not, or the token cannot be checked", &readiness)),
+        ],
+        ..of_service(Access::Token)
+    }
+}
+
+fn openapi() -> Operation {
+    Operation {
+        id: "get_openapi",
+        summary: "Get this document",
+        answers: vec![(200, answer("OpenAPI 3.1", &json!({"type": "object"})))],
+        ..of_service(Access::Everybody)
+    }
+}
+
+/// One that needs a token and asks the cluster for a job.
+fn of_job() -> Operation {
+    Operation {
+        id: "",
+        tag: "jobs",
+        summary: "",
+        description: "",
+        parameters: Vec::new(),
+        body: None,
+        answers: Vec::new(),
+        access: Access::Token,
+        problems: [CLUSTER.as_slice(), &[Code::JobNotFound]].concat(),
+    }
+}
+
+/// One that changes a job.
+fn of_switch(schemas: &mut Schemas) -> Operation {
+    let accepted = answer("Accepted: the job as it is now", &schemas.answer::<TrainingJobStatus>());
+    let codes =
+        [Code::JobNotFound, Code::JobFinished, Code::JobTerminating, Code::QueueManaged, Code::RejectedByCluster];
+    Operation {
+        description: "Repeating it is harmless.",
+        answers: vec![(202, with_headers(accepted, [location()]))],
+        problems: [CLUSTER.as_slice(), &codes].concat(),
+        ..of_job()
+    }
+}
+
+/// One that gives a single checkpoint.
+fn of_checkpoint(schemas: &mut Schemas) -> Operation {
+    let codes = [Code::JobNotFound, Code::CheckpointNotFound, Code::StorageUnavailable];
+    Operation {
+        tag: "checkpoints",
+        answers: vec![(200, answer("The checkpoint", &schemas.answer::<CheckpointAnswer>()))],
+        problems: [CLUSTER.as_slice(), &codes].concat(),
+        ..of_job()
+    }
+}
+
+fn of_service(access: Access) -> Operation {
+    Operation { tag: "service", access, problems: Vec::new(), ..of_job() }
+}
+
+/// The schema of a step.
+pub(super) fn step() -> Value {
+    json!({"type": "integer", "format": "int64", "minimum": 0, "maximum": Step::MAX})
+}
+
+fn limit(description: &str) -> Value {
+    parameter("limit", description, &json!({"type": "integer", "minimum": 1, "maximum": 500, "default": 50}))
+}
+
+fn location() -> (&'static str, Value) {
+    header("Location", "Path of the job.", &json!({"type": "string", "format": "uri-reference"}))
+}
+
+fn only_true() -> Value {
+    json!({"type": "string", "const": "true"})
+}

@@ -1,0 +1,599 @@
+//! The whole function with the wire faked: an API server that gives the answers written down here, a bucket in memory, and a
+//! secret.
+
+use std::sync::{Arc, Mutex};
+
+use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
+use aws_smithy_mocks::{RuleMode, mock, mock_client};
+use kube::client::Body as KubeBody;
+use lambda_http::{
+    Body, Request,
+    http::{Response, header},
+    request::LambdaRequest,
+};
+use serde_json::{Value, json};
+use training_cluster::Cluster;
+use training_core::namespace::Namespaces;
+use training_http::token::TokenCheck;
+use training_store::{Store, testing};
+
+use crate::handler::Handler;
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef0123456789a";
+const SUBMISSION: &str = "01980000-0000-7000-8000-000000000001";
+const RUN: &str = "runs/r/framework=hf";
+const JOBS: &str = "/apis/kubeflow.org/v1/namespaces/training/pytorchjobs";
+const PODS: &str = "/api/v1/namespaces/training/pods";
+const EVENTS: &str = "/api/v1/namespaces/training/events";
+
+/// What the API server answers: the first row whose text stands in the request's path and query. Anything else is an error.
+type Script = Vec<(String, u16, String)>;
+
+/// The function, and the requests that it sent to the API server.
+struct World {
+    handler: Handler,
+    sent: Arc<Mutex<Vec<String>>>,
+}
+
+/// An answer of the function.
+struct Answer {
+    status: u16,
+    headers: header::HeaderMap,
+    text: String,
+    body: Value,
+}
+
+// === impl World ===
+
+impl World {
+    fn new(script: Script, store: Store) -> Self {
+        let secret = mock!(aws_sdk_secretsmanager::Client::get_secret_value)
+            .then_output(|| GetSecretValueOutput::builder().secret_string(TOKEN).build());
+        let secrets = mock_client!(aws_sdk_secretsmanager, RuleMode::MatchAny, &[&secret]);
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let handler = Handler {
+            token: TokenCheck::new(secrets, "arn".to_owned()),
+            cluster: Cluster::from_client(api_server(script, Arc::clone(&sent))),
+            namespaces: Namespaces::new(
+                "training".parse().expect("a namespace"),
+                vec!["two".parse().expect("a namespace")],
+            ),
+            store,
+            runs_base_uris: vec!["s3://bucket/runs".parse().expect("a base")],
+        };
+        Self { handler, sent }
+    }
+
+    fn with_cluster(script: Script) -> Self {
+        Self::new(script, testing::holding::<String>([]))
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, Some(TOKEN)).await
+    }
+
+    async fn send(&self, method: &str, path: &str, token: Option<&str>) -> Answer {
+        let response = self.handler.handle(request(method, path, token)).await.expect("an answer");
+        let (parts, body) = response.into_parts();
+        let text = match body {
+            Body::Text(text) => text,
+            other => panic!("not text: {other:?}"),
+        };
+        let body = serde_json::from_str(&text).unwrap_or_default();
+        Answer { status: parts.status.as_u16(), headers: parts.headers, text, body }
+    }
+
+    fn sent(&self) -> Vec<String> {
+        self.sent.lock().expect("no poison").clone()
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    fn code(&self) -> &str {
+        self.body["code"].as_str().unwrap_or_default()
+    }
+
+    fn detail(&self) -> &str {
+        self.body["detail"].as_str().unwrap_or_default()
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+fn api_server(script: Script, sent: Arc<Mutex<Vec<String>>>) -> kube::Client {
+    let (service, mut handle) = tower_test::mock::pair::<lambda_http::http::Request<KubeBody>, Response<KubeBody>>();
+    tokio::spawn(async move {
+        while let Some((request, respond)) = handle.next_request().await {
+            let asked = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+            let found = script.iter().find(|(part, _, _)| asked.contains(part.as_str()));
+            let (status, body) = found.map_or_else(
+                || (500, refusal(500, &format!("nobody expected {asked}"))),
+                |(_, status, body)| (*status, body.clone()),
+            );
+            sent.lock().expect("no poison").push(asked);
+            let response = Response::builder().status(status).body(KubeBody::from(body.into_bytes()));
+            respond.send_response(response.expect("a response"));
+        }
+    });
+    kube::Client::new(service, "training")
+}
+
+fn request(method: &str, path: &str, token: Option<&str>) -> Request {
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let mut headers = json!({"host": "api"});
+    if let Some(token) = token {
+        headers["x-trainer-token"] = json!(token);
+    }
+    let event = json!({
+        "version": "2.0", "routeKey": "$default", "rawPath": path, "rawQueryString": query, "headers": headers,
+        "isBase64Encoded": false,
+        "requestContext": {
+            "accountId": "1", "apiId": "a", "stage": "$default", "requestId": "r", "routeKey": "$default", "timeEpoch": 0,
+            "http": {"method": method, "path": path, "protocol": "HTTP/1.1", "sourceIp": "127.0.0.1", "userAgent": ""},
+        },
+    });
+    serde_json::from_str::<LambdaRequest>(&event.to_string()).expect("an event").into()
+}
+
+fn refusal(code: u16, message: &str) -> String {
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": message, "reason": "", "metadata": {}})
+        .to_string()
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "its many calls read better")]
+fn row(asked: impl Into<String>, status: u16, body: impl ToString) -> (String, u16, String) {
+    (asked.into(), status, body.to_string())
+}
+
+fn list(items: &[Value], next: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "List", "metadata": {"continue": next}, "items": items})
+}
+
+/// A running job with two nodes of two ranks.
+fn job(name: &str) -> Value {
+    json!({
+        "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob",
+        "metadata": {
+            "name": name, "namespace": "training", "uid": "u1", "creationTimestamp": "2026-11-24T03:00:00Z",
+            "labels": {"trainer.deepfinery/framework": "hf", "trainer.deepfinery/run-id": "r"},
+            "annotations": {
+                "trainer.deepfinery/submission": SUBMISSION,
+                "trainer.deepfinery/checkpoint-prefix": format!("s3://bucket/{RUN}"),
+            },
+        },
+        "spec": {"nprocPerNode": "2", "pytorchReplicaSpecs": {
+            "Master": {"replicas": 1, "template": {"spec": {"containers": []}}},
+            "Worker": {"replicas": 1, "template": {"spec": {"containers": []}}},
+        }},
+        "status": {"conditions": [{"type": "Running", "status": "True", "reason": "PyTorchJobRunning"}]},
+    })
+}
+
+fn job_row(job: &Value) -> (String, u16, String) {
+    row(format!("{JOBS}/{}", job["metadata"]["name"].as_str().expect("a name")), 200, job)
+}
+
+fn pod(name: &str, owner: &str, restarts: u32, state: &Value) -> Value {
+    let last = if restarts > 0 { json!({"terminated": {"exitCode": 1}}) } else { json!({}) };
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "ownerReferences": [
+            {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "j", "uid": owner},
+        ]},
+        "status": {"containerStatuses": [{"name": "pytorch", "image": "", "imageID": "", "ready": true,
+            "restartCount": restarts, "state": state, "lastState": last}]},
+    })
+}
+
+fn running(name: &str, restarts: u32) -> Value {
+    pod(name, "u1", restarts, &json!({"running": {}}))
+}
+
+#[tokio::test]
+async fn nothing_is_told_without_a_token() {
+    let world = World::with_cluster(vec![]);
+    for path in [
+        "/train",
+        "/train/j",
+        "/train/j/checkpoints",
+        "/train/j/checkpoints/latest",
+        "/train/j/checkpoints/best",
+        "/train/j/checkpoints/5",
+        "/train/j/logs",
+        "/train/j/events",
+        "/readyz",
+        // The token comes before the parameters.
+        "/train?unknown=1",
+    ] {
+        assert_eq!(world.send("GET", path, None).await.code(), "missing_token", "{path}");
+        assert_eq!(world.send("GET", path, Some(&"x".repeat(43))).await.code(), "invalid_token", "{path}");
+    }
+    assert_eq!(world.sent(), [""; 0], "the cluster was asked for a stranger");
+    let health = world.send("GET", "/healthz", None).await;
+    assert_eq!((health.status, health.text.as_str()), (200, r#"{"status":"ok"}"#));
+    let openapi = world.send("GET", "/openapi.json", None).await;
+    assert_eq!((openapi.status, openapi.header("content-type")), (200, Some("application/json")));
+    assert!(openapi.body.is_object());
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_request_is_said() {
+    let job = job("j");
+    let world = World::with_cluster(vec![
+        row(format!("{JOBS}/gone"), 404, refusal(404, r#"pytorchjobs.kubeflow.org "gone" not found"#)),
+        row("continue=old", 410, refusal(410, "The provided continue parameter is too old")),
+        row("continue=bad", 400, refusal(400, "continue key is not valid")),
+        job_row(&job),
+        row(format!("{PODS}/j-master-0"), 404, refusal(404, r#"pods "j-master-0" not found"#)),
+        row(format!("{PODS}/j-worker-0"), 200, pod("j-worker-0", "another", 0, &json!({"running": {}}))),
+    ]);
+    let long = format!("/train?continue={}", "x".repeat(5000));
+    for (path, status, code, says) in [
+        ("/train/gone", 404, "job_not_found", "`gone`"),
+        ("/train/gone/checkpoints", 404, "job_not_found", ""),
+        ("/train/gone/logs", 404, "job_not_found", ""),
+        ("/train/gone/events", 404, "job_not_found", ""),
+        ("/train/No_Name", 404, "job_not_found", "No_Name"),
+        ("/train/a%2Fb", 404, "job_not_found", "a%2Fb"),
+        ("/train/j?x=1", 422, "invalid_request", "?x"),
+        ("/train/j?namespace=kube-system", 403, "namespace_not_allowed", "`training`, `two`"),
+        ("/train?namespace=", 403, "namespace_not_allowed", ""),
+        ("/train/j/checkpoints?limit=0", 422, "invalid_request", "1 to 500"),
+        ("/train/j/checkpoints?before=x", 422, "invalid_request", "?before"),
+        ("/train/j/checkpoints/best?mode=least", 422, "invalid_request", "`min` or `max`"),
+        ("/train/j/checkpoints/best?metric=", 422, "invalid_request", "?metric"),
+        ("/train/j/checkpoints/latest?limit=1", 422, "invalid_request", "?limit"),
+        ("/train/j/checkpoints/latest", 404, "checkpoint_not_found", "no complete"),
+        ("/train/j/checkpoints/best?metric=accuracy", 404, "checkpoint_not_found", "`accuracy`"),
+        ("/train/j/checkpoints/5", 404, "checkpoint_not_found", "`5`"),
+        ("/train/j/checkpoints/-5", 404, "checkpoint_not_found", "`-5`"),
+        ("/train/j/checkpoints/9999999999999", 404, "checkpoint_not_found", ""),
+        ("/train?limit=501", 422, "invalid_request", "1 to 500"),
+        ("/train?framework=jax", 422, "invalid_request", "`nemo`"),
+        ("/train?run_id=a%20b", 422, "invalid_request", "?run_id"),
+        ("/train?status=done", 422, "invalid_request", "`succeeded`"),
+        ("/train?continue=", 422, "invalid_request", "?continue"),
+        (&long, 422, "invalid_request", "?continue"),
+        ("/train?continue=bad", 422, "invalid_request", "?continue"),
+        ("/train?continue=old", 410, "continue_expired", "first page"),
+        ("/train/j/logs?tail=0", 422, "invalid_request", "1 to 10000"),
+        ("/train/j/logs?tail=10001", 422, "invalid_request", "1 to 10000"),
+        ("/train/j/logs?since=yesterday", 422, "invalid_request", "RFC 3339"),
+        ("/train/j/logs?since=2026-11-24T03:00:00+01:00", 422, "invalid_request", "%2B"),
+        ("/train/j/logs?replica=chief", 422, "invalid_request", "worker-<index>"),
+        ("/train/j/logs?attempt=0", 422, "invalid_request", "?attempt"),
+        ("/train/j/logs?replica=master&rank=2", 422, "invalid_request", "worker-0"),
+        ("/train/j/logs?replica=worker-1", 404, "log_not_found", "1 workers"),
+        ("/train/j/logs?rank=4", 404, "log_not_found", "4 ranks"),
+        (
+            "/train/j/logs",
+            404,
+            "log_not_found",
+            "s3://bucket/runs/r/framework=hf/logs/01980000-0000-7000-8000-000000000001/attempt-<n>/rank-<r>.log",
+        ),
+        // A pod of that name, but of an older job.
+        ("/train/j/logs?rank=3", 404, "log_not_found", "rank-3.log"),
+        ("/nothing", 404, "route_not_found", "/nothing"),
+        ("/train/j/", 404, "route_not_found", ""),
+    ] {
+        let answer = world.get(path).await;
+        assert_eq!((answer.status, answer.code()), (status, code), "{path}: {}", answer.text);
+        assert!(answer.detail().contains(says), "{path}: {}", answer.detail());
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{path}");
+    }
+    for (method, path, allow) in [
+        ("PUT", "/train", "GET, POST"),
+        ("POST", "/train/j/logs", "GET"),
+        ("HEAD", "/train/j", "DELETE, GET"),
+        ("DELETE", "/readyz", "GET"),
+    ] {
+        let answer = world.send(method, path, None).await;
+        assert_eq!((answer.code(), answer.header("allow")), ("method_not_allowed", Some(allow)), "{method} {path}");
+    }
+    // The API gives these to the other function.
+    for (method, path) in [("POST", "/train"), ("DELETE", "/train/j"), ("POST", "/train/j/suspend")] {
+        assert_eq!(world.send(method, path, Some(TOKEN)).await.code(), "route_not_found", "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn failures_behind_the_function_say_what_to_do_and_nothing_else() {
+    for (status, message, code) in [
+        (403, "pytorchjobs.kubeflow.org is forbidden: User \"arn:secret\" cannot get", "cluster_denied"),
+        (404, "the server could not find the requested resource", "cluster_not_ready"),
+        (429, "too many requests", "throttled"),
+        (503, "etcd leader changed", "cluster_unavailable"),
+        (500, "something private", "cluster_error"),
+    ] {
+        let world = World::with_cluster(vec![row(JOBS, status, refusal(status, message))]);
+        for path in ["/train", "/train/j", "/train/j/logs", "/train/j/events"] {
+            let answer = world.get(path).await;
+            assert_eq!(answer.code(), code, "{path} {message}");
+            assert!(!answer.text.contains("secret") && !answer.text.contains("private"), "{}", answer.text);
+        }
+    }
+    let world = World::new(vec![job_row(&job("j")), row(PODS, 200, list(&[], ""))], testing::denied());
+    for path in
+        ["/train/j/checkpoints", "/train/j/checkpoints/latest", "/train/j/checkpoints/best", "/train/j/checkpoints/5"]
+    {
+        assert_eq!(world.get(path).await.code(), "storage_unavailable", "{path}");
+    }
+    // The bucket does not hide what the cluster says.
+    let answer = world.get("/train/j").await;
+    assert_eq!(
+        (answer.status, &answer.body["status"], &answer.body["checkpoints"]),
+        (200, &json!("running"), &Value::Null)
+    );
+}
+
+#[tokio::test]
+async fn a_list_is_read_some_jobs_at_a_time_and_linked_to_its_next_page() {
+    let jobs = |from: usize, to: usize| (from..to).map(|number| job(&format!("j{number:02}"))).collect::<Vec<_>>();
+    let world = World::with_cluster(vec![
+        row("continue=c10", 200, list(&jobs(10, 15), "c15+/=")),
+        row("limit=10", 200, list(&jobs(0, 10), "c10")),
+    ]);
+    let page = world.get("/train?limit=15&framework=hf&run_id=r&status=running").await;
+    let names: Vec<_> = page.body["jobs"].as_array().into_iter().flatten().map(|job| job["name"].to_string()).collect();
+    assert_eq!((page.status, names.len(), names.first().map(String::as_str)), (200, 15, Some("\"j00\"")));
+    assert_eq!(page.body["continue"], "c15+/=");
+    let next = "/train?limit=15&framework=hf&run%5Fid=r&status=running&continue=c15%2B%2F%3D";
+    assert_eq!(page.body["links"]["next"], next.replace("%5F", "_"));
+    let sent = world.sent();
+    let selector = "labelSelector=trainer.deepfinery%2Fframework%3Dhf%2Ctrainer.deepfinery%2Frun-id%3Dr";
+    assert!(sent.iter().all(|asked| asked.contains(selector)), "{sent:?}");
+    assert!(sent[0].contains("limit=10") && sent[1].contains("limit=5"), "{sent:?}");
+
+    // A filter by status may leave nothing of a page that has a next one.
+    let world = World::with_cluster(vec![row("limit=10", 200, list(&jobs(0, 10), "c10"))]);
+    let page = world.get("/train?limit=10&status=failed").await;
+    assert_eq!((page.body["jobs"].as_array().map(Vec::len), &page.body["continue"]), (Some(0), &json!("c10")));
+
+    let world = World::with_cluster(vec![row("/namespaces/two/pytorchjobs?", 200, list(&jobs(0, 2), ""))]);
+    let page = world.get("/train?namespace=two").await;
+    assert_eq!((&page.body["continue"], &page.body["links"]["next"]), (&Value::Null, &Value::Null));
+    assert_eq!(page.body["jobs"].as_array().map(Vec::len), Some(2));
+}
+
+#[tokio::test]
+async fn a_job_is_told_with_its_progress_and_its_own_pods() {
+    let progress = json!({"submission": SUBMISSION, "attempt": 2, "step": 7, "total": 9, "loss": 1.0,
+        "tokens_per_second": null, "eta_seconds": null, "updated_at": 1});
+    let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}});
+    let mut job = job("j");
+    job["metadata"]["namespace"] = json!("two");
+    let store = || testing::holding([(format!("{RUN}/progress/{SUBMISSION}"), progress.to_string())]);
+    let script = |owner| {
+        vec![
+            row("/namespaces/two/pytorchjobs/j", 200, &job),
+            row("/namespaces/two/pods?", 200, list(&[pod("j-worker-0", owner, 0, &waiting)], "")),
+        ]
+    };
+    let answer = World::new(script("u1"), store()).get("/train/j?namespace=two").await;
+    assert_eq!((&answer.body["attempts"], &answer.body["progress"]["step"]), (&json!(2), &json!(7)));
+    assert_eq!(answer.body["diagnosis"]["code"], "image_pull");
+    assert_eq!(answer.body["links"]["logs"], "/train/j/logs?namespace=two");
+    assert!(
+        answer.text.starts_with(r#"{"name":"j","status":"running","detail":"held up: no such image","framework":"hf""#)
+    );
+
+    let answer = World::new(script("another"), store()).get("/train/j?namespace=two").await;
+    assert_eq!((&answer.body["diagnosis"], answer.detail()), (&Value::Null, "running, step 7 of 9, loss 1.0000"));
+}
+
+#[tokio::test]
+async fn checkpoints_are_told_and_chosen() {
+    let older = "01970000-0000-7000-8000-000000000001";
+    let checkpoint = |step: u64, submission: &str, loss: f64| {
+        let path = format!("checkpoint-{step}/a");
+        let marker = json!({"layout": 1, "framework": "hf", "step": step, "saved_at": 1.5, "submission": submission,
+            "files": [{"path": path, "size": 1}], "metrics": {"loss": loss}, "metadata": {}});
+        let entry = json!({"index": 1, "step": step, "state": "complete", "submission": submission, "saved_at": 1.5,
+            "size_bytes": 1, "file_count": 1, "metrics": {"loss": loss}, "parent": null, "marker_key": "k", "marker_etag": "e"});
+        [
+            (format!("{RUN}/checkpoints/step-{step:06}.json"), marker.to_string()),
+            (format!("{RUN}/checkpoints/{path}"), "x".to_owned()),
+            (format!("{RUN}/index/v1/{:012}", 999_999_999_999 - step), entry.to_string()),
+        ]
+    };
+    let objects = [
+        checkpoint(10, SUBMISSION, 3.0),
+        checkpoint(20, SUBMISSION, 1.0),
+        checkpoint(30, SUBMISSION, 2.0),
+        checkpoint(99, older, 0.5),
+    ];
+    let world = World::new(vec![job_row(&job("j"))], testing::holding(objects.concat()));
+    let page = world.get("/train/j/checkpoints?limit=3").await;
+    let told: Vec<_> = page.body["checkpoints"].as_array().into_iter().flatten().collect();
+    let told: Vec<_> = told.iter().map(|entry| (entry["step"].as_u64(), entry["superseded"].as_bool())).collect();
+    assert_eq!(told, [(Some(99), Some(true)), (Some(30), Some(false)), (Some(20), Some(false))]);
+    assert_eq!(page.body["links"]["next"], "/train/j/checkpoints?limit=3&before=20");
+    for (path, step, superseded) in [
+        ("latest", 30, false),
+        ("best", 20, false),
+        ("best?mode=max", 10, false),
+        ("99", 99, true),
+        ("000010", 10, false),
+    ] {
+        let answer = world.get(&format!("/train/j/checkpoints/{path}")).await;
+        assert_eq!((answer.status, &answer.body["step"]), (200, &json!(step)), "{path}: {}", answer.text);
+        assert_eq!(
+            (&answer.body["superseded"], &answer.body["state"]),
+            (&json!(superseded), &json!("complete")),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_was_started_anew_shows_its_own_checkpoint() {
+    let entry = |step: u64, submission: &str| {
+        let entry = json!({"index": 1, "step": step, "state": "complete", "submission": submission, "saved_at": 1.5,
+            "size_bytes": 1, "file_count": 1, "metrics": {}, "parent": null, "marker_key": format!("m{step}"), "marker_etag": "e"});
+        (format!("{RUN}/index/v1/{:012}", 999_999_999_999 - step), entry.to_string())
+    };
+    let older = (100..130).map(|step| entry(step, "01970000-0000-7000-8000-000000000001"));
+    let objects: Vec<_> = older.chain([entry(5, SUBMISSION)]).collect();
+    let world = World::new(vec![job_row(&job("j")), row(PODS, 200, list(&[], ""))], testing::holding(objects));
+    let answer = world.get("/train/j").await;
+    assert_eq!(
+        answer.body["checkpoints"],
+        json!({"latest_step": 5, "latest_uri": "s3://bucket/m5"}),
+        "{}",
+        answer.text
+    );
+}
+
+#[tokio::test]
+async fn a_prefix_outside_the_allowed_bases_is_not_followed() {
+    let mut job = job("j");
+    job["metadata"]["annotations"]["trainer.deepfinery/checkpoint-prefix"] = json!("s3://other/r/framework=hf");
+    // A bucket that is asked all the same would refuse.
+    let world = World::new(vec![job_row(&job), row(PODS, 200, list(&[], ""))], testing::denied());
+    assert_eq!(world.get("/train/j/checkpoints").await.body["checkpoints"], json!([]));
+    assert_eq!(world.get("/train/j/checkpoints/latest").await.code(), "checkpoint_not_found");
+    assert_eq!(world.get("/train/j").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_log_is_the_one_that_was_asked_for() {
+    let world = World::with_cluster(vec![
+        row(format!("{PODS}/j-master-0/log?"), 200, "2026-11-24T03:00:01Z one\n2026-11-24T03:00:02Z \u{1}\n"),
+        row(format!("{PODS}/j-worker-0/log?"), 200, ""),
+        row(format!("{PODS}/j-master-0"), 200, running("j-master-0", 2)),
+        row(format!("{PODS}/j-worker-0"), 200, running("j-worker-0", 0)),
+        job_row(&job("j")),
+    ]);
+    for (query, pod, asked, text) in [
+        (
+            "",
+            "j-master-0",
+            &["tailLines=500", "timestamps=true", "container=pytorch"][..],
+            "2026-11-24T03:00:01Z one\n2026-11-24T03:00:02Z \u{1}\n",
+        ),
+        (
+            "?attempt=2&tail=10000",
+            "j-master-0",
+            &["previous=true", "tailLines=10000"],
+            "2026-11-24T03:00:01Z one\n2026-11-24T03:00:02Z \u{1}\n",
+        ),
+        ("?rank=2", "j-worker-0", &["tailLines=500"], ""),
+        (
+            "?since=2026-11-24T04:00:00.9%2B01:00&replica=worker-0",
+            "j-worker-0",
+            &["sinceTime=2026-11-24T03%3A00%3A00Z"],
+            "",
+        ),
+    ] {
+        let answer = world.get(&format!("/train/j/logs{query}")).await;
+        assert_eq!((answer.status, answer.text.as_str()), (200, text), "{query}");
+        assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"), "{query}");
+        assert_eq!((answer.header("log-truncated"), answer.header("log-incomplete")), (None, None), "{query}");
+        let sent = world.sent().pop().expect("a request");
+        assert!(
+            sent.contains(&format!("{pod}/log?")) && asked.iter().all(|part| sent.contains(part)),
+            "{query}: {sent}"
+        );
+        assert_eq!(sent.contains("previous"), query.contains("attempt=2"), "{query}: {sent}");
+    }
+    let answer = world.get("/train/j/logs?attempt=1").await;
+    assert_eq!(answer.code(), "log_not_found");
+    assert!(answer.detail().contains("newest is attempt 3"), "{}", answer.detail());
+}
+
+#[tokio::test]
+async fn a_log_that_is_too_long_loses_its_oldest_lines() {
+    let line = |number: u32| format!("2026-11-24T03:00:01Z {number:07} {}\n", "\"".repeat(600));
+    let log: String = (0..9_000).map(line).collect();
+    let world =
+        World::with_cluster(vec![row("/log?", 200, log), row(PODS, 200, running("j-master-0", 0)), job_row(&job("j"))]);
+    let answer = world.get("/train/j/logs?tail=10000").await;
+    assert_eq!((answer.status, answer.header("log-truncated")), (200, Some("true")));
+    assert!(answer.text.ends_with(&line(8_999)) && answer.text.starts_with("2026-11-24T03:00:01Z 000"));
+    let bytes = serde_json::to_string(&answer.text).expect("text").len();
+    assert!((4_000_000..4 * 1024 * 1024 + 2).contains(&bytes), "{bytes}");
+}
+
+#[tokio::test]
+async fn a_container_that_has_not_started_has_no_log() {
+    for (state, log, says) in [
+        (json!({"waiting": {"reason": "ContainerCreating"}}), None, "has not started yet (ContainerCreating)"),
+        // Between the two looks its start was undone.
+        (
+            json!({"running": {}}),
+            Some("container \"pytorch\" in pod \"j-master-0\" is waiting to start"),
+            "waiting to start",
+        ),
+    ] {
+        let world = World::with_cluster(vec![
+            row("/log?", 400, refusal(400, log.unwrap_or("not asked"))),
+            row(PODS, 200, pod("j-master-0", "u1", 0, &state)),
+            job_row(&job("j")),
+        ]);
+        let answer = world.get("/train/j/logs").await;
+        assert_eq!(answer.code(), "log_not_found", "{}", answer.text);
+        assert!(answer.detail().contains(says), "{}", answer.detail());
+        assert_eq!(world.sent().iter().any(|asked| asked.contains("/log?")), log.is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_is_told_from_a_log_that_is_not_there() {
+    let lost = r#"Get "https://10.0.0.7:10250/containerLogs": dial tcp 10.0.0.7:10250: connect: connection refused"#;
+    let world = World::with_cluster(vec![
+        row("/log?", 500, refusal(500, lost)),
+        row(PODS, 200, running("j-master-0", 0)),
+        job_row(&job("j")),
+    ]);
+    let answer = world.get("/train/j/logs").await;
+    assert_eq!((answer.code(), answer.header("retry-after")), ("cluster_unavailable", Some("5")));
+    assert!(answer.detail().contains("s3://bucket/") && !answer.text.contains("10.0.0.7"), "{}", answer.text);
+}
+
+#[tokio::test]
+async fn events_of_the_job_and_its_pods_are_one_story() {
+    let event = |kind: &str, name: &str, second: u32| {
+        json!({"metadata": {}, "involvedObject": {"kind": kind, "name": name, "uid": "u1"}, "type": "Normal", "reason": "R",
+            "message": name, "count": 1, "source": {"component": "c"}, "lastTimestamp": format!("2026-11-24T03:00:{second:02}Z")})
+    };
+    let world = World::with_cluster(vec![
+        job_row(&job("j")),
+        row(format!("{EVENTS}?&fieldSelector=involvedObject.uid%3Du1"), 200, list(&[event("PyTorchJob", "j", 5)], "")),
+        row("continue=more", 200, list(&[event("Pod", "j-worker-0", 3)], "")),
+        row(
+            format!("{EVENTS}?&fieldSelector=involvedObject.kind%3DPod"),
+            200,
+            list(&[event("Pod", "j-master-0", 9), event("Pod", "other-master-0", 9)], "more"),
+        ),
+    ]);
+    let answer = world.get("/train/j/events").await;
+    let told: Vec<_> =
+        answer.body["events"].as_array().into_iter().flatten().map(|event| event["message"].clone()).collect();
+    assert_eq!(told, ["j-worker-0", "j", "j-master-0"], "{:?} {}", world.sent(), answer.text);
+    assert_eq!(answer.body["truncated"], false);
+}
+
+#[tokio::test]
+async fn readiness_tells_each_dependency() {
+    let good = || vec![row(JOBS, 200, list(&[], ""))];
+    let bad = || vec![row(JOBS, 404, refusal(404, "the server could not find the requested resource"))];
+    let empty = || testing::holding::<String>([]);
+    for (world, status, cluster, storage) in [
+        (World::new(good(), empty()), 200, Value::Null, Value::Null),
+        (World::new(bad(), empty()), 503, json!("cluster_not_ready"), Value::Null),
+        (World::new(good(), testing::denied()), 503, Value::Null, json!("storage_unavailable")),
+        (World::new(bad(), testing::denied()), 503, json!("cluster_not_ready"), json!("storage_unavailable")),
+    ] {
+        let answer = world.get("/readyz").await;
+        assert_eq!((answer.status, &answer.body["ready"]), (status, &json!(status == 200)), "{}", answer.text);
+        for (name, code) in [("token", Value::Null), ("cluster", cluster), ("storage", storage)] {
+            let check = &answer.body[name];
+            assert_eq!((&check["code"], &check["ok"]), (&code, &json!(code.is_null())), "{name}: {}", answer.text);
+            assert_eq!(check["detail"].is_null(), code.is_null());
+        }
+    }
+}
