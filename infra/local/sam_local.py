@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import base_image
+from samcli.local.docker.lambda_image import LambdaImage
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / ".local" / "sam"
@@ -106,7 +107,9 @@ def answers_docker(docker: str) -> bool:
 @contextlib.contextmanager
 def image(docker: str, functions: list[Path]) -> Iterator[None]:
     """Lambda's base image: the one at hand, pulled, or else a stand-in that is gone afterwards."""
-    repository, system, machine = "public.ecr.aws/lambda/provided", "al2023", architecture()
+    # The name under which the SAM CLI looks for it.
+    repository = f"{LambdaImage._INVOKE_REPO_PREFIX}/provided"
+    system, machine = "al2023", architecture()
     tag = f"{repository}:{system}-{machine}"
     at_hand = subprocess.run([docker, "image", "inspect", tag], capture_output=True, check=False).returncode == 0
     if at_hand or pulls(docker, tag):

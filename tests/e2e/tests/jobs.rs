@@ -69,7 +69,6 @@ async fn what_is_wrong_with_a_request_is_said_as_a_problem() -> Result<()> {
         (Method::POST, "/train/", None, None, 404, "route_not_found"),
         (Method::PUT, "/train", None, None, 405, "method_not_allowed"),
         (Method::PATCH, "/train/x", None, None, 405, "method_not_allowed"),
-        (Method::HEAD, "/healthz", None, None, 405, ""),
         (Method::POST, "/train", Some(token), Some("{".to_owned()), 400, "malformed_json"),
         (Method::POST, "/train", Some(token), Some("[]".to_owned()), 422, "invalid_request"),
         (Method::POST, "/train", Some(token), Some(with("num_node", json!(2))), 422, "invalid_request"),
