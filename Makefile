@@ -66,6 +66,6 @@ client-test: .local/venv/client ## Generate a client from openapi.json and use i
 	@.local/venv/uv/bin/uv pip install --quiet --require-hashes --python $@/bin/python3 --requirements $<
 	@touch $@
 
-e2e: ## End-to-end tests against the running twin; the last group stops components, so it runs alone
-	cargo test -q -p e2e --test jobs
-	cargo test -q -p e2e --test training --test outages -- --test-threads=1
+e2e: ## End-to-end tests against the running twin; the last group needs it for itself
+	cargo test -q -p e2e --test jobs --test submitting --test reading
+	cargo test -q -p e2e --test training --test access --test outages -- --test-threads=1

@@ -62,7 +62,11 @@ def main(arguments: list[str]) -> int:
                 if wrong:
                     print(wrong)
                     failures.append(file.name)
-    print(f"{len(files) - len(failures)} of {len(files)} as expected", *failures, sep="\n  ")
+    judged = [file for file in files if (expected.get(file.name) or {"status": None})["status"] is not None]
+    if judged:
+        print(f"{sum(file.name not in failures for file in judged)} of {len(judged)} as expected")
+    if failures:
+        print("wrong:", *failures, sep="\n  ")
     return 1 if failures else 0
 
 
@@ -77,11 +81,11 @@ def read_settings() -> dict[str, str]:
 
 def function_of(file: Path) -> str:
     """The function that a file's name begins with."""
+    if not file.is_file():
+        stop(f"there is no event {file}")
     function = file.name.split("-")[0]
     if function not in FUNCTIONS:
         stop(f"{file}: the name of an event begins with {'-, '.join(FUNCTIONS)}-")
-    if not file.is_file():
-        stop(f"there is no event {file}")
     if not bootstrap(function).is_file():
         stop(f"the function {function} is not built: run `make up`")
     return function

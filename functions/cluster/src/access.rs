@@ -46,6 +46,8 @@ pub struct Access {
     credentials: SharedCredentialsProvider,
     region: String,
     cluster: String,
+    /// Whether the endpoint came with the settings, and so is never looked up.
+    is_given: bool,
     /// Held while signing in, so that concurrent requests wait for one sign-in.
     session: Mutex<Session>,
 }
@@ -134,7 +136,8 @@ impl Access {
         region: String,
     ) -> Self {
         let ClusterSettings { cluster, endpoint, .. } = settings;
-        Self { eks, credentials, region, cluster, session: Mutex::new(Session { endpoint, client: None }) }
+        let is_given = endpoint.is_some();
+        Self { eks, credentials, region, cluster, is_given, session: Mutex::new(Session { endpoint, client: None }) }
     }
 
     /// A client whose token is young enough.
@@ -157,6 +160,15 @@ impl Access {
     /// Forget the token, so that the next client has a new one.
     pub(crate) async fn sign_out(&self) {
         self.session.lock().await.client = None;
+    }
+
+    /// Forget where the cluster is and who signs for it, so that the next client asks EKS again.
+    pub(crate) async fn look_up_again(&self) {
+        let mut session = self.session.lock().await;
+        session.client = None;
+        if !self.is_given {
+            session.endpoint = None;
+        }
     }
 
     async fn describe(&self) -> Result<Endpoint, EndpointError> {

@@ -160,6 +160,18 @@ impl From<EndpointError> for ClusterError {
     }
 }
 
+/// Whether no connection came about (nobody listens, or a certificate of another authority), so that nothing was sent.
+pub(crate) fn is_not_connected(error: &kube::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref().is_some_and(hyper_util::client::legacy::Error::is_connect) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +180,16 @@ mod tests {
         let status = Status { code, reason: reason.to_owned(), message: message.to_owned(), ..Status::default() };
         let error = ClusterError::from(kube::Error::Api(Box::new(status)));
         format!("{error:?}").split(['(', ' ', '{']).next().unwrap_or_default().to_owned()
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_is_told_from_a_broken_connection() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+        let config = kube::Config::new(format!("http://{free}").parse().expect("a URI"));
+        let client = kube::Client::try_from(config).expect("a client");
+        let error = client.apiserver_version().await.expect_err("nobody listens");
+        assert!(is_not_connected(&error), "{error:?}");
+        assert!(!is_not_connected(&kube::Error::Service("connection reset".into())));
     }
 
     #[test]

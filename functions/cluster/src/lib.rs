@@ -80,19 +80,19 @@ impl Cluster {
         Jobs { cluster: self, namespace }
     }
 
-    /// Make a call, signing in again once when the cluster does not know us: a refused call had no effect.
+    /// Make a call, and once more when it had no effect for a reason that we can do something about: a token that the
+    /// cluster does not take (any more), or an endpoint where it is not (any more).
     async fn call<T, F: Future<Output = kube::Result<T>>>(
         &self,
         operation: impl Fn(Client) -> F,
     ) -> Result<T, ClusterError> {
         let attempts = async {
             match operation(self.entrance.client().await?).await {
-                Err(kube::Error::Api(status)) if status.code == 401 => {
-                    self.entrance.sign_out().await;
-                    Ok(operation(self.entrance.client().await?).await?)
-                }
-                answer => Ok(answer?),
+                Err(kube::Error::Api(status)) if status.code == 401 => self.entrance.sign_out().await,
+                Err(error) if error::is_not_connected(&error) => self.entrance.look_up_again().await,
+                answer => return Ok(answer?),
             }
+            Ok(operation(self.entrance.client().await?).await?)
         };
         tokio::time::timeout(CALL_BUDGET, attempts).await.unwrap_or(Err(ClusterError::TimedOut))
     }
@@ -111,6 +111,13 @@ impl Entrance {
     async fn sign_out(&self) {
         match self {
             Self::SignIn(access) => access.sign_out().await,
+            Self::Open(_) => {}
+        }
+    }
+
+    async fn look_up_again(&self) {
+        match self {
+            Self::SignIn(access) => access.look_up_again().await,
             Self::Open(_) => {}
         }
     }

@@ -28,8 +28,8 @@ pub enum UriError {
     /// The bucket's name is not one.
     #[error("must name a bucket: 3 to 63 characters of a-z 0-9 . -")]
     Bucket,
-    /// A segment of the key is empty, `.` or `..`, or has a control character.
-    #[error("must not have empty, `.` or `..` segments or control characters in its key")]
+    /// A segment of the key is empty, `.` or `..`, or has a character that S3 cannot list.
+    #[error("must not have empty, `.` or `..` segments, control characters or U+FFFE and U+FFFF in its key")]
     Segment,
     /// Longer than S3 allows.
     #[error("must have a key of at most 900 bytes")]
@@ -110,7 +110,9 @@ impl FromStr for S3Uri {
         }
         let key = key.trim_end_matches('/');
         let bad_segment = |segment: &str| matches!(segment, "" | "." | "..");
-        if !key.is_empty() && (key.split('/').any(bad_segment) || key.contains(char::is_control)) {
+        // S3 answers lists as XML, which cannot hold control characters and these two.
+        let unlisted = |character: char| character.is_control() || matches!(character, '\u{fffe}' | '\u{ffff}');
+        if !key.is_empty() && (key.split('/').any(bad_segment) || key.contains(unlisted)) {
             return Err(UriError::Segment);
         }
         if key.len() > 900 {
@@ -270,6 +272,7 @@ mod tests {
             ("s3://bucket//a", UriError::Segment),
             ("s3://bucket/a/../b", UriError::Segment),
             ("s3://bucket/a/\u{0}", UriError::Segment),
+            ("s3://bucket/a\u{fffe}", UriError::Segment),
         ] {
             assert_eq!(bad.parse::<S3Uri>(), Err(error), "{bad}");
         }

@@ -11,8 +11,8 @@
 
 pub mod cause;
 pub mod checkpoints;
+pub mod diagnosis;
 pub mod dry_run;
-pub mod event;
 pub mod events;
 pub mod existing;
 pub mod fingerprint;
@@ -36,6 +36,8 @@ pub mod query;
 pub mod readiness;
 pub mod request;
 pub mod route;
+pub mod s3_event;
 pub mod settings;
 pub mod status;
 pub mod strict_json;
+pub mod token;

@@ -54,6 +54,17 @@ pub enum Start {
     Step(Step),
 }
 
+/// What one submission adds to a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    /// Its id.
+    pub submission: &'a Submission,
+    /// Id of the caller's token.
+    pub submitted_by: Option<&'a str>,
+    /// Where it starts.
+    pub start: Start,
+}
+
 /// The run prefix of a request.
 #[must_use]
 pub fn run_prefix(request: &TrainingJobRequest) -> RunPrefix {
@@ -65,8 +76,7 @@ pub fn run_prefix(request: &TrainingJobRequest) -> RunPrefix {
 #[must_use]
 pub fn build(
     request: &TrainingJobRequest,
-    start: Start,
-    submission: &Submission,
+    origin: Origin<'_>,
     defaults: Option<&PodTemplateSpec>,
     platform: &Platform,
 ) -> PyTorchJob {
@@ -76,7 +86,8 @@ pub fn build(
     let mut job_labels = labels.clone();
     job_labels.extend(request.queue.iter().map(|queue| (key::QUEUE.to_owned(), queue.clone())));
     let mut annotations = request.annotations.clone();
-    annotations.insert(key::SUBMISSION.to_owned(), submission.to_string());
+    annotations.insert(key::SUBMISSION.to_owned(), origin.submission.to_string());
+    annotations.extend(origin.submitted_by.map(|id| (key::SUBMITTED_BY.to_owned(), id.to_owned())));
     annotations.insert(key::CHECKPOINT_PREFIX.to_owned(), run_prefix(request).to_string());
     annotations.insert(key::REQUEST.to_owned(), request.fingerprint.to_annotation());
     let metadata = ObjectMeta {
@@ -89,7 +100,7 @@ pub fn build(
     let template = PodTemplateSpec {
         // The operator does not copy the job's labels to its pods.
         metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
-        spec: Some(pod(request, start, submission, platform)),
+        spec: Some(pod(request, origin, platform)),
     };
     let template = match defaults {
         Some(defaults) => with_defaults(template, defaults.clone()),
@@ -168,7 +179,7 @@ fn backoff_limit(num_nodes: u32, max_restarts: u32) -> i32 {
     i32::try_from(limit).unwrap_or(i32::MAX)
 }
 
-fn pod(request: &TrainingJobRequest, start: Start, submission: &Submission, platform: &Platform) -> PodSpec {
+fn pod(request: &TrainingJobRequest, origin: Origin<'_>, platform: &Platform) -> PodSpec {
     PodSpec {
         active_deadline_seconds: request
             .max_runtime_seconds
@@ -186,7 +197,7 @@ fn pod(request: &TrainingJobRequest, start: Start, submission: &Submission, plat
             // Static rendezvous from the operator's PET_* variables. With restarts by torchrun it hangs after a rank's
             // death, so the cluster restarts the containers.
             args: Some(vec!["--max-restarts=0".to_owned(), platform.train_script.clone()]),
-            env: Some(environment(request, start, submission, platform)),
+            env: Some(environment(request, origin, platform)),
             resources: Some(resources(request)),
             termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
             volume_mounts: Some(vec![VolumeMount {
@@ -217,12 +228,7 @@ fn resources(request: &TrainingJobRequest) -> ResourceRequirements {
     ResourceRequirements { requests: Some(amounts.clone()), limits: Some(amounts), ..ResourceRequirements::default() }
 }
 
-fn environment(
-    request: &TrainingJobRequest,
-    start: Start,
-    submission: &Submission,
-    platform: &Platform,
-) -> Vec<EnvVar> {
+fn environment(request: &TrainingJobRequest, origin: Origin<'_>, platform: &Platform) -> Vec<EnvVar> {
     let prefix = run_prefix(request);
     let shutdown_seconds = platform.grace_seconds.saturating_sub(SHUTDOWN_MARGIN_SECONDS).max(1);
     let mut variables = vec![
@@ -237,8 +243,8 @@ fn environment(
         ("CHECKPOINTS_URI", prefix.uri("checkpoints").to_string()),
         ("LOGS_URI", prefix.uri("logs").to_string()),
         ("CONFIG_URI", prefix.uri("config").to_string()),
-        ("SUBMISSION", submission.to_string()),
-        ("RESUME", start.to_string()),
+        ("SUBMISSION", origin.submission.to_string()),
+        ("RESUME", origin.start.to_string()),
         ("TRAINING_EXTRA_ARGS_JSON", Value::Object(request.extra_args.clone()).to_string()),
         ("OMP_NUM_THREADS", "1".to_owned()),
         // As a variable and not as a flag: other images may hold a torchrun that does not know it.
@@ -314,7 +320,8 @@ mod tests {
         let submission = "01980000-0000-7000-8000-000000000001".parse().expect("an id");
         let defaults = defaults.map(|defaults| serde_json::from_value(defaults).expect("a pod template"));
         let start = Start::Step(Step::new(300).expect("in range"));
-        serde_json::to_value(build(&request, start, &submission, defaults.as_ref(), &platform())).expect("serialisable")
+        let origin = Origin { submission: &submission, submitted_by: Some("ci"), start };
+        serde_json::to_value(build(&request, origin, defaults.as_ref(), &platform())).expect("serialisable")
     }
 
     fn master(manifest: &Value) -> &Value {

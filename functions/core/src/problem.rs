@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::namespace::Namespace;
+
 /// What went wrong, as a stable word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -16,6 +18,8 @@ pub enum Code {
     MissingToken,
     /// The token is not one of ours.
     InvalidToken,
+    /// The token does not have the scope that this needs.
+    ScopeNotAllowed,
     /// A namespace that this deployment does not serve.
     NamespaceNotAllowed,
     /// A `ResourceQuota` of the namespace has no room for the job.
@@ -64,7 +68,7 @@ pub enum Code {
     ClusterError,
     /// The cluster cannot be reached.
     ClusterUnavailable,
-    /// The namespace, the `PyTorchJob` resource or the operator's webhook is not there.
+    /// The `PyTorchJob` resource or the operator's webhook is not there.
     ClusterNotReady,
     /// The token cannot be checked.
     AuthUnavailable,
@@ -121,11 +125,12 @@ pub struct Document<'a> {
 
 impl Code {
     /// All codes, in the order of their statuses.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::MalformedJson,
         Self::InvalidRequest,
         Self::MissingToken,
         Self::InvalidToken,
+        Self::ScopeNotAllowed,
         Self::NamespaceNotAllowed,
         Self::QuotaExceeded,
         Self::JobNotFound,
@@ -190,6 +195,7 @@ impl Code {
             Self::InvalidRequest => ("invalid_request", 422, "The request breaks rules", 0),
             Self::MissingToken => ("missing_token", 401, "No token was sent", 0),
             Self::InvalidToken => ("invalid_token", 401, "The token is not valid", 0),
+            Self::ScopeNotAllowed => ("scope_not_allowed", 403, "The token may not do this", 0),
             Self::NamespaceNotAllowed => ("namespace_not_allowed", 403, "The namespace is not allowed", 0),
             Self::QuotaExceeded => ("quota_exceeded", 403, "The namespace's quota is used up", 0),
             Self::JobNotFound => ("job_not_found", 404, "No such job", 0),
@@ -235,14 +241,23 @@ impl Problem {
     #[must_use]
     pub fn invalid(errors: Vec<FieldError>) -> Self {
         let rules = if errors.len() == 1 { "1 rule".to_owned() } else { format!("{} rules", errors.len()) };
-        let first = errors.first().map(|error| format!(": {} {}", error.pointer, error.detail)).unwrap_or_default();
+        let place = |pointer: &str| if pointer.is_empty() { "the body".to_owned() } else { pointer.to_owned() };
+        let first = errors.first().map(|error| format!(": {} {}", place(&error.pointer), error.detail));
+        let first = first.unwrap_or_default();
         Self { code: Code::InvalidRequest, detail: format!("the request breaks {rules}{first}"), errors }
     }
 
     /// The problem of a name that no job has, or that no job can have.
     #[must_use]
-    pub fn job_not_found(name: &str) -> Self {
-        Self::new(Code::JobNotFound, format!("there is no job `{}`", bounded(name, 64)))
+    pub fn job_not_found(name: &str, namespace: &Namespace) -> Self {
+        let detail = format!("there is no job `{}` in the namespace `{namespace}`", bounded(name, 64));
+        Self::new(Code::JobNotFound, detail)
+    }
+
+    /// The problem of a namespace that is served, but not for this caller.
+    #[must_use]
+    pub fn namespace_not_allowed() -> Self {
+        Self::new(Code::NamespaceNotAllowed, "the namespace is not one of those that your token is for")
     }
 
     /// The problem of a manifest that the API server or the operator's webhook refused: its own words, and the field of the

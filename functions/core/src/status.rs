@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
+    diagnosis::{self, Diagnosis},
     index::IndexEntry,
     links::{Links, PageLinks},
     marker::State,
@@ -141,19 +142,6 @@ pub struct NewestCheckpoint {
     pub latest_uri: String,
 }
 
-/// What keeps a job from running.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct Diagnosis {
-    /// A stable word: unschedulable or `image_pull`.
-    pub code: &'static str,
-    /// What the cluster says.
-    pub message: String,
-    /// Where it says so.
-    pub evidence: Vec<String>,
-    /// What to do.
-    pub next_step: &'static str,
-}
-
 /// What the index says of a run, newest step first.
 #[derive(Clone, Copy, Debug)]
 pub struct Checkpoints<'a> {
@@ -276,7 +264,7 @@ impl TrainingJobStatus {
             let latest_uri = format!("s3://{bucket}/{}", newest.marker_key);
             Some(NewestCheckpoint { latest_step: newest.step, latest_uri })
         });
-        let diagnosis = if summary.phase.is_finished() { None } else { diagnose(pods) };
+        let diagnosis = if summary.phase.is_finished() { None } else { diagnosis::of_pods(pods) };
         if job.metadata.deletion_timestamp.is_none()
             && let Some(detail) = closer_detail(summary.phase, progress.as_ref(), diagnosis.as_ref())
         {
@@ -348,40 +336,6 @@ fn closer_detail(phase: Phase, progress: Option<&Progress>, diagnosis: Option<&D
 pub fn newest_complete<'a>(entries: &'a [IndexEntry], submission: &str) -> Option<&'a IndexEntry> {
     let own = |entry: &&IndexEntry| entry.state == State::Complete && entry.submission.as_deref() == Some(submission);
     entries.iter().find(own)
-}
-
-/// The first reason found in the pods' own conditions and container states.
-fn diagnose(pods: &[Pod]) -> Option<Diagnosis> {
-    pods.iter().find_map(unschedulable).or_else(|| pods.iter().find_map(image_pull))
-}
-
-fn unschedulable(pod: &Pod) -> Option<Diagnosis> {
-    let conditions = pod.status.as_ref()?.conditions.as_deref()?;
-    let condition =
-        conditions.iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
-    Some(Diagnosis {
-        code: "unschedulable",
-        message: condition.message.clone().unwrap_or_else(|| "the scheduler gives no message".to_owned()),
-        evidence: vec![format!("pod {}: PodScheduled=False", pod.metadata.name.as_deref().unwrap_or_default())],
-        next_step: "ask for what a node of the cluster has, add such nodes, or wait until others are done",
-    })
-}
-
-fn image_pull(pod: &Pod) -> Option<Diagnosis> {
-    let status = pod.status.as_ref()?;
-    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
-    containers.filter_map(|container| container.state.as_ref()?.waiting.as_ref()).find_map(|waiting| {
-        let reason = waiting.reason.as_deref()?;
-        if !matches!(reason, "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName") {
-            return None;
-        }
-        Some(Diagnosis {
-            code: "image_pull",
-            message: waiting.message.clone().unwrap_or_else(|| reason.to_owned()),
-            evidence: vec![format!("pod {}: {reason}", pod.metadata.name.as_deref().unwrap_or_default())],
-            next_step: "check the image's name and that the nodes may pull it",
-        })
-    })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The one place where results become HTTP and where a request is logged: one line each, never with bodies, tokens or
 //! headers.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lambda_http::{
     Body, Request, RequestExt, Response,
@@ -17,8 +17,21 @@ use training_core::{
 
 use crate::{Answer, Failure};
 
+/// How long a request may take. API Gateway gives up after 30 s and says nothing of what happened.
+const ANSWER_WITHIN: Duration = Duration::from_secs(27);
 /// Longest body that is looked at, in bytes.
 const MAX_BODY_BYTES: usize = 128 * 1024;
+
+/// The result of a request's work, or `cluster_timeout` when it takes too long: every change is safe to repeat.
+///
+/// # Errors
+/// Those of the work.
+pub async fn in_time(work: impl Future<Output = Result<Answer, Failure>>) -> Result<Answer, Failure> {
+    tokio::time::timeout(ANSWER_WITHIN, work).await.unwrap_or_else(|elapsed| {
+        let detail = "what is behind this service was too slow; send the same request again: nothing is done twice";
+        Err(Failure::with_cause(Code::ClusterTimeout, detail, elapsed))
+    })
+}
 
 /// The route of a request.
 ///
@@ -126,6 +139,14 @@ pub fn request_id(request: &Request) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_takes_too_long_is_answered_in_time() {
+        let started = tokio::time::Instant::now();
+        let failure = in_time(std::future::pending()).await.expect_err("too long");
+        assert_eq!(failure.problem.code, Code::ClusterTimeout);
+        assert!(started.elapsed() <= Duration::from_secs(28), "{:?}", started.elapsed());
+    }
 
     #[test]
     fn json_is_known_by_its_media_type() {

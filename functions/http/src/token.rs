@@ -1,52 +1,75 @@
 //! Who may call: the header `X-TRAINER-TOKEN` against the secret in Secrets Manager. Fails closed: a token that cannot be
-//! checked is refused.
+//! checked is refused. What a secret says is `training_core::token`.
 
-use std::time::{Duration, Instant};
+use std::{collections::HashMap, time::Duration};
 
-use aws_sdk_secretsmanager::Client;
+use aws_sdk_secretsmanager::{
+    Client, error::SdkError, operation::get_secret_value::GetSecretValueError, types::error::ResourceNotFoundException,
+};
+use k8s_openapi::jiff::Timestamp;
 use lambda_http::{Request, http::HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
-use sha2::{Digest, Sha256};
-use subtle::{Choice, ConstantTimeEq};
 use thiserror::Error;
-use tokio::sync::Mutex;
-use training_core::problem::Code;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep_until},
+};
+use tracing::warn;
+use training_core::{
+    cause::chain,
+    problem::Code,
+    token::{Caller, Scope, TokenDigest, TokenSecret, TokenSecretError, TokenSet},
+};
 
 use crate::Failure;
 
 const HEADER: &str = "x-trainer-token";
 /// How long a secret that was read is used. A removed token is dead after this time.
 const CACHE: Duration = Duration::from_secs(45);
-/// An unknown token makes the secret be read again (it may be a new one), at most this often.
+/// While the secret cannot be read, what it said last is used this long.
+const STALE: Duration = Duration::from_mins(10);
+/// The secret is read at most this often: an unknown token makes it be read, because it may be a new one.
 const REFRESH: Duration = Duration::from_secs(1);
-/// A shorter token could be guessed.
-const MIN_TOKEN_LENGTH: usize = 32;
+/// While what was read before is used in place of what cannot be read, the next try comes after this time.
+const RETRY: Duration = Duration::from_secs(5);
+/// How long a token that is not in the secret is refused without another look.
+const REFUSED: Duration = Duration::from_secs(5);
+/// Refused tokens that are remembered; with more of them, somebody is guessing.
+const MAX_REFUSED: usize = 1_000;
 
-/// Checks tokens, remembering the secret's digests for a while.
+/// Checks tokens, remembering for a while what the secret says.
 pub struct TokenCheck {
     client: Client,
     secret_arn: String,
     /// Held while the secret is read, so that concurrent requests wait for one read.
-    known: Mutex<Option<Known>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    known: Option<Known>,
+    tried_at: Option<Instant>,
+    refused: HashMap<TokenDigest, Instant>,
 }
 
 struct Known {
+    tokens: TokenSet,
     read_at: Instant,
-    digests: Vec<[u8; 32]>,
 }
 
 /// Why no token can be checked.
 #[derive(Debug, Error)]
 enum SecretError {
+    /// It may be there, unchanged.
     #[error("cannot read the token secret")]
-    Read(#[source] Box<aws_sdk_secretsmanager::Error>),
+    Read(#[source] Box<SdkError<GetSecretValueError>>),
+    /// There is none any more.
+    #[error("the token secret is gone")]
+    Gone(#[source] Box<SdkError<GetSecretValueError>>),
     #[error("the token secret has no text")]
     NoText,
-    #[error("the token secret is a JSON object without the text field `token`")]
-    NoToken,
-    #[error("the token in the secret is shorter than {MIN_TOKEN_LENGTH} characters")]
-    TooShort,
+    #[error("the token secret cannot be used")]
+    Unusable(#[source] TokenSecretError),
 }
 
 // === impl TokenCheck ===
@@ -55,14 +78,14 @@ impl TokenCheck {
     /// A check against this secret; nothing is read before the first request.
     #[must_use]
     pub fn new(client: Client, secret_arn: String) -> Self {
-        Self { client, secret_arn, known: Mutex::new(None) }
+        Self { client, secret_arn, state: Mutex::default() }
     }
 
-    /// Let a request pass or refuse it.
+    /// Let a request for something of this kind pass, or refuse it.
     ///
     /// # Errors
-    /// `missing_token`, `invalid_token`, or `auth_unavailable` when the secret cannot be read.
-    pub async fn check(&self, request: &Request) -> Result<(), Failure> {
+    /// `missing_token`, `invalid_token`, `scope_not_allowed`, or `auth_unavailable` when the secret cannot be read.
+    pub async fn check(&self, request: &Request, scope: Scope) -> Result<Caller, Failure> {
         let mut values = request.headers().get_all(HEADER).iter();
         let token = match (values.next().map(HeaderValue::as_bytes), values.next()) {
             (None | Some(b""), _) => {
@@ -71,57 +94,118 @@ impl TokenCheck {
             (Some(token), None) => token,
             (Some(_), Some(_)) => return Err(invalid()),
         };
-        let digest: [u8; 32] = Sha256::digest(token).into();
-        let mut known = self.known.lock().await;
-        let age = known.as_ref().map(|known| known.read_at.elapsed());
-        if age.is_none_or(|age| age > CACHE) {
-            // Forget first: when the read fails, nobody passes.
-            *known = None;
-            *known = Some(self.read().await.map_err(unavailable)?);
-        } else if age.is_some_and(|age| age > REFRESH) && !known.as_ref().is_some_and(|known| known.holds(&digest)) {
-            *known = Some(self.read().await.map_err(unavailable)?);
+        let caller = self.identify(&TokenDigest::of(token)).await?;
+        if caller.may(scope) {
+            return Ok(caller);
         }
-        if known.as_ref().is_some_and(|known| known.holds(&digest)) { Ok(()) } else { Err(invalid()) }
+        let needed = match scope {
+            Scope::Submit => "submit",
+            Scope::Read => "read",
+        };
+        Err(Failure::new(Code::ScopeNotAllowed, format!("this needs a token with the scope `{needed}`")))
     }
 
-    async fn read(&self) -> Result<Known, SecretError> {
-        let secret = self
-            .client
-            .get_secret_value()
-            .secret_id(&self.secret_arn)
-            .send()
-            .await
-            .map_err(|error| SecretError::Read(Box::new(error.into())))?;
-        let text = SecretString::from(secret.secret_string.ok_or(SecretError::NoText)?);
-        let token = token_in(&text)?;
-        Ok(Known { read_at: Instant::now(), digests: vec![Sha256::digest(token.expose_secret()).into()] })
+    async fn identify(&self, digest: &TokenDigest) -> Result<Caller, Failure> {
+        let mut state = self.state.lock().await;
+        if state.refused.get(digest).is_some_and(|refused_at| refused_at.elapsed() < REFUSED) {
+            return Err(invalid());
+        }
+        if state.is_usable()
+            && let Some(caller) = state.find(digest)
+        {
+            return Ok(caller);
+        }
+        // Either what is known is old, or the token may be newer than it.
+        let read = self.refresh(&mut state).await;
+        match (state.find(digest), read) {
+            (Some(caller), _) => Ok(caller),
+            (None, Ok(())) => {
+                state.refuse(*digest);
+                Err(invalid())
+            }
+            // It may be a new token: that cannot be told now.
+            (None, Err(error)) => Err(unavailable(error)),
+        }
+    }
+
+    /// Read the secret again, not more often than allowed. What is known is forgotten when it must not be used any more.
+    async fn refresh(&self, state: &mut State) -> Result<(), SecretError> {
+        if let Some(tried_at) = state.tried_at {
+            sleep_until(tried_at + REFRESH).await;
+        }
+        state.tried_at = Some(Instant::now());
+        let error = match self.read().await {
+            Ok(tokens) => {
+                state.known = Some(Known { tokens, read_at: Instant::now() });
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let may_be_stale = matches!(error, SecretError::Read(_));
+        state.known = state.known.take().filter(|known| may_be_stale && known.read_at.elapsed() < STALE);
+        if state.known.is_some() {
+            warn!(cause = chain(&error), "the token secret cannot be read; what it said last counts a while longer");
+        }
+        Err(error)
+    }
+
+    async fn read(&self) -> Result<TokenSet, SecretError> {
+        let current = self.version("AWSCURRENT").await?;
+        let mut tokens = match TokenSecret::parse(current.expose_secret()).map_err(SecretError::Unusable)? {
+            TokenSecret::List(tokens) => return Ok(tokens),
+            TokenSecret::Single(tokens) => tokens,
+        };
+        // A single token is rotated by a new version; until the callers have it, the one before counts too.
+        match self.version("AWSPREVIOUS").await {
+            Ok(previous) => {
+                if let Ok(TokenSecret::Single(previous)) = TokenSecret::parse(previous.expose_secret()) {
+                    tokens.extend(previous);
+                }
+                Ok(tokens)
+            }
+            Err(SecretError::Gone(_) | SecretError::NoText) => Ok(tokens),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn version(&self, stage: &str) -> Result<SecretString, SecretError> {
+        let request = self.client.get_secret_value().secret_id(&self.secret_arn).version_stage(stage);
+        match request.send().await {
+            Ok(secret) => secret.secret_string.map(SecretString::from).ok_or(SecretError::NoText),
+            Err(error) if is_gone(&error) => Err(SecretError::Gone(Box::new(error))),
+            Err(error) => Err(SecretError::Read(Box::new(error))),
+        }
     }
 }
 
-// === impl Known ===
+// === impl State ===
 
-impl Known {
-    /// Digests are compared, so lengths are equal, and all of them in constant time.
-    fn holds(&self, digest: &[u8; 32]) -> bool {
-        let found = self.digests.iter().fold(Choice::from(0), |found, known| found | known.ct_eq(digest));
-        found.into()
+impl State {
+    /// Whether a token that is known needs no look at the secret.
+    fn is_usable(&self) -> bool {
+        let has_just_failed = self.tried_at.is_some_and(|tried_at| tried_at.elapsed() < RETRY);
+        let limit = if has_just_failed { STALE } else { CACHE };
+        self.known.as_ref().is_some_and(|known| known.read_at.elapsed() < limit)
+    }
+
+    fn find(&self, digest: &TokenDigest) -> Option<Caller> {
+        self.known.as_ref()?.tokens.find(digest, Timestamp::now()).cloned()
+    }
+
+    fn refuse(&mut self, digest: TokenDigest) {
+        if self.refused.len() >= MAX_REFUSED {
+            self.refused.clear();
+        }
+        self.refused.insert(digest, Instant::now());
     }
 }
 
-/// The token in a secret: `{"token": "..."}`, or the whole text when it is not a JSON object.
-fn token_in(secret: &SecretString) -> Result<SecretString, SecretError> {
-    #[derive(Deserialize)]
-    struct Object {
-        token: Option<SecretString>,
-    }
-    let text = secret.expose_secret().trim_end_matches(['\r', '\n']);
-    let token = if text.trim_start().starts_with('{') {
-        let object: Object = serde_json::from_str(text).map_err(|_| SecretError::NoToken)?;
-        object.token.ok_or(SecretError::NoToken)?
-    } else {
-        SecretString::from(text)
-    };
-    if token.expose_secret().len() < MIN_TOKEN_LENGTH { Err(SecretError::TooShort) } else { Ok(token) }
+/// No such secret or version, or one that is marked as deleted.
+fn is_gone(error: &SdkError<GetSecretValueError>) -> bool {
+    error.as_service_error().is_some_and(|error| {
+        matches!(error, GetSecretValueError::ResourceNotFoundException(ResourceNotFoundException { .. }))
+            || error.is_invalid_request_exception()
+    })
 }
 
 fn invalid() -> Failure {
@@ -135,37 +219,77 @@ fn unavailable(error: SecretError) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aws_sdk_secretsmanager::operation::get_secret_value::{GetSecretValueError, GetSecretValueOutput};
-    use aws_smithy_mocks::{RuleMode, mock, mock_client};
+    use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
+    use aws_smithy_mocks::{MockResponse, RuleMode, mock, mock_client};
     use lambda_http::Body;
+    use std::sync::{Arc, Mutex};
+    use tokio::time::sleep;
 
     const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+    const NEW: &str = "fedcba9876543210fedcba9876543210";
 
-    fn request(token: Option<&str>) -> Request {
+    /// Secrets Manager.
+    #[derive(Clone, Default)]
+    struct Secrets(Arc<Mutex<Versions>>);
+
+    #[derive(Default)]
+    struct Versions {
+        current: Option<String>,
+        previous: Option<String>,
+        is_away: bool,
+        reads: usize,
+    }
+
+    impl Secrets {
+        fn with(current: &str) -> Self {
+            let secrets = Self::default();
+            secrets.set(|versions| versions.current = Some(current.to_owned()));
+            secrets
+        }
+
+        fn set<T>(&self, change: impl FnOnce(&mut Versions) -> T) -> T {
+            change(&mut self.0.lock().expect("no poison"))
+        }
+
+        fn check(&self) -> TokenCheck {
+            let secrets = self.clone();
+            let rule = mock!(Client::get_secret_value).then_compute_response(move |input| {
+                let is_current = input.version_stage() == Some("AWSCURRENT");
+                secrets.set(|versions| {
+                    versions.reads += usize::from(is_current);
+                    let version = if is_current { &versions.current } else { &versions.previous };
+                    match version {
+                        _ if versions.is_away => MockResponse::Error(GetSecretValueError::unhandled("away")),
+                        Some(text) => MockResponse::Output(GetSecretValueOutput::builder().secret_string(text).build()),
+                        None => MockResponse::Error(GetSecretValueError::ResourceNotFoundException(
+                            ResourceNotFoundException::builder().build(),
+                        )),
+                    }
+                })
+            });
+            TokenCheck::new(mock_client!(aws_sdk_secretsmanager, RuleMode::MatchAny, &[&rule]), "arn".to_owned())
+        }
+    }
+
+    /// The code of the refusal, if it is one.
+    async fn code(check: &TokenCheck, token: Option<&str>) -> Option<Code> {
+        refusal(check, token, Scope::Read).await
+    }
+
+    async fn refusal(check: &TokenCheck, token: Option<&str>, scope: Scope) -> Option<Code> {
         let mut request = lambda_http::http::Request::builder().uri("/train");
         if let Some(token) = token {
             request = request.header("X-TRAINER-TOKEN", token);
         }
-        request.body(Body::Empty).expect("a request")
+        let request = request.body(Body::Empty).expect("a request");
+        check.check(&request, scope).await.err().map(|failure| failure.problem.code)
     }
 
-    async fn code(check: &TokenCheck, token: Option<&str>) -> Option<Code> {
-        check.check(&request(token)).await.err().map(|failure| failure.problem.code)
-    }
-
-    fn check_with(secret: &'static str) -> TokenCheck {
-        let rule = mock!(Client::get_secret_value)
-            .match_requests(|input| input.secret_id() == Some("arn"))
-            .then_output(move || GetSecretValueOutput::builder().secret_string(secret).build());
-        let client = mock_client!(aws_sdk_secretsmanager, RuleMode::MatchAny, &[&rule]);
-        TokenCheck::new(client, "arn".to_owned())
-    }
-
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn only_the_secrets_token_passes() {
         for secret in [TOKEN, "0123456789abcdef0123456789abcdef\n", r#"{"token": "0123456789abcdef0123456789abcdef"}"#]
         {
-            let check = check_with(secret);
+            let check = Secrets::with(secret).check();
             assert_eq!(code(&check, Some(TOKEN)).await, None);
             assert_eq!(code(&check, Some("0123456789abcdef0123456789abcdeg")).await, Some(Code::InvalidToken));
             assert_eq!(code(&check, Some("0")).await, Some(Code::InvalidToken));
@@ -174,10 +298,10 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_secret_that_is_no_token_lets_nobody_in() {
         for secret in ["", "short", "{}", r#"{"token": ""}"#, r#"{"token": null}"#, r#"{"token": 5}"#, "{"] {
-            let check = check_with(secret);
+            let check = Secrets::with(secret).check();
             for token in [TOKEN, secret, "null", "5"] {
                 let expected = if token.is_empty() { Code::MissingToken } else { Code::AuthUnavailable };
                 assert_eq!(code(&check, Some(token)).await, Some(expected), "{secret} {token}");
@@ -185,27 +309,80 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn an_unreadable_secret_lets_nobody_in() {
-        let rule =
-            mock!(Client::get_secret_value).then_error(|| GetSecretValueError::unhandled("Secrets Manager is away"));
-        let check = TokenCheck::new(mock_client!(aws_sdk_secretsmanager, &[&rule]), "arn".to_owned());
-        assert_eq!(code(&check, Some(TOKEN)).await, Some(Code::AuthUnavailable));
+    #[tokio::test(start_paused = true)]
+    async fn a_rotated_token_is_never_refused_and_the_one_before_counts_too() {
+        let secrets = Secrets::with(TOKEN);
+        let check = secrets.check();
+        assert_eq!(code(&check, Some(TOKEN)).await, None);
+        secrets.set(|versions| versions.previous = versions.current.replace(NEW.to_owned()));
+        // Read a moment ago, and read again for the sake of the new token.
+        assert_eq!(code(&check, Some(NEW)).await, None);
+        assert_eq!(code(&check, Some(TOKEN)).await, None);
+        // The next rotation drops it.
+        secrets.set(|versions| versions.previous = Some(NEW.to_owned()));
+        sleep(CACHE).await;
+        assert_eq!(code(&check, Some(TOKEN)).await, Some(Code::InvalidToken));
+        assert_eq!(code(&check, Some(NEW)).await, None);
     }
 
-    #[tokio::test]
-    async fn a_rotated_token_is_found_and_the_old_one_refused() {
-        const NEW: &str = "fedcba9876543210fedcba9876543210";
-        let rule = mock!(Client::get_secret_value)
-            .sequence()
-            .output(|| GetSecretValueOutput::builder().secret_string(TOKEN).build())
-            .output(|| GetSecretValueOutput::builder().secret_string(NEW).build())
-            .build();
-        let check = TokenCheck::new(mock_client!(aws_sdk_secretsmanager, &[&rule]), "arn".to_owned());
+    #[tokio::test(start_paused = true)]
+    async fn an_entry_of_a_list_has_its_scopes() {
+        let digest = format!("{:x}", <sha2::Sha256 as sha2::Digest>::digest(TOKEN));
+        let secret = format!(r#"{{"tokens": [{{"id": "ci", "sha256": "{digest}", "scopes": ["read"]}}]}}"#);
+        let secrets = Secrets::with(&secret);
+        // Only the current version of a list counts.
+        secrets.set(|versions| versions.previous = Some(NEW.to_owned()));
+        let check = secrets.check();
+        assert_eq!(refusal(&check, Some(TOKEN), Scope::Read).await, None);
+        assert_eq!(refusal(&check, Some(TOKEN), Scope::Submit).await, Some(Code::ScopeNotAllowed));
+        assert_eq!(refusal(&check, Some(NEW), Scope::Read).await, Some(Code::InvalidToken));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_is_bridged_for_known_tokens_and_not_for_ever() {
+        let secrets = Secrets::with(TOKEN);
+        let check = secrets.check();
         assert_eq!(code(&check, Some(TOKEN)).await, None);
-        assert_eq!(code(&check, Some(NEW)).await, Some(Code::InvalidToken), "read a moment ago: not read again");
-        tokio::time::sleep(REFRESH + Duration::from_millis(50)).await;
-        assert_eq!(code(&check, Some(NEW)).await, None);
-        assert_eq!(code(&check, Some(TOKEN)).await, Some(Code::InvalidToken));
+        secrets.set(|versions| versions.is_away = true);
+        sleep(CACHE).await;
+        assert_eq!(code(&check, Some(TOKEN)).await, None);
+        assert_eq!(code(&check, Some(NEW)).await, Some(Code::AuthUnavailable), "it may be a new one");
+        sleep(Duration::from_secs(520)).await;
+        assert_eq!(code(&check, Some(TOKEN)).await, None);
+        sleep(CACHE).await;
+        assert_eq!(code(&check, Some(TOKEN)).await, Some(Code::AuthUnavailable));
+        secrets.set(|versions| versions.is_away = false);
+        sleep(REFRESH).await;
+        assert_eq!(code(&check, Some(TOKEN)).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_secret_that_is_gone_or_broken_is_not_bridged() {
+        for broken in [None, Some(String::new()), Some("{}".to_owned())] {
+            let secrets = Secrets::with(TOKEN);
+            let check = secrets.check();
+            assert_eq!(code(&check, Some(TOKEN)).await, None);
+            secrets.set(|versions| versions.current = broken);
+            sleep(CACHE).await;
+            assert_eq!(code(&check, Some(TOKEN)).await, Some(Code::AuthUnavailable));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn guessing_does_not_make_the_secret_be_read_all_the_time() {
+        let secrets = Secrets::with(TOKEN);
+        let check = secrets.check();
+        for _ in 0..50 {
+            assert_eq!(code(&check, Some(NEW)).await, Some(Code::InvalidToken));
+        }
+        assert_eq!(secrets.set(|versions| versions.reads), 1, "remembered as refused");
+        let started = Instant::now();
+        for guess in 0..10 {
+            assert_eq!(code(&check, Some(&format!("{NEW}{guess}"))).await, Some(Code::InvalidToken));
+        }
+        assert!(started.elapsed() >= REFRESH * 9, "once a second at most");
+        sleep(REFUSED).await;
+        secrets.set(|versions| versions.current = Some(NEW.to_owned()));
+        assert_eq!(code(&check, Some(NEW)).await, None, "not remembered for ever");
     }
 }

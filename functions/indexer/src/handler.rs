@@ -6,10 +6,10 @@
 use tracing::{error, info, warn};
 use training_core::{
     cause::chain,
-    event::{self, MarkerEvent},
     index::IndexEntry,
     layout::{RunKey, S3Uri},
     marker::{Marker, MarkerError},
+    s3_event::{self, MarkerEvent},
 };
 use training_store::{Object, Store, StoreError};
 
@@ -44,7 +44,7 @@ pub(crate) enum IndexingError {
 impl Indexer {
     pub(crate) async fn handle(&self, event: serde_json::Value) -> Result<(), lambda_runtime::Error> {
         let mut failure = None;
-        for record in event::parse(&event, &self.runs_base_uris) {
+        for record in s3_event::parse(&event, &self.runs_base_uris) {
             let marker = match record {
                 Ok(marker) => marker,
                 Err(reason) => {

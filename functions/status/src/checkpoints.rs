@@ -9,11 +9,10 @@ use training_core::{
     names::Step,
     namespace::Namespace,
     problem::{Code, bounded},
-    query::Query,
 };
 use training_http::{Answer, Failure, answer::storage_failure};
 
-use crate::handler::Handler;
+use crate::handler::{Asked, Handler};
 
 /// Entries of a page.
 const DEFAULT_LIMIT: u32 = 50;
@@ -25,10 +24,10 @@ const MAX_METRIC_LENGTH: usize = 256;
 // === impl Handler ===
 
 impl Handler {
-    pub(crate) async fn checkpoints(&self, name: &str, mut query: Query) -> Result<Answer, Failure> {
-        let limit = query.number("limit", 1, MAX_LIMIT).unwrap_or(DEFAULT_LIMIT);
-        let before: Option<Step> = query.value("before");
-        let namespace = self.namespace(query)?;
+    pub(crate) async fn checkpoints(&self, name: &str, mut asked: Asked) -> Result<Answer, Failure> {
+        let limit = asked.query.number("limit", 1, MAX_LIMIT).unwrap_or(DEFAULT_LIMIT);
+        let before: Option<Step> = asked.query.value("before");
+        let namespace = self.namespace_of(asked, name)?;
         let (name, job) = self.job(&namespace, name).await?;
         let Some(prefix) = self.prefix(&job) else {
             return Answer::json(200, &CheckpointList { checkpoints: Vec::new(), links: PageLinks { next: None } });
@@ -47,25 +46,25 @@ impl Handler {
         Answer::json(200, &CheckpointList { checkpoints, links: PageLinks { next } })
     }
 
-    pub(crate) async fn latest_checkpoint(&self, name: &str, query: Query) -> Result<Answer, Failure> {
-        let prefix = self.run(name, self.namespace(query)?).await?;
+    pub(crate) async fn latest_checkpoint(&self, name: &str, asked: Asked) -> Result<Answer, Failure> {
+        let prefix = self.run(name, self.namespace_of(asked, name)?).await?;
         let latest = self.store.latest(&prefix).await.map_err(storage_failure)?;
         chosen(latest.ok_or("the run has no complete checkpoint"))
     }
 
-    pub(crate) async fn best_checkpoint(&self, name: &str, mut query: Query) -> Result<Answer, Failure> {
-        let metric = query.text("metric").unwrap_or_else(|| DEFAULT_METRIC.to_owned());
+    pub(crate) async fn best_checkpoint(&self, name: &str, mut asked: Asked) -> Result<Answer, Failure> {
+        let metric = asked.query.text("metric").unwrap_or_else(|| DEFAULT_METRIC.to_owned());
         if metric.is_empty() || metric.len() > MAX_METRIC_LENGTH {
-            query.refuse("metric", "format", format!("must have 1 to {MAX_METRIC_LENGTH} bytes"));
+            asked.query.refuse("metric", "format", format!("must have 1 to {MAX_METRIC_LENGTH} bytes"));
         }
-        let mode = query.word("mode", [("min", Mode::Min), ("max", Mode::Max)]).unwrap_or(Mode::Min);
-        let prefix = self.run(name, self.namespace(query)?).await?;
+        let mode = asked.query.word("mode", [("min", Mode::Min), ("max", Mode::Max)]).unwrap_or(Mode::Min);
+        let prefix = self.run(name, self.namespace_of(asked, name)?).await?;
         let best = self.store.best(&prefix, &metric, mode).await.map_err(storage_failure)?;
         chosen(best.ok_or_else(|| format!("the run has no complete checkpoint with the metric `{metric}`")))
     }
 
-    pub(crate) async fn checkpoint(&self, name: &str, step: &str, query: Query) -> Result<Answer, Failure> {
-        let prefix = self.run(name, self.namespace(query)?).await?;
+    pub(crate) async fn checkpoint(&self, name: &str, step: &str, asked: Asked) -> Result<Answer, Failure> {
+        let prefix = self.run(name, self.namespace_of(asked, name)?).await?;
         let not_found = || not_found(format!("the run has no checkpoint of step `{}`", bounded(step, 32)));
         let step: Step = step.parse().map_err(|_| not_found())?;
         let (entry, lineage) = tokio::join!(self.store.checkpoint(&prefix, step), self.store.lineage(&prefix));

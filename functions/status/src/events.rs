@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use training_cluster::ClusterError;
-use training_core::{events::EventGatherer, query::Query};
+use training_core::events::EventGatherer;
 use training_http::{Answer, Failure, answer::cluster_failure};
 
-use crate::handler::Handler;
+use crate::handler::{Asked, Handler};
 
 /// Pages of a namespace's events that are looked through.
 const MAX_PAGES: usize = 20;
@@ -16,9 +16,9 @@ const BUDGET: Duration = Duration::from_secs(12);
 // === impl Handler ===
 
 impl Handler {
-    pub(crate) async fn events(&self, name: &str, query: Query) -> Result<Answer, Failure> {
+    pub(crate) async fn events(&self, name: &str, asked: Asked) -> Result<Answer, Failure> {
         let started = Instant::now();
-        let namespace = self.namespace(query)?;
+        let namespace = self.namespace_of(asked, name)?;
         let (_, job) = self.job(&namespace, name).await?;
         let mut events = EventGatherer::new(&job);
         // Of a job's pods the names are known, but not the uids of those that are gone.

@@ -8,11 +8,12 @@ use training_core::{
     layout::{RunPrefix, S3Uri},
     names::JobName,
     namespace::{Namespace, Namespaces},
-    problem::{Code, bounded},
+    problem::Problem,
     pytorchjob::{PyTorchJob, key},
     query::Query,
     readiness::{Health, HealthWord},
     route::{Route, Unrouted},
+    token::{Caller, Scope},
 };
 use training_http::{Answer, Failure, answer::cluster_failure, boundary, token::TokenCheck};
 use training_store::Store;
@@ -29,13 +30,19 @@ pub(crate) struct Handler {
     pub(crate) runs_base_uris: Vec<S3Uri>,
 }
 
+/// A request that may read: its parameters, and who asks.
+pub(crate) struct Asked {
+    pub(crate) query: Query,
+    caller: Caller,
+}
+
 // === impl Handler ===
 
 impl Handler {
     pub(crate) async fn handle(&self, request: Request) -> Result<Response<Body>, Error> {
         let started = Instant::now();
         // On the heap: the futures of the SDKs are large.
-        let result = Box::pin(self.route(&request)).await;
+        let result = boundary::in_time(Box::pin(self.route(&request))).await;
         boundary::respond(&request, started, result)
     }
 
@@ -63,24 +70,35 @@ impl Handler {
     }
 
     /// Let a caller in; what is asked for is looked at only then.
-    async fn admit(&self, request: &Request) -> Result<Query, Failure> {
-        self.token.check(request).await?;
-        Ok(boundary::query(request))
+    async fn admit(&self, request: &Request) -> Result<Asked, Failure> {
+        let caller = self.token.check(request, Scope::Read).await?;
+        Ok(Asked { query: boundary::query(request), caller })
     }
 
-    /// The namespace of a request, once all its parameters are taken.
-    pub(crate) fn namespace(&self, mut query: Query) -> Result<Namespace, Failure> {
+    /// The namespace that is asked about, once all parameters are taken.
+    pub(crate) fn namespace(&self, asked: Asked) -> Result<Namespace, Failure> {
+        let (namespace, is_seen) = self.look(asked)?;
+        if is_seen { Ok(namespace) } else { Err(Problem::namespace_not_allowed().into()) }
+    }
+
+    /// The namespace of a job that is asked about, once all parameters are taken. For a caller who may not look there, the
+    /// job does not exist.
+    pub(crate) fn namespace_of(&self, asked: Asked, name: &str) -> Result<Namespace, Failure> {
+        let (namespace, is_seen) = self.look(asked)?;
+        if is_seen { Ok(namespace) } else { Err(Problem::job_not_found(name, &namespace).into()) }
+    }
+
+    fn look(&self, Asked { mut query, caller }: Asked) -> Result<(Namespace, bool), Failure> {
         let namespace = query.text("namespace");
         query.finish()?;
-        Ok(self.namespaces.choose(namespace.as_deref())?)
+        let namespace = self.namespaces.choose(namespace.as_deref())?;
+        let is_seen = caller.sees(&namespace);
+        Ok((namespace, is_seen))
     }
 
     /// A job; a name that cannot be one is not found.
     pub(crate) async fn job(&self, namespace: &Namespace, name: &str) -> Result<(JobName, PyTorchJob), Failure> {
-        let not_found = || {
-            let detail = format!("there is no job `{}` in the namespace `{namespace}`", bounded(name, 64));
-            Failure::new(Code::JobNotFound, detail)
-        };
+        let not_found = || Failure::from(Problem::job_not_found(name, namespace));
         let name: JobName = name.parse().map_err(|_| not_found())?;
         let job = self.cluster.jobs(namespace).get(&name).await.map_err(cluster_failure)?;
         Ok((name, job.ok_or_else(not_found)?))

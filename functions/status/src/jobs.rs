@@ -13,12 +13,11 @@ use training_core::{
     problem::{FieldError, Problem},
     progress::Progress,
     pytorchjob::{PyTorchJob, key},
-    query::Query,
     status::{Checkpoints, JobList, JobSummary, Phase, Status, TrainingJobStatus, newest_complete},
 };
 use training_http::{Answer, Failure, answer::cluster_failure};
 
-use crate::handler::Handler;
+use crate::handler::{Asked, Handler};
 
 /// Jobs of a page.
 const DEFAULT_LIMIT: u32 = 50;
@@ -34,20 +33,20 @@ const NEWEST: [u32; 2] = [10, 200];
 // === impl Handler ===
 
 impl Handler {
-    pub(crate) async fn list(&self, mut query: Query) -> Result<Answer, Failure> {
+    pub(crate) async fn list(&self, mut asked: Asked) -> Result<Answer, Failure> {
         let started = Instant::now();
-        let limit = query.number("limit", 1, MAX_LIMIT).unwrap_or(DEFAULT_LIMIT);
-        let framework: Option<Framework> = query.value("framework");
-        let run_id: Option<RunId> = query.value("run_id");
-        let status = query.word(
+        let limit = asked.query.number("limit", 1, MAX_LIMIT).unwrap_or(DEFAULT_LIMIT);
+        let framework: Option<Framework> = asked.query.value("framework");
+        let run_id: Option<RunId> = asked.query.value("run_id");
+        let status = asked.query.word(
             "status",
             [Status::Submitted, Status::Running, Status::Failed, Status::Succeeded].map(|word| (word.as_str(), word)),
         );
-        let after = query.text("continue");
+        let after = asked.query.text("continue");
         if after.as_ref().is_some_and(|token| token.is_empty() || token.len() > MAX_CONTINUE_LENGTH) {
-            query.refuse("continue", "format", "must be the `continue` of an earlier page");
+            asked.query.refuse("continue", "format", "must be the `continue` of an earlier page");
         }
-        let namespace = self.namespace(query)?;
+        let namespace = self.namespace(asked)?;
         let selector = [
             framework.map(|framework| format!("{}={framework}", key::FRAMEWORK)),
             run_id.as_ref().map(|run_id| format!("{}={run_id}", key::RUN_ID)),
@@ -80,8 +79,8 @@ impl Handler {
         Answer::json(200, &JobList { jobs, r#continue: next, links: PageLinks { next: next_page } })
     }
 
-    pub(crate) async fn status(&self, name: &str, query: Query) -> Result<Answer, Failure> {
-        let namespace = self.namespace(query)?;
+    pub(crate) async fn status(&self, name: &str, asked: Asked) -> Result<Answer, Failure> {
+        let namespace = self.namespace_of(asked, name)?;
         let (name, job) = self.job(&namespace, name).await?;
         let prefix = self.prefix(&job);
         let pods = async {

@@ -13,11 +13,10 @@ use training_core::{
     logs::{ChoiceError, Instance, MAX_LOG_BYTES, Replica, Tail},
     problem::{Code, FieldError, Problem},
     pytorchjob::{PyTorchJob, key},
-    query::Query,
 };
 use training_http::{Answer, Failure, answer::cluster_failure};
 
-use crate::handler::Handler;
+use crate::handler::{Asked, Handler};
 
 /// Lines of an answer.
 const DEFAULT_TAIL: u32 = 500;
@@ -35,19 +34,19 @@ const INCOMPLETE: HeaderName = HeaderName::from_static("log-incomplete");
 // === impl Handler ===
 
 impl Handler {
-    pub(crate) async fn logs(&self, name: &str, mut query: Query) -> Result<Answer, Failure> {
+    pub(crate) async fn logs(&self, name: &str, mut asked: Asked) -> Result<Answer, Failure> {
         let deadline = Instant::now() + BUDGET;
-        let replica: Option<Replica> = query.value("replica");
-        let rank = query.number("rank", 0, MAX_RANK);
-        let attempt = query.number("attempt", 1, MAX_ATTEMPT);
-        let tail_lines = query.number("tail", 1, MAX_TAIL).unwrap_or(DEFAULT_TAIL);
-        let since = query.text("since").map(|since| since.parse());
+        let replica: Option<Replica> = asked.query.value("replica");
+        let rank = asked.query.number("rank", 0, MAX_RANK);
+        let attempt = asked.query.number("attempt", 1, MAX_ATTEMPT);
+        let tail_lines = asked.query.number("tail", 1, MAX_TAIL).unwrap_or(DEFAULT_TAIL);
+        let since = asked.query.text("since").map(|since| since.parse());
         if let Some(Err(_)) = since {
             let detail =
                 "must be a time as RFC 3339 writes it, such as 2026-11-24T03:00:00Z (a plus sign is sent as %2B)";
-            query.refuse("since", "format", detail);
+            asked.query.refuse("since", "format", detail);
         }
-        let namespace = self.namespace(query)?;
+        let namespace = self.namespace_of(asked, name)?;
         let (name, job) = self.job(&namespace, name).await?;
         let elsewhere = elsewhere(&job, self.prefix(&job).as_ref(), rank);
         let not_found = |what: &str| Failure::new(Code::LogNotFound, format!("{what}{elsewhere}"));
@@ -126,7 +125,7 @@ fn elsewhere(job: &PyTorchJob, prefix: Option<&RunPrefix>, rank: Option<u32>) ->
     let (Some(prefix), Some(submission)) = (prefix, job.annotation(key::SUBMISSION)) else { return String::new() };
     let rank = rank.map_or_else(|| "<r>".to_owned(), |rank| rank.to_string());
     let archive = prefix.uri(&format!("logs/{submission}/attempt-<n>/rank-{rank}.log"));
-    format!("; the trainer keeps its logs as {archive}")
+    format!("; an image that archives its logs keeps them as {archive}")
 }
 
 #[cfg(test)]

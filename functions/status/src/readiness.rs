@@ -5,7 +5,6 @@ use tracing::warn;
 use training_core::{
     cause::chain,
     namespace::Namespace,
-    query::Query,
     readiness::{Check, Readiness},
 };
 use training_http::{
@@ -13,13 +12,13 @@ use training_http::{
     answer::{cluster_failure, storage_failure},
 };
 
-use crate::handler::Handler;
+use crate::handler::{Asked, Handler};
 
 // === impl Handler ===
 
 impl Handler {
-    pub(crate) async fn readiness(&self, query: Query) -> Result<Answer, Failure> {
-        let namespace = self.namespace(query)?;
+    pub(crate) async fn readiness(&self, asked: Asked) -> Result<Answer, Failure> {
+        let namespace = self.namespace(asked)?;
         let (cluster, storage) = tokio::join!(self.cluster_answers(&namespace), self.storage_answers());
         // The token of this very request was checked against its secret.
         let readiness = Readiness::new(Check::ok(), check("cluster", cluster), check("storage", storage));

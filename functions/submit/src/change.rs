@@ -21,6 +21,7 @@ const TRIES: usize = 5;
 /// A change of one job.
 pub(crate) struct Change<'a> {
     handler: &'a Handler,
+    namespace: &'a Namespace,
     jobs: Jobs<'a>,
     name: JobName,
 }
@@ -30,8 +31,8 @@ pub(crate) struct Change<'a> {
 impl<'a> Change<'a> {
     /// Of the job of this name; a text that is no name names no job.
     pub(crate) fn new(handler: &'a Handler, namespace: &'a Namespace, name: &str) -> Result<Self, Failure> {
-        let parsed = name.parse().map_err(|_| Problem::job_not_found(name))?;
-        Ok(Self { handler, jobs: handler.cluster.jobs(namespace), name: parsed })
+        let parsed = name.parse().map_err(|_| Problem::job_not_found(name, namespace))?;
+        Ok(Self { handler, namespace, jobs: handler.cluster.jobs(namespace), name: parsed })
     }
 
     /// Delete the job after its pods. Repeating it is the same as doing it once.
@@ -43,7 +44,7 @@ impl<'a> Change<'a> {
         match self.jobs.cancel(&job).await {
             Ok(cancelled) => self.accepted(&cancelled.unwrap_or(job)),
             // It was replaced or removed at this moment: what was asked for has happened.
-            Err(ClusterError::NotFound) => Err(Problem::job_not_found(self.name.as_str()).into()),
+            Err(ClusterError::NotFound) => Err(self.not_found().into()),
             Err(ClusterError::Changed) => Err(Failure::new(
                 Code::JobConflict,
                 format!("the job `{}` was replaced at this moment; look at it again", self.name),
@@ -63,7 +64,7 @@ impl<'a> Change<'a> {
             match self.jobs.set_suspend(&job, suspend).await {
                 Ok(changed) => return self.accepted(&changed),
                 Err(ClusterError::Changed) => {}
-                Err(ClusterError::NotFound) => return Err(Problem::job_not_found(self.name.as_str()).into()),
+                Err(ClusterError::NotFound) => return Err(self.not_found().into()),
                 Err(error) => return Err(cluster_failure(error)),
             }
         }
@@ -87,7 +88,11 @@ impl<'a> Change<'a> {
 
     async fn read(&self) -> Result<PyTorchJob, Failure> {
         let job = self.jobs.get(&self.name).await.map_err(cluster_failure)?;
-        Ok(job.ok_or_else(|| Problem::job_not_found(self.name.as_str()))?)
+        Ok(job.ok_or_else(|| self.not_found())?)
+    }
+
+    fn not_found(&self) -> Problem {
+        Problem::job_not_found(self.name.as_str(), self.namespace)
     }
 
     fn accepted(&self, job: &PyTorchJob) -> Result<Answer, Failure> {

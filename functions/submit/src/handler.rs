@@ -13,11 +13,11 @@ use training_core::{
     existing::Restart,
     manifest::Platform,
     namespace::Namespace,
-    problem::Code,
-    query::Query,
+    problem::{Code, Problem},
     request::{Rules, TrainingJobRequest},
     route::Route,
     status::TrainingJobStatus,
+    token::{Caller, Scope},
 };
 use training_http::{Answer, Failure, boundary, token::TokenCheck};
 use training_store::Store;
@@ -45,7 +45,7 @@ impl Handler {
     pub(crate) async fn handle(&self, request: Request) -> Result<Response<Body>, Error> {
         let started = Instant::now();
         // On the heap: the futures of the SDKs are large.
-        let result = Box::pin(self.route(&request)).await;
+        let result = boundary::in_time(Box::pin(self.route(&request))).await;
         boundary::respond(&request, started, result)
     }
 
@@ -53,22 +53,19 @@ impl Handler {
         let route = boundary::route(request)?;
         match route {
             Route::Submit => {
-                self.token.check(request).await?;
-                Box::pin(self.submit(request)).await
+                let caller = self.token.check(request, Scope::Submit).await?;
+                Box::pin(self.submit(request, &caller)).await
             }
             Route::Cancel(name) => {
-                self.token.check(request).await?;
-                let namespace = self.namespace(boundary::query(request))?;
+                let namespace = self.namespace_of(request, name).await?;
                 Change::new(self, &namespace, name)?.cancel().await
             }
             Route::Suspend(name) => {
-                self.token.check(request).await?;
-                let namespace = self.namespace(boundary::query(request))?;
+                let namespace = self.namespace_of(request, name).await?;
                 Change::new(self, &namespace, name)?.set_suspend(true).await
             }
             Route::Resume(name) => {
-                self.token.check(request).await?;
-                let namespace = self.namespace(boundary::query(request))?;
+                let namespace = self.namespace_of(request, name).await?;
                 Change::new(self, &namespace, name)?.set_suspend(false).await
             }
             // The gateway sends them to the other function.
@@ -89,7 +86,7 @@ impl Handler {
         }
     }
 
-    async fn submit(&self, request: &Request) -> Result<Answer, Failure> {
+    async fn submit(&self, request: &Request, caller: &Caller) -> Result<Answer, Failure> {
         let mut query = boundary::query(request);
         let dry_run = query.word("dry_run", [("true", true), ("false", false)]).unwrap_or_default();
         let restart = query.text("restart").filter(|restart| restart != "false").and_then(|text| {
@@ -99,9 +96,12 @@ impl Handler {
         query.finish()?;
         let body = boundary::json_body(request)?;
         let training = TrainingJobRequest::parse(body, namespace.as_deref(), &self.rules)?;
+        if !caller.sees(&training.namespace) {
+            return Err(Problem::namespace_not_allowed().into());
+        }
         let effect = if dry_run { Effect::DryRun } else { Effect::Real };
 
-        let (status, job) = match Box::pin(Submitting::new(self, &training, restart, effect).run()).await? {
+        let (status, job) = match Box::pin(Submitting::new(self, &training, caller, restart, effect).run()).await? {
             Placed::Created(job) => (201, job),
             Placed::Replayed(job) => (200, job),
         };
@@ -114,10 +114,14 @@ impl Handler {
         Ok(if status == 200 { answer.with_header(REPLAYED, "true") } else { answer })
     }
 
-    /// The namespace that the query of a request without further parameters names.
-    fn namespace(&self, mut query: Query) -> Result<Namespace, Failure> {
+    /// Let a caller change a job; the namespace that the query names. For a caller who may not look there, the job does not
+    /// exist.
+    async fn namespace_of(&self, request: &Request, name: &str) -> Result<Namespace, Failure> {
+        let caller = self.token.check(request, Scope::Submit).await?;
+        let mut query = boundary::query(request);
         let namespace = query.text("namespace");
         query.finish()?;
-        Ok(self.rules.namespaces.choose(namespace.as_deref())?)
+        let namespace = self.rules.namespaces.choose(namespace.as_deref())?;
+        if caller.sees(&namespace) { Ok(namespace) } else { Err(Problem::job_not_found(name, &namespace).into()) }
     }
 }

@@ -20,7 +20,7 @@ use training_core::{
     existing::{self, Decision, Restart},
     layout::{RunKey, RunPrefix, job_record_key},
     lineage::Mode,
-    manifest::{self, Start},
+    manifest::{self, Origin, Start},
     marker::State,
     names::{Step, Submission},
     namespace::Namespace,
@@ -29,6 +29,7 @@ use training_core::{
     pytorchjob::{PyTorchJob, key},
     request::{Resume, ResumeTarget, TrainingJobRequest},
     status::Phase,
+    token::Caller,
 };
 use training_http::{
     Failure,
@@ -55,6 +56,7 @@ const BEST_METRIC: &str = "loss";
 pub(crate) struct Submitting<'a> {
     handler: &'a Handler,
     request: &'a TrainingJobRequest,
+    caller: &'a Caller,
     restart: Option<Restart>,
     effect: Effect,
     submission: Submission,
@@ -92,12 +94,14 @@ impl<'a> Submitting<'a> {
     pub(crate) fn new(
         handler: &'a Handler,
         request: &'a TrainingJobRequest,
+        caller: &'a Caller,
         restart: Option<Restart>,
         effect: Effect,
     ) -> Self {
         Self {
             handler,
             request,
+            caller,
             restart,
             effect,
             submission: Uuid::now_v7().into(),
@@ -145,8 +149,8 @@ impl<'a> Submitting<'a> {
 
     /// Make the job of a name that is free.
     async fn start(&self) -> Result<Tried, Failure> {
-        let job = self.prepare().await?;
         let previous = self.read_owner().await?;
+        let job = self.prepare(previous.as_ref().map(|(owner, _)| owner)).await?;
         self.check_inactive(previous.as_ref().map(|(owner, _)| owner)).await?;
         if self.effect == Effect::DryRun {
             return match self.jobs.create(&job, Effect::DryRun).await {
@@ -178,8 +182,8 @@ impl<'a> Submitting<'a> {
     }
 
     /// Everything that the manifest needs from outside, and the manifest.
-    async fn prepare(&self) -> Result<PyTorchJob, Failure> {
-        let (start, defaults) = tokio::join!(self.resolve_start(), self.jobs.platform_defaults());
+    async fn prepare(&self, owner: Option<&Owner>) -> Result<PyTorchJob, Failure> {
+        let (start, defaults) = tokio::join!(self.resolve_start(owner), self.jobs.platform_defaults());
         let defaults = defaults.map_err(cluster_failure)?;
         let job = self.render(start?, defaults.and_then(|defaults| defaults.template).as_ref());
         let bytes = serde_json::to_vec(&job)
@@ -193,16 +197,23 @@ impl<'a> Submitting<'a> {
     }
 
     fn render(&self, start: Start, defaults: Option<&PodTemplateSpec>) -> PyTorchJob {
-        manifest::build(self.request, start, &self.submission, defaults, &self.handler.platform)
+        let origin = Origin { submission: &self.submission, submitted_by: self.caller.id.as_deref(), start };
+        manifest::build(self.request, origin, defaults, &self.handler.platform)
     }
 
     /// Which checkpoint the job starts from, looked up where the request names one that must be there.
-    async fn resolve_start(&self) -> Result<Start, Failure> {
+    async fn resolve_start(&self, owner: Option<&Owner>) -> Result<Start, Failure> {
         let store = &self.handler.store;
         let target = match self.request.resume {
             Resume::IfAny => return Ok(Start::NewestIfAny),
             Resume::No => {
-                if self.restart.is_none() {
+                let is_restart = match &self.restart {
+                    None => false,
+                    Some(Restart::Finished) => true,
+                    // Of the submission that trained the run last, and of no other.
+                    Some(Restart::Submission(named)) => owner.is_some_and(|owner| owner.submission == named.as_str()),
+                };
+                if !is_restart {
                     self.check_untrained().await?;
                 }
                 return Ok(Start::Fresh);
@@ -286,8 +297,8 @@ impl<'a> Submitting<'a> {
     /// A dry run of a restart: would the old job be deleted, and the new one be taken? Its name is still taken, which the
     /// API server says last, after everything else was checked.
     async fn rehearse_replacing(&self, found: &PyTorchJob) -> Result<Tried, Failure> {
-        let job = self.prepare().await?;
         let owner = self.read_owner().await?;
+        let job = self.prepare(owner.as_ref().map(|(owner, _)| owner)).await?;
         self.check_inactive(owner.as_ref().map(|(owner, _)| owner)).await?;
         if found.metadata.deletion_timestamp.is_none() {
             match self.jobs.delete(found, Effect::DryRun).await {

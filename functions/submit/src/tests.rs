@@ -442,6 +442,24 @@ async fn a_restart_replaces_what_it_saw_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_trained_run_is_started_anew_only_by_who_names_it() {
+    const STEP: &str = "runs/r/framework=hf/checkpoints/step-000010.json";
+    let world = World::new();
+    let made = world.post("/train", &request()).await;
+    let submission = made.body["submission"].as_str().expect("a submission").to_owned();
+    world.bucket.write(STEP, "{}");
+    world.server(|server| server.jobs.clear());
+    let unknown = "/train?restart=01980000-0000-7000-8000-000000000009";
+    for path in ["/train", "/train?dry_run=true", unknown] {
+        assert_eq!(world.post(path, &request()).await.outcome(), (409, "run_exists"), "{path}");
+    }
+    let named = format!("/train?restart={submission}");
+    assert_eq!(world.post(&format!("{named}&dry_run=true"), &request()).await.outcome(), (200, ""));
+    assert_eq!(world.post(&named, &request()).await.outcome(), (201, ""));
+    assert_eq!(world.post(&named, &request()).await.outcome(), (200, ""), "repeated");
+}
+
+#[tokio::test]
 async fn what_the_cluster_refuses_has_its_own_code() {
     let webhook = "admission webhook \"validator.pytorchjob.training-operator.kubeflow.org\" denied the request: no";
     for (code, reason, message, status, problem) in [

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    manifest::{self, Platform, Start},
+    manifest::{self, Origin, Platform, Start},
     names::Step,
     namespace::Namespaces,
     problem::Problem,
@@ -28,7 +28,7 @@ pub(super) fn smallest_request() -> Value {
 /// Every field.
 pub(super) fn full_request() -> Value {
     json!({
-        "framework": "nemo",
+        "framework": "hf",
         "model_id": "s3://training-data/models/base-7b/",
         "run_id": "aml_ruleset_v5",
         "checkpoint_base_uri": "s3://training-runs/runs/",
@@ -72,7 +72,8 @@ pub(super) fn job() -> TrainingJobStatus {
         grace_seconds: 300,
     };
     let step = Step::new(500).expect("a step");
-    let job = manifest::build(&request, Start::Step(step), &submission, None, &platform);
+    let origin = Origin { submission: &submission, submitted_by: Some("ci"), start: Start::Step(step) };
+    let job = manifest::build(&request, origin, None, &platform);
     let namespaces = Namespaces::new(request.namespace, Vec::new());
     TrainingJobStatus::new(&job, &namespaces, &[], None, None)
 }

@@ -6,8 +6,14 @@ use super::{Schemas, examples};
 use crate::problem::{Code, Document};
 
 /// What a caller with a token may always meet.
-const GATE: [Code; 5] =
-    [Code::MissingToken, Code::InvalidToken, Code::NamespaceNotAllowed, Code::InvalidRequest, Code::AuthUnavailable];
+const GATE: [Code; 6] = [
+    Code::MissingToken,
+    Code::InvalidToken,
+    Code::ScopeNotAllowed,
+    Code::NamespaceNotAllowed,
+    Code::InvalidRequest,
+    Code::AuthUnavailable,
+];
 /// What a path or method gets that is none of ours, so that no operation tells of it.
 pub(super) const UNROUTED: [Code; 2] = [Code::RouteNotFound, Code::MethodNotAllowed];
 

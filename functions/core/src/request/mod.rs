@@ -739,7 +739,7 @@ pub(crate) mod tests {
 #[cfg(test)]
 mod properties {
     use super::{tests::rules, *};
-    use crate::manifest::{self, Platform, Start};
+    use crate::manifest::{self, Origin, Platform, Start};
     use proptest::prelude::*;
 
     /// Any JSON value, with the names of fields among its keys.
@@ -801,7 +801,8 @@ mod properties {
         match TrainingJobRequest::parse(body, None, &rules()) {
             Ok(request) => {
                 let submission = "01980000-0000-7000-8000-000000000001".parse().expect("an id");
-                let job = manifest::build(&request, Start::Fresh, &submission, None, &platform());
+                let origin = Origin { submission: &submission, submitted_by: None, start: Start::Fresh };
+                let job = manifest::build(&request, origin, None, &platform());
                 assert_eq!(job.metadata.name.as_deref(), Some(request.job_name.as_str()));
             }
             Err(problem) => {

@@ -1,0 +1,289 @@
+//! A fault: what goes wrong between the functions and what is behind them, with which requests, and until when. Set from
+//! the terminal, kept in the supervisor, carried out by the proxies. None outlives its time or the twin.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use axum::http::{HeaderName, HeaderValue, header, request::Parts};
+use clap::{Args, Subcommand};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+/// What goes wrong, and when.
+#[derive(Debug, Clone, PartialEq, Eq, Args, Serialize, Deserialize)]
+pub(crate) struct Fault {
+    #[command(subcommand)]
+    pub(crate) kind: Kind,
+    /// Only requests with this method.
+    #[arg(long, global = true)]
+    pub(crate) method: Option<String>,
+    /// Only requests with this in their path or query.
+    #[arg(long, global = true, value_name = "PART")]
+    pub(crate) path: Option<String>,
+    /// Only requests signed for this AWS service: s3, secretsmanager, eks.
+    #[arg(long, global = true)]
+    pub(crate) service: Option<String>,
+    /// Only the first so many of these requests.
+    #[arg(long, global = true, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) times: Option<u32>,
+    /// Ends by itself after so long.
+    #[arg(long, global = true, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: u64,
+}
+
+/// What goes wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    /// Nobody listens: connections are refused, open ones have ended. Of all requests.
+    Refuse,
+    /// Another authority has signed the certificate (`.local/state/pki/other-ca.crt`). Of all requests; open connections
+    /// have ended.
+    Authority,
+    /// Passes requests on and holds the answers back.
+    Slow {
+        /// Seconds for which each answer is held.
+        delay: u64,
+    },
+    /// Answers in place of what is behind.
+    Answer {
+        #[arg(value_parser = clap::value_parser!(u16).range(200..=599))]
+        status: u16,
+        /// As `Name: value`; can be repeated.
+        #[arg(long = "header", value_name = "HEADER")]
+        headers: Vec<String>,
+        #[arg(long, default_value = "")]
+        body: String,
+    },
+    /// Ends the connection in place of passing a request on.
+    Cut,
+    /// Passes requests on and ends the connection in place of the answer: it is done, and nobody is told.
+    Lose,
+}
+
+/// How a proxy meets those who connect.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Door {
+    #[default]
+    Open,
+    Closed,
+    /// With the certificate of another authority.
+    Strange,
+}
+
+/// The faults of one proxy.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    present: Mutex<Vec<Present>>,
+    door: watch::Sender<Door>,
+}
+
+#[derive(Debug)]
+struct Present {
+    fault: Fault,
+    until: Instant,
+}
+
+// === impl Fault ===
+
+impl Fault {
+    /// Refuses what could not be carried out.
+    pub(crate) fn check(&self, has_certificate: bool) -> Result<()> {
+        if let Kind::Answer { headers, .. } = &self.kind {
+            headers.iter().try_for_each(|header| parse_header(header).map(drop))?;
+        }
+        if self.door() == Door::Open {
+            return Ok(());
+        }
+        ensure!(has_certificate || self.kind != Kind::Authority, "this proxy has no certificate");
+        let is_of_all = self.method.is_none() && self.path.is_none() && self.service.is_none() && self.times.is_none();
+        ensure!(is_of_all, "this fault is one of all requests: it takes no --method, --path, --service or --times");
+        Ok(())
+    }
+
+    fn door(&self) -> Door {
+        match self.kind {
+            Kind::Refuse => Door::Closed,
+            Kind::Authority => Door::Strange,
+            Kind::Slow { .. } | Kind::Answer { .. } | Kind::Cut | Kind::Lose => Door::Open,
+        }
+    }
+
+    fn is_of(&self, request: &Parts) -> bool {
+        let path = request.uri.path_and_query().map_or("", |path| path.as_str());
+        // Of `AWS4-HMAC-SHA256 Credential=<key>/<date>/<region>/<service>/aws4_request, ...`.
+        let signature = request.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or("");
+        self.door() == Door::Open
+            && self.method.as_ref().is_none_or(|method| request.method.as_str().eq_ignore_ascii_case(method))
+            && self.path.as_ref().is_none_or(|part| path.contains(part.as_str()))
+            && self.service.as_ref().is_none_or(|service| signature.contains(&format!("/{service}/aws4_request")))
+    }
+}
+
+// === impl Faults ===
+
+impl Faults {
+    /// How those who connect are met, and every change of it.
+    pub(crate) fn door(&self) -> watch::Receiver<Door> {
+        self.door.subscribe()
+    }
+
+    /// Adds one; returns when it begins. Its end has to be waited for with [`Faults::end_at`].
+    pub(crate) fn add(&self, fault: Fault) -> Instant {
+        let until = Instant::now() + Duration::from_secs(fault.seconds);
+        let mut present = self.present();
+        present.push(Present { fault, until });
+        self.settle(present);
+        until
+    }
+
+    /// Waits for an end, and opens the door again when a fault held it.
+    pub(crate) async fn end_at(&self, until: Instant) {
+        sleep_until(until).await;
+        self.settle(self.present());
+    }
+
+    /// Ends all.
+    pub(crate) fn clear(&self) {
+        let mut present = self.present();
+        present.clear();
+        self.settle(present);
+    }
+
+    /// What goes wrong with a request: the first fault that is one of it.
+    pub(crate) fn strike(&self, request: &Parts) -> Option<Kind> {
+        let mut present = self.present();
+        let now = Instant::now();
+        present.retain(|present| present.until > now);
+        let index = present.iter().position(|present| present.fault.is_of(request))?;
+        let struck = present.get_mut(index)?;
+        let kind = struck.fault.kind.clone();
+        if let Some(times) = &mut struck.fault.times {
+            *times -= 1;
+            if *times == 0 {
+                present.remove(index);
+            }
+        }
+        Some(kind)
+    }
+
+    /// Those that are present, with the seconds that each has left.
+    pub(crate) fn list(&self) -> Vec<(Fault, u64)> {
+        let now = Instant::now();
+        let present = self.present();
+        let left = |present: &Present| present.until.checked_duration_since(now);
+        present.iter().filter_map(|present| Some((present.fault.clone(), left(present)?.as_secs()))).collect()
+    }
+
+    fn present(&self) -> MutexGuard<'_, Vec<Present>> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn settle(&self, mut present: MutexGuard<'_, Vec<Present>>) {
+        let now = Instant::now();
+        present.retain(|present| present.until > now);
+        let found = present.iter().map(|present| present.fault.door()).find(|door| *door != Door::Open);
+        let wanted = found.unwrap_or_default();
+        self.door.send_if_modified(|door| std::mem::replace(door, wanted) != wanted);
+    }
+}
+
+/// A header as it is written on the command line.
+pub(crate) fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue)> {
+    let (name, value) = text.split_once(':').unwrap_or((text, ""));
+    Ok((name.trim().parse()?, value.trim().parse()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::Request;
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        fault: Fault,
+    }
+
+    /// A fault as it is typed.
+    fn fault(line: &str) -> Fault {
+        Line::try_parse_from(std::iter::once("fault").chain(line.split(' '))).map(|line| line.fault).unwrap()
+    }
+
+    fn request(method: &str, uri: &str, service: &str) -> Parts {
+        let signature = format!("AWS4-HMAC-SHA256 Credential=A/20260101/us-east-1/{service}/aws4_request, Signature=0");
+        Request::builder().method(method).uri(uri).header("authorization", signature).body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn a_fault_is_one_of_the_requests_that_it_names() {
+        let request = request("POST", "/apis/x/pytorchjobs?dryRun=All", "s3");
+        for (line, is_of) in [
+            ("cut", true),
+            ("cut --method post", true),
+            ("cut --method GET", false),
+            ("cut --path /pytorchjobs", true),
+            ("cut --path dryRun=All", true),
+            ("cut --path pods", false),
+            ("cut --service s3", true),
+            ("cut --service eks", false),
+            ("cut --service s3 --method GET", false),
+            ("refuse", false),
+        ] {
+            assert_eq!(fault(line).is_of(&request), is_of, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_fault_says_what_it_cannot_do() {
+        for (line, has_certificate, is_good) in [
+            ("refuse", false, true),
+            ("refuse --times 2", true, false),
+            ("authority", true, true),
+            ("authority", false, false),
+            ("authority --path x", true, false),
+            ("answer 429 --header retry-after:1", false, true),
+            ("answer 429 --header :", false, false),
+        ] {
+            assert_eq!(fault(line).check(has_certificate).is_ok(), is_good, "{line}");
+        }
+        for line in ["answer 99", "slow", "cut --seconds 0", "cut --times 0", "explode"] {
+            assert!(Line::try_parse_from(std::iter::once("fault").chain(line.split(' '))).is_err(), "{line}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fault_ends_by_its_count_by_its_time_or_when_it_is_cleared() {
+        let faults = Faults::default();
+        let request = request("GET", "/", "s3");
+        faults.add(fault("cut --times 2"));
+        faults.add(fault("lose --seconds 5"));
+        let struck = || faults.strike(&request);
+        assert_eq!([struck(), struck(), struck()], [Some(Kind::Cut), Some(Kind::Cut), Some(Kind::Lose)]);
+        assert_eq!(faults.list(), [(fault("lose --seconds 5"), 5)]);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!((struck(), faults.list().len()), (None, 0));
+        faults.add(fault("cut"));
+        faults.clear();
+        assert_eq!(struck(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_door_opens_again_by_itself() {
+        let faults = Faults::default();
+        let mut door = faults.door();
+        let until = faults.add(fault("refuse --seconds 2"));
+        assert_eq!(*door.borrow_and_update(), Door::Closed);
+        faults.end_at(until).await;
+        assert!(door.has_changed().unwrap());
+        assert_eq!(*door.borrow_and_update(), Door::Open);
+    }
+}
