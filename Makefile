@@ -32,7 +32,7 @@ check: ## Formatting, lints and unit tests; needs no twin
 	cargo clippy -q --workspace --all-targets -- -D warnings
 	cargo test -q --workspace --exclude e2e
 
-test: check up template trainer-test invoke-all postman client-test e2e ## Everything, against a twin that it starts and stops
+test: check up template trainer-test invoke-all denials postman client-test e2e ## Everything, against a twin that it starts and stops
 	@target/debug/twin down
 
 template: ## Checks of template.yaml, infra/cluster and events
@@ -48,6 +48,9 @@ invoke: ## Send EVENT=events/<file>.json to its function, without Docker, agains
 
 invoke-all: ## Send every event whose answer is fixed, and judge the answers
 	@.local/venv/sam/bin/python infra/local/invoke.py --expected
+
+denials: ## What each deployed role may do, and what not, asked on the running twin
+	@.local/venv/sam/bin/python -m pytest -q tests/access
 
 sam-local: ## Run one event per function in Docker with `sam local invoke`
 	@.local/venv/sam/bin/python infra/local/sam_local.py
