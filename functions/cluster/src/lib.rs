@@ -10,7 +10,10 @@ mod error;
 mod read;
 mod token;
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::api::core::v1::PodTemplate;
 use kube::{
@@ -34,6 +37,8 @@ const CALL_BUDGET: Duration = Duration::from_secs(8);
 /// One cluster.
 pub struct Cluster {
     entrance: Entrance,
+    /// In microseconds, since it was taken last.
+    time_spent: AtomicU64,
 }
 
 enum Entrance {
@@ -65,13 +70,13 @@ impl Cluster {
     /// The cluster that is reached this way.
     #[must_use]
     pub fn new(access: Access) -> Self {
-        Self { entrance: Entrance::SignIn(Box::new(access)) }
+        Self { entrance: Entrance::SignIn(Box::new(access)), time_spent: AtomicU64::new(0) }
     }
 
     /// The cluster behind a client that is signed in already, as tests have.
     #[must_use]
     pub fn from_client(client: Client) -> Self {
-        Self { entrance: Entrance::Open(client) }
+        Self { entrance: Entrance::Open(client), time_spent: AtomicU64::new(0) }
     }
 
     /// The jobs of a namespace.
@@ -94,7 +99,16 @@ impl Cluster {
             }
             Ok(operation(self.entrance.client().await?).await?)
         };
-        tokio::time::timeout(CALL_BUDGET, attempts).await.unwrap_or(Err(ClusterError::TimedOut))
+        let started = Instant::now();
+        let answer = tokio::time::timeout(CALL_BUDGET, attempts).await.unwrap_or(Err(ClusterError::TimedOut));
+        let spent = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.time_spent.fetch_add(spent, Ordering::Relaxed);
+        answer
+    }
+
+    /// How long the cluster was waited for since this was asked last; calls at the same time count each.
+    pub fn take_time_spent(&self) -> Duration {
+        Duration::from_micros(self.time_spent.swap(0, Ordering::Relaxed))
     }
 }
 

@@ -1,13 +1,17 @@
 //! The one place where results become HTTP and where a request is logged: one line each, never with bodies, tokens or
 //! headers.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Display,
+    time::{Duration, Instant},
+};
 
 use lambda_http::{
     Body, Request, RequestExt, Response,
     http::{StatusCode, header},
 };
-use tracing::{error, info};
+use tracing::{Instrument, Span, error, field::Empty, info, info_span};
+use training_cluster::Cluster;
 use training_core::{
     cause::chain,
     problem::{Code, bounded},
@@ -15,18 +19,49 @@ use training_core::{
     route::{Route, Unrouted},
 };
 
-use crate::{Answer, Failure};
+use crate::{
+    Answer, Failure,
+    telemetry::{self, Measured},
+};
 
 /// How long a request may take. API Gateway gives up after 30 s and says nothing of what happened.
 const ANSWER_WITHIN: Duration = Duration::from_secs(27);
 /// Longest body that is looked at, in bytes.
 const MAX_BODY_BYTES: usize = 128 * 1024;
 
-/// The result of a request's work, or `cluster_timeout` when it takes too long: every change is safe to repeat.
+/// Answer a request with the result of its work, in time, and tell of it: one log line, and one line of metrics.
+///
+/// The log lines of the work carry what [`tell`] was told.
 ///
 /// # Errors
-/// Those of the work.
-pub async fn in_time(work: impl Future<Output = Result<Answer, Failure>>) -> Result<Answer, Failure> {
+/// Never in practice: only when a header value that we made is not one.
+pub async fn answer(
+    request: &Request,
+    cluster: &Cluster,
+    work: impl Future<Output = Result<Answer, Failure>>,
+) -> Result<Response<Body>, lambda_http::Error> {
+    let started = Instant::now();
+    let span = info_span!("request", namespace = Empty, job = Empty, run_id = Empty, caller = Empty);
+    let result = in_time(work).instrument(span.clone()).await;
+    let _entered = span.enter();
+    let code = result.as_ref().err().map(|failure| failure.problem.code);
+    let response = respond(request, started, result)?;
+    telemetry::emit(&Measured {
+        code,
+        duration: started.elapsed(),
+        cluster: cluster.take_time_spent(),
+        function: function_name(request),
+    });
+    Ok(response)
+}
+
+/// Tell the log what a request is about, once that is known.
+pub fn tell(field: &'static str, value: impl Display) {
+    Span::current().record(field, tracing::field::display(value));
+}
+
+/// The result of a request's work, or `cluster_timeout` when it takes too long: every change is safe to repeat.
+async fn in_time(work: impl Future<Output = Result<Answer, Failure>>) -> Result<Answer, Failure> {
     tokio::time::timeout(ANSWER_WITHIN, work).await.unwrap_or_else(|elapsed| {
         let detail = "what is behind this service was too slow; send the same request again: nothing is done twice";
         Err(Failure::with_cause(Code::ClusterTimeout, detail, elapsed))
@@ -85,11 +120,7 @@ fn is_json(content_type: &str) -> bool {
     is_json && charset.is_none_or(|charset| charset == "utf-8")
 }
 
-/// Answer a request with what its handler returned.
-///
-/// # Errors
-/// Never in practice: only when a header value that we made is not one.
-pub fn respond(
+fn respond(
     request: &Request,
     started: Instant,
     result: Result<Answer, Failure>,
@@ -128,6 +159,11 @@ pub fn respond(
             Ok(response.body(Body::from(serde_json::to_string(&problem.document(&request_id))?))?)
         }
     }
+}
+
+fn function_name(request: &Request) -> String {
+    let context = request.lambda_context_ref();
+    context.map(|context| context.env_config.function_name.clone()).unwrap_or_default()
 }
 
 /// The id under which the request stands in the log and in problem documents.

@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod boundary;
 mod serve;
+mod telemetry;
 pub mod token;
 
 use std::time::Duration;

@@ -21,7 +21,7 @@ use training_core::{
     token::{Caller, Scope, TokenDigest, TokenSecret, TokenSecretError, TokenSet},
 };
 
-use crate::Failure;
+use crate::{Failure, boundary};
 
 const HEADER: &str = "x-trainer-token";
 /// How long a secret that was read is used. A removed token is dead after this time.
@@ -95,6 +95,9 @@ impl TokenCheck {
             (Some(_), Some(_)) => return Err(invalid()),
         };
         let caller = self.identify(&TokenDigest::of(token)).await?;
+        if let Some(id) = &caller.id {
+            boundary::tell("caller", id);
+        }
         if caller.may(scope) {
             return Ok(caller);
         }

@@ -1,7 +1,5 @@
 //! From a request to the route that answers it, and what several routes need: the job, and where its run keeps things.
 
-use std::time::Instant;
-
 use lambda_http::{Body, Error, Request, Response};
 use training_cluster::Cluster;
 use training_core::{
@@ -40,10 +38,8 @@ pub(crate) struct Asked {
 
 impl Handler {
     pub(crate) async fn handle(&self, request: Request) -> Result<Response<Body>, Error> {
-        let started = Instant::now();
         // On the heap: the futures of the SDKs are large.
-        let result = boundary::in_time(Box::pin(self.route(&request))).await;
-        boundary::respond(&request, started, result)
+        boundary::answer(&request, &self.cluster, Box::pin(self.route(&request))).await
     }
 
     async fn route(&self, request: &Request) -> Result<Answer, Failure> {
@@ -92,6 +88,7 @@ impl Handler {
         let namespace = query.text("namespace");
         query.finish()?;
         let namespace = self.namespaces.choose(namespace.as_deref())?;
+        boundary::tell("namespace", &namespace);
         let is_seen = caller.sees(&namespace);
         Ok((namespace, is_seen))
     }
@@ -100,8 +97,13 @@ impl Handler {
     pub(crate) async fn job(&self, namespace: &Namespace, name: &str) -> Result<(JobName, PyTorchJob), Failure> {
         let not_found = || Failure::from(Problem::job_not_found(name, namespace));
         let name: JobName = name.parse().map_err(|_| not_found())?;
+        boundary::tell("job", &name);
         let job = self.cluster.jobs(namespace).get(&name).await.map_err(cluster_failure)?;
-        Ok((name, job.ok_or_else(not_found)?))
+        let job = job.ok_or_else(not_found)?;
+        if let Some(run_id) = job.label(key::RUN_ID) {
+            boundary::tell("run_id", run_id);
+        }
+        Ok((name, job))
     }
 
     /// The run's prefix, as the job says; `None` for a job that the platform did not make. Whoever may write jobs could

@@ -1,8 +1,6 @@
 //! The routes that change jobs: which one a request is for, and what it asks for. What is then done is `submission` and
 //! `change`.
 
-use std::time::Instant;
-
 use lambda_http::{
     Body, Error, Request, Response,
     http::{HeaderName, header},
@@ -13,7 +11,7 @@ use training_core::{
     existing::Restart,
     manifest::Platform,
     namespace::Namespace,
-    problem::{Code, Problem},
+    problem::{Code, Problem, bounded},
     request::{Rules, TrainingJobRequest},
     route::Route,
     status::TrainingJobStatus,
@@ -43,10 +41,8 @@ pub(crate) struct Handler {
 
 impl Handler {
     pub(crate) async fn handle(&self, request: Request) -> Result<Response<Body>, Error> {
-        let started = Instant::now();
         // On the heap: the futures of the SDKs are large.
-        let result = boundary::in_time(Box::pin(self.route(&request))).await;
-        boundary::respond(&request, started, result)
+        boundary::answer(&request, &self.cluster, Box::pin(self.route(&request))).await
     }
 
     async fn route(&self, request: &Request) -> Result<Answer, Failure> {
@@ -96,6 +92,9 @@ impl Handler {
         query.finish()?;
         let body = boundary::json_body(request)?;
         let training = TrainingJobRequest::parse(body, namespace.as_deref(), &self.rules)?;
+        boundary::tell("namespace", &training.namespace);
+        boundary::tell("job", &training.job_name);
+        boundary::tell("run_id", &training.run_id);
         if !caller.sees(&training.namespace) {
             return Err(Problem::namespace_not_allowed().into());
         }
@@ -122,6 +121,8 @@ impl Handler {
         let namespace = query.text("namespace");
         query.finish()?;
         let namespace = self.rules.namespaces.choose(namespace.as_deref())?;
+        boundary::tell("namespace", &namespace);
+        boundary::tell("job", bounded(name, 64));
         if caller.sees(&namespace) { Ok(namespace) } else { Err(Problem::job_not_found(name, &namespace).into()) }
     }
 }
