@@ -124,6 +124,8 @@ impl ClusterError {
             (409, "AlreadyExists") => Self::AlreadyExists,
             (409, _) => Self::Changed,
             (410, _) => Self::ContinueExpired,
+            // A token of another cluster, or of this one before it was restored from a backup.
+            _ if message.contains("Too large resource version") => Self::ContinueExpired,
             // A webhook's refusal is a 403 too, and only its words tell it from RBAC's; so are the next two.
             (403, _) if message.starts_with("admission webhook ") => Self::Rejected(Rejection::of(*status)),
             (403, _) if message.contains("exceeded quota") => Self::QuotaExceeded(status.message),
@@ -218,6 +220,7 @@ mod tests {
                 "unable to create new content in namespace x because it is being terminated",
                 "NamespaceTerminating",
             ),
+            (504, "Timeout", "Timeout: Too large resource version: 9, current: 1", "ContinueExpired"),
             (410, "Expired", "The provided continue parameter is too old", "ContinueExpired"),
             (413, "RequestEntityTooLarge", "limit is 3145728", "TooLarge"),
             (500, "", "etcdserver: request is too large", "TooLarge"),

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::request::defaults;
@@ -74,9 +74,24 @@ fn says_nothing(field: &str, value: &Value) -> bool {
     value.is_null() || is_default || NOT_COMPARED.contains(&field)
 }
 
+/// The value with whole numbers as text where the canonical form, which knows only doubles, would make several the same.
+fn exact(value: &Value) -> Value {
+    /// Whole numbers up to this are doubles: 2^53.
+    const EXACT: u64 = 9_007_199_254_740_992;
+    match value {
+        Value::Number(number) if number.is_i64() || number.is_u64() => {
+            let is_exact = number.as_u64().or(number.as_i64().map(i64::unsigned_abs)).is_some_and(|size| size <= EXACT);
+            if is_exact { value.clone() } else { json!({"integer": number.to_string()}) }
+        }
+        Value::Array(items) => items.iter().map(exact).collect(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), exact(value))).collect(),
+        other => other.clone(),
+    }
+}
+
 fn digest(value: &Value) -> String {
     // Every JSON value has a canonical form, because every number that JSON text can hold is finite.
-    let canonical = serde_json_canonicalizer::to_vec(value).unwrap_or_default();
+    let canonical = serde_json_canonicalizer::to_vec(&exact(value)).unwrap_or_default();
     let digest = Sha256::digest(canonical);
     digest.iter().take(6).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }
@@ -84,7 +99,6 @@ fn digest(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn of(body: &Value) -> Fingerprint {
         Fingerprint::of(body.as_object().expect("an object"))
@@ -98,6 +112,16 @@ mod tests {
         );
         assert_eq!(one, two);
         assert_eq!(Fingerprint::from_annotation(&one.to_annotation()), Some(one));
+    }
+
+    #[test]
+    fn large_whole_numbers_are_told_apart() {
+        let seed = |seed: &str| {
+            of(&serde_json::from_str(&format!(r#"{{"extra_args": {{"seed": [{seed}]}}}}"#)).expect("JSON"))
+        };
+        assert_ne!(seed("9007199254740993"), seed("9007199254740992"));
+        assert_ne!(seed("-9007199254740993"), seed("-9007199254740992"));
+        assert_eq!(seed("9007199254740992"), seed("9007199254740992.0"));
     }
 
     #[test]

@@ -13,6 +13,8 @@ use crate::{
 
 /// The version of the format that this release reads and writes.
 const VERSION: u64 = 1;
+/// Metrics that an entry keeps, in bytes of JSON.
+const MAX_METRICS_BYTES: usize = 4 * 1024;
 
 /// What the index knows of one checkpoint: a function of its marker and of a listing of its files, and of nothing else.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -67,7 +69,7 @@ impl IndexEntry {
             saved_at: marker.saved_at,
             size_bytes: files.iter().map(|file| file.size).fold(0, u64::saturating_add),
             file_count: files.len(),
-            metrics: marker.metrics.clone(),
+            metrics: bounded(&marker.metrics),
             parent: marker.parent.clone(),
             marker_key: prefix.key(&RunKey::Marker(marker.step)),
             marker_etag,
@@ -98,6 +100,17 @@ impl IndexEntry {
     pub fn to_body(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("text keys and finite numbers only")
     }
+}
+
+/// Metrics as far as they fit: whole ones, in the order of the marker. A page of entries is one answer.
+fn bounded(metrics: &Map<String, Value>) -> Map<String, Value> {
+    let mut room = MAX_METRICS_BYTES;
+    let fits = |(name, value): &(&String, &Value)| {
+        let size = name.len() + value.to_string().len();
+        room = room.checked_sub(size).unwrap_or_default();
+        room > 0
+    };
+    metrics.iter().take_while(fits).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 #[cfg(test)]

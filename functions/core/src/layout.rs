@@ -188,6 +188,14 @@ impl RunPrefix {
         key.strip_prefix(&self.0.key).and_then(|rest| parse_marker_key(rest.strip_prefix('/')?)).is_some()
     }
 
+    /// The step whose index entry a full key is.
+    #[must_use]
+    pub fn index_step(&self, key: &str) -> Option<Step> {
+        let name = key.strip_prefix(&self.index_folder())?;
+        let down: Step = name.parse().ok().filter(|_| name.len() == INDEX_DIGITS)?;
+        Step::new(Step::MAX - down.get()).ok()
+    }
+
     /// The full key of the folder of index entries, with its trailing slash.
     #[must_use]
     pub fn index_folder(&self) -> String {
@@ -305,6 +313,18 @@ mod tests {
             "step-7.json",
         ] {
             assert_eq!(of(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn index_keys_tell_their_step() {
+        let prefix: RunPrefix = "s3://bucket/runs/r/framework=hf".parse().expect("a prefix");
+        for step in [0, 500, Step::MAX] {
+            let step = Step::new(step).expect("in range");
+            assert_eq!(prefix.index_step(&prefix.key(&RunKey::IndexEntry(step))), Some(step));
+        }
+        for foreign in ["1", "_jobs/training/x/y", "0000000000000", "99999999949a", ""] {
+            assert_eq!(prefix.index_step(&format!("runs/r/framework=hf/index/v1/{foreign}")), None, "{foreign}");
         }
     }
 

@@ -290,9 +290,53 @@ fn json_bytes_of(character: char) -> usize {
     }
 }
 
+/// A time as RFC 3339 writes it, and in no other of the many ways of ISO 8601.
+#[must_use]
+pub fn rfc3339(text: &str) -> Option<Timestamp> {
+    let is_date_and_time = |text: &str| {
+        text.len() == 19
+            && text.bytes().zip("0000-00-00T00:00:00".bytes()).all(|(byte, form)| match form {
+                b'0' => byte.is_ascii_digit(),
+                b'T' => matches!(byte, b'T' | b't'),
+                other => byte == other,
+            })
+    };
+    let (date_and_time, rest) = text.split_at_checked(19)?;
+    let zone = match rest.strip_prefix('.') {
+        Some(fraction) => fraction.trim_start_matches(|character: char| character.is_ascii_digit()),
+        None => rest,
+    };
+    let is_offset =
+        |zone: &str| zone.len() == 6 && zone.starts_with(['+', '-']) && zone.as_bytes().get(3) == Some(&b':');
+    let is_zone = matches!(zone, "Z" | "z") || is_offset(zone);
+    if is_date_and_time(date_and_time) && is_zone { text.parse().ok() } else { None }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_those_of_rfc_3339() {
+        for good in ["2026-11-24T03:00:00Z", "2026-11-24t03:00:00.123456z", "2026-11-24T03:00:00+01:00"] {
+            assert!(rfc3339(good).is_some(), "{good}");
+        }
+        for bad in [
+            "",
+            "5m",
+            "2026-11-24",
+            "2026-11-24T03Z",
+            "20261124T030000Z",
+            "2026-11-24T03:00:00",
+            "2026-11-24T03:00:00[UTC]",
+            "2026-11-24T03:00:00Z[UTC]",
+            "2026-13-24T03:00:00Z",
+            "-000001-01-01T00:00:00Z",
+            "2026-11-24T03:00:00\u{e9}",
+        ] {
+            assert!(rfc3339(bad).is_none(), "{bad}");
+        }
+    }
     use proptest::prelude::*;
     use serde_json::{Value, json};
 

@@ -162,8 +162,11 @@ fn with_defaults(pod: PodTemplateSpec, mut defaults: PodTemplateSpec) -> PodTemp
 fn give_way(base: &mut Container, top: &Container) {
     let variables = top.env.iter().flatten().map(|variable| variable.name.as_str()).collect::<Vec<_>>();
     base.env.iter_mut().for_each(|base| base.retain(|variable| !variables.contains(&variable.name.as_str())));
-    let paths = top.volume_mounts.iter().flatten().map(|mount| mount.mount_path.as_str()).collect::<Vec<_>>();
-    base.volume_mounts.iter_mut().for_each(|base| base.retain(|mount| !paths.contains(&mount.mount_path.as_str())));
+    // The API server has written this out for an image that is not used.
+    base.image_pull_policy = None;
+    let path = |mount: &VolumeMount| mount.mount_path.trim_end_matches('/').to_owned();
+    let paths = top.volume_mounts.iter().flatten().map(path).collect::<Vec<_>>();
+    base.volume_mounts.iter_mut().for_each(|base| base.retain(|mount| !paths.contains(&path(mount))));
     // The number of GPUs is the request's also when it is none.
     if let Some(resources) = &mut base.resources {
         for amounts in [&mut resources.limits, &mut resources.requests].into_iter().flatten() {
@@ -410,7 +413,7 @@ mod tests {
                 "volumes": [{"name": "shm", "hostPath": {"path": "/dev/shm"}}, {"name": "cache", "emptyDir": {}}],
                 "containers": [
                     {
-                        "name": "pytorch", "image": "ignored", "command": ["sh"],
+                        "name": "pytorch", "image": "ignored", "imagePullPolicy": "Always", "command": ["sh"],
                         "env": [
                             {"name": "NCCL_DEBUG", "value": "INFO"},
                             {"name": "RUN_ID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
@@ -419,7 +422,7 @@ mod tests {
                             "limits": {"vpc.amazonaws.com/efa": "4", "nvidia.com/gpu": "8", "cpu": "1"},
                             "requests": {"vpc.amazonaws.com/efa": "4", "nvidia.com/gpu": "8"},
                         },
-                        "volumeMounts": [{"name": "cache", "mountPath": "/cache"}, {"name": "cache", "mountPath": "/dev/shm"}],
+                        "volumeMounts": [{"name": "cache", "mountPath": "/cache"}, {"name": "cache", "mountPath": "/dev/shm/"}],
                     },
                     {"name": "sidecar", "image": "proxy"},
                 ],
@@ -448,6 +451,7 @@ mod tests {
         }
         assert_eq!(pod["containers"].as_array().map(Vec::len), Some(2));
         let container = &pod["containers"][0];
+        assert_eq!(container.get("imagePullPolicy"), None);
         assert_eq!((&container["image"], &container["command"]), (&json!("trainer:local"), &json!(["torchrun"])));
         assert_eq!(
             container["resources"]["limits"],

@@ -12,6 +12,9 @@ pub struct Owner {
     pub namespace: String,
     /// Name of its job.
     pub job: String,
+    /// Whether the job of this claim is known never to appear.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub released: bool,
 }
 
 /// What is kept of each created job, beside the runs.

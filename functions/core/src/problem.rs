@@ -78,6 +78,9 @@ pub enum Code {
     ClusterTimeout,
 }
 
+/// Violated rules that one answer names; how many there are, it says in any case.
+const MAX_ERRORS: usize = 100;
+
 /// One violated rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct FieldError {
@@ -237,13 +240,14 @@ impl Problem {
         Self { code, detail: detail.into(), errors: Vec::new() }
     }
 
-    /// The problem of a request that breaks rules.
+    /// The problem of a request that breaks rules: how many, the first one in words, and each of the first hundred.
     #[must_use]
-    pub fn invalid(errors: Vec<FieldError>) -> Self {
+    pub fn invalid(mut errors: Vec<FieldError>) -> Self {
         let rules = if errors.len() == 1 { "1 rule".to_owned() } else { format!("{} rules", errors.len()) };
         let place = |pointer: &str| if pointer.is_empty() { "the body".to_owned() } else { pointer.to_owned() };
         let first = errors.first().map(|error| format!(": {} {}", place(&error.pointer), error.detail));
         let first = first.unwrap_or_default();
+        errors.truncate(MAX_ERRORS);
         Self { code: Code::InvalidRequest, detail: format!("the request breaks {rules}{first}"), errors }
     }
 

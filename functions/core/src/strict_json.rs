@@ -6,6 +6,8 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use crate::problem::bounded;
+
 struct Strict(Value);
 
 struct StrictVisitor;
@@ -71,6 +73,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
         let mut object = Map::new();
         while let Some((key, Strict(value))) = entries.next_entry::<String, Strict>()? {
             if object.contains_key(&key) {
+                let key = bounded(&key, 128);
                 return Err(A::Error::custom(format_args!("the key `{key}` stands twice in one object")));
             }
             object.insert(key, value);

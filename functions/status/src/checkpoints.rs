@@ -32,17 +32,14 @@ impl Handler {
         let Some(prefix) = self.prefix(&job) else {
             return Answer::json(200, &CheckpointList { checkpoints: Vec::new(), links: PageLinks { next: None } });
         };
-        let (entries, lineage) =
-            tokio::join!(self.store.index_page(&prefix, limit, before), self.store.lineage(&prefix));
-        let (entries, lineage) = (entries.map_err(storage_failure)?, lineage.map_err(storage_failure)?);
-        // A full page may have a next one: it begins below its last step.
-        let is_full = u32::try_from(entries.len()).is_ok_and(|count| count == limit);
-        let next = entries.last().filter(|_| is_full).map(|last| {
-            let parameters = [("limit", Some(limit.to_string())), ("before", Some(last.step.to_string()))];
+        let (page, lineage) = tokio::join!(self.store.index_page(&prefix, limit, before), self.store.lineage(&prefix));
+        let (page, lineage) = (page.map_err(storage_failure)?, lineage.map_err(storage_failure)?);
+        let next = page.next.map(|step| {
+            let parameters = [("limit", Some(limit.to_string())), ("before", Some(step.to_string()))];
             let path = format!("/train/{name}/checkpoints");
             link(&path, parameters, Some(namespace.as_str()), &self.namespaces)
         });
-        let checkpoints = entries.into_iter().map(|entry| CheckpointAnswer::new(entry, &lineage)).collect();
+        let checkpoints = page.entries.into_iter().map(|entry| CheckpointAnswer::new(entry, &lineage)).collect();
         Answer::json(200, &CheckpointList { checkpoints, links: PageLinks { next } })
     }
 

@@ -26,6 +26,8 @@ const MAX_LIMIT: u32 = 500;
 const MAX_CONTINUE_LENGTH: usize = 4096;
 /// A page that takes longer ends where it is; API Gateway gives up after 30 s.
 const LIST_BUDGET: Duration = Duration::from_secs(12);
+/// Largest progress object that is passed on; the trainer's have some hundred bytes.
+const MAX_PROGRESS_BYTES: usize = 16 * 1024;
 /// Entries looked through for the newest complete checkpoint of a job: nearly always it is among the first, but a run that
 /// was started anew has higher steps of the submission before.
 const NEWEST: [u32; 2] = [10, 200];
@@ -105,6 +107,10 @@ impl Handler {
         let prefix = prefix?;
         let object = self.store.get(prefix.bucket(), &prefix.key(&RunKey::Progress(&submission))).await;
         let object = object.inspect_err(|error| warn!(cause = chain(error), "no progress")).ok()??;
+        if object.body.len() > MAX_PROGRESS_BYTES {
+            warn!(%submission, bytes = object.body.len(), "the progress object is too large");
+            return None;
+        }
         serde_json::from_slice(&object.body)
             .inspect_err(|error| warn!(cause = chain(error), %submission, "the progress object is not readable"))
             .ok()
@@ -114,14 +120,13 @@ impl Handler {
     /// hide what the cluster says.
     async fn newest(&self, job: &PyTorchJob, prefix: Option<&RunPrefix>) -> Vec<IndexEntry> {
         let (Some(prefix), Some(submission)) = (prefix, job.annotation(key::SUBMISSION)) else { return Vec::new() };
-        let mut entries: Vec<IndexEntry> = Vec::new();
+        let (mut entries, mut before): (Vec<IndexEntry>, Option<Step>) = (Vec::new(), None);
         for limit in NEWEST {
-            let before = entries.last().and_then(|last| Step::new(last.step).ok());
             let page = self.store.index_page(prefix, limit, before).await;
-            let page = page.inspect_err(|error| warn!(cause = chain(error), "no checkpoints")).unwrap_or_default();
-            let is_full = u32::try_from(page.len()).is_ok_and(|count| count == limit);
-            entries.extend(page);
-            if !is_full || newest_complete(&entries, submission).is_some() {
+            let Ok(page) = page.inspect_err(|error| warn!(cause = chain(error), "no checkpoints")) else { break };
+            entries.extend(page.entries);
+            before = page.next;
+            if before.is_none() || newest_complete(&entries, submission).is_some() {
                 break;
             }
         }

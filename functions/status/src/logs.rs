@@ -10,7 +10,7 @@ use training_cluster::{ClusterError, LogOptions, LogStream};
 use training_core::{
     cause::chain,
     layout::RunPrefix,
-    logs::{ChoiceError, Instance, MAX_LOG_BYTES, Replica, Tail},
+    logs::{ChoiceError, Instance, MAX_LOG_BYTES, Replica, Tail, rfc3339},
     problem::{Code, FieldError, Problem},
     pytorchjob::{PyTorchJob, key},
 };
@@ -40,8 +40,8 @@ impl Handler {
         let rank = asked.query.number("rank", 0, MAX_RANK);
         let attempt = asked.query.number("attempt", 1, MAX_ATTEMPT);
         let tail_lines = asked.query.number("tail", 1, MAX_TAIL).unwrap_or(DEFAULT_TAIL);
-        let since = asked.query.text("since").map(|since| since.parse());
-        if let Some(Err(_)) = since {
+        let since = asked.query.text("since").map(|since| rfc3339(&since));
+        if let Some(None) = since {
             let detail =
                 "must be a time as RFC 3339 writes it, such as 2026-11-24T03:00:00Z (a plus sign is sent as %2B)";
             asked.query.refuse("since", "format", detail);
@@ -65,7 +65,7 @@ impl Handler {
         let instance =
             Instance::choose(&pod, attempt).map_err(|error| not_found(&format!("of the pod `{pod_name}`: {error}")))?;
 
-        let options = LogOptions { instance, tail_lines, since: since.and_then(Result::ok) };
+        let options = LogOptions { instance, tail_lines, since: since.flatten() };
         let log = jobs.log(&pod_name, &options).await.map_err(|error| match error {
             ClusterError::NotFound => not_found(&format!("there is no pod `{pod_name}` any more")),
             ClusterError::BadRequest(message) => not_found(&format!("of the pod `{pod_name}`: {message}")),

@@ -17,6 +17,21 @@ const PARALLEL_READS: usize = 16;
 /// Keys of one listing: as many as S3 gives.
 const LISTING: u32 = 1_000;
 
+/// Some entries of an index, newest first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IndexPage {
+    /// Those that were still there when they were read.
+    pub entries: Vec<IndexEntry>,
+    /// What to ask below for the next page; `None` at the end.
+    pub next: Option<Step>,
+}
+
+struct Listed {
+    keys: Vec<String>,
+    /// Where the listing goes on, if it may.
+    after: Option<String>,
+}
+
 // === impl Store ===
 
 impl Store {
@@ -29,10 +44,11 @@ impl Store {
         prefix: &RunPrefix,
         limit: u32,
         before: Option<Step>,
-    ) -> Result<Vec<IndexEntry>, StoreError> {
+    ) -> Result<IndexPage, StoreError> {
         let after = before.map(|step| prefix.key(&RunKey::IndexEntry(step)));
-        let keys = self.index_keys(prefix, limit, after).await?;
-        self.entries(prefix, keys, |entry| entry).await
+        let Listed { keys, after } = self.index_keys(prefix, limit, after).await?;
+        let next = after.and_then(|key| prefix.index_step(&key));
+        Ok(IndexPage { entries: self.entries(prefix, keys, |entry| entry).await?, next })
     }
 
     /// Which of a run's checkpoints belong to its newest submission. Reads every entry.
@@ -97,25 +113,24 @@ impl Store {
         let mut known = Vec::new();
         let mut after = None;
         loop {
-            let keys = self.index_keys(prefix, LISTING, after).await?;
-            let Some(last) = keys.last().cloned() else { return Ok(known) };
-            let is_last = usize::try_from(LISTING).is_ok_and(|full| keys.len() < full);
-            known.extend(self.entries(prefix, keys, |entry| Known::of(&entry, metric)).await?);
-            if is_last {
+            let listed = self.index_keys(prefix, LISTING, after).await?;
+            known.extend(self.entries(prefix, listed.keys, |entry| Known::of(&entry, metric)).await?);
+            after = listed.after;
+            if after.is_none() {
                 return Ok(known);
             }
-            after = Some(last);
         }
     }
 
-    async fn index_keys(
-        &self,
-        prefix: &RunPrefix,
-        limit: u32,
-        after: Option<String>,
-    ) -> Result<Vec<String>, StoreError> {
-        let limit = i32::try_from(limit.min(LISTING)).unwrap_or(i32::MAX);
-        self.list_keys(prefix.bucket(), &prefix.index_folder(), after, limit).await
+    async fn index_keys(&self, prefix: &RunPrefix, limit: u32, after: Option<String>) -> Result<Listed, StoreError> {
+        let limit = limit.min(LISTING);
+        let most = i32::try_from(limit).unwrap_or(i32::MAX);
+        let mut keys = self.list_keys(prefix.bucket(), &prefix.index_folder(), after, most).await?;
+        let is_full = u32::try_from(keys.len()).is_ok_and(|count| count >= limit);
+        let after = keys.last().filter(|_| is_full).cloned();
+        // What lies there and is no entry is nobody's business here.
+        keys.retain(|key| prefix.index_step(key).is_some());
+        Ok(Listed { keys, after })
     }
 
     /// The entries behind some keys, each made small as soon as it is read.
@@ -209,7 +224,7 @@ mod tests {
             (2, Some(17), &[15, 10]),
             (2, Some(10), &[]),
         ] {
-            let page = store.index_page(&prefix(), limit, before.map(step)).await.expect("a page");
+            let page = store.index_page(&prefix(), limit, before.map(step)).await.expect("a page").entries;
             let found: Vec<_> = page.iter().map(|entry| entry.step).collect();
             assert_eq!(found, steps, "{limit} before {before:?}");
         }

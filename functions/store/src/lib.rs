@@ -9,6 +9,8 @@ use aws_sdk_s3::{Client, error::SdkError, primitives::ByteStream};
 use thiserror::Error;
 use training_core::marker::File;
 
+pub use index::IndexPage;
+
 /// Largest object that is read, in bytes: all that the functions read is text, and a function has little memory.
 const MAX_OBJECT_BYTES: i64 = 16 * 1024 * 1024;
 

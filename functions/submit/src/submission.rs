@@ -6,9 +6,14 @@
 //!                                                           └─ lost ─┴─ name taken by now ─> look again
 //! ```
 //! The API server decides which of several equal requests makes the job: names are unique. The run's `owner` object says
-//! which job may write checkpoints; it is claimed before the job exists, so that a claim without a job harms nobody.
+//! which job may write checkpoints; it is claimed before the job exists, so that a claim without a job harms nobody. A
+//! young claim is left alone by requests for jobs of other names: its job may be about to appear. So of jobs with several
+//! names only one is made.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant, SystemTime},
+};
 
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use serde::Serialize;
@@ -23,7 +28,6 @@ use training_core::{
     manifest::{self, Origin, Start},
     marker::State,
     names::{Step, Submission},
-    namespace::Namespace,
     owner::{JobRecord, Owner},
     problem::Code,
     pytorchjob::{PyTorchJob, key},
@@ -47,6 +51,8 @@ const DELETION_WAIT: Duration = Duration::from_secs(15);
 const DELETION_POLL: Duration = Duration::from_millis(250);
 /// Between two looks after a lost race.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long after its submission was made a claim's job may still appear: longer than any request takes.
+const CLAIM_LIFETIME: Duration = Duration::from_secs(35);
 /// Largest manifest, in bytes; etcd takes 1.5 MiB, and the operator adds its status.
 const MAX_MANIFEST_BYTES: usize = 1024 * 1024;
 /// The metric by which `"best"` is chosen, least first.
@@ -63,6 +69,8 @@ pub(crate) struct Submitting<'a> {
     prefix: RunPrefix,
     jobs: Jobs<'a>,
     started: Instant,
+    /// Whether this request has become the run's owner.
+    has_claimed: AtomicBool,
 }
 
 /// How it ended.
@@ -108,6 +116,7 @@ impl<'a> Submitting<'a> {
             prefix: manifest::run_prefix(request),
             jobs: handler.cluster.jobs(&request.namespace),
             started: Instant::now(),
+            has_claimed: AtomicBool::new(false),
         }
     }
 
@@ -120,20 +129,28 @@ impl<'a> Submitting<'a> {
                 None => Box::pin(self.start()).await?,
                 Some(found) => {
                     let wanted = self.render(Start::Fresh, None);
-                    match Decision::of(&found, &wanted, restart)? {
+                    let decision = Decision::of(&found, &wanted, restart);
+                    if decision.is_err() && self.has_claimed.load(Ordering::Relaxed) {
+                        // The run that we claimed belongs to the job that was quicker.
+                        self.hold_for(&found).await;
+                    }
+                    match decision? {
                         Decision::Ours => Box::pin(self.keep(found)).await?,
                         Decision::Replay => {
                             self.hold_for(&found).await;
                             Tried::placed(Placed::Replayed(found))
                         }
-                        Decision::Replace | Decision::Await if self.effect == Effect::DryRun => {
-                            Box::pin(self.rehearse_replacing(&found)).await?
-                        }
                         decision @ (Decision::Replace | Decision::Await) => {
-                            if self.remove(&found, decision).await? {
-                                restart = None;
+                            // Before anything is deleted: the new job must not be refused afterwards.
+                            let rehearsed = Box::pin(self.rehearse_replacing(&found)).await?;
+                            if self.effect == Effect::DryRun {
+                                rehearsed
+                            } else {
+                                if matches!(rehearsed, Tried::Placed(_)) && self.remove(&found, decision).await? {
+                                    restart = None;
+                                }
+                                Tried::LookAgain
                             }
-                            Tried::LookAgain
                         }
                     }
                 }
@@ -150,8 +167,13 @@ impl<'a> Submitting<'a> {
     /// Make the job of a name that is free.
     async fn start(&self) -> Result<Tried, Failure> {
         let previous = self.read_owner().await?;
-        let job = self.prepare(previous.as_ref().map(|(owner, _)| owner)).await?;
-        self.check_inactive(previous.as_ref().map(|(owner, _)| owner)).await?;
+        let owner = previous.as_ref().map(|(owner, _)| owner);
+        let job = self.prepare(owner).await?;
+        match self.standing(owner).await? {
+            Standing::Free => {}
+            Standing::Busy => return Ok(Tried::LookAgain),
+            Standing::Active => return Err(owner.map_or_else(unknown_owner, run_active)),
+        }
         if self.effect == Effect::DryRun {
             return match self.jobs.create(&job, Effect::DryRun).await {
                 Ok(job) => Ok(Tried::placed(Placed::Created(job))),
@@ -165,7 +187,12 @@ impl<'a> Submitting<'a> {
         let created = match self.create(&job).await {
             Ok(created) => created,
             Err(ClusterError::AlreadyExists) => return Ok(Tried::LookAgain),
-            Err(error) => return Err(cluster_failure(error)),
+            Err(error) => {
+                if !error.is_ambiguous() {
+                    self.release().await;
+                }
+                return Err(cluster_failure(error));
+            }
         };
         Box::pin(self.keep(created)).await
     }
@@ -294,12 +321,17 @@ impl<'a> Submitting<'a> {
         Err(existing::terminating(self.request.job_name.as_str()).into())
     }
 
-    /// A dry run of a restart: would the old job be deleted, and the new one be taken? Its name is still taken, which the
-    /// API server says last, after everything else was checked.
+    /// Would the old job be deleted, and the new one be taken in its place? Its name is still taken, which the API server
+    /// says last, after everything else was checked; and a quota that is used up has room when the old job is gone.
     async fn rehearse_replacing(&self, found: &PyTorchJob) -> Result<Tried, Failure> {
-        let owner = self.read_owner().await?;
-        let job = self.prepare(owner.as_ref().map(|(owner, _)| owner)).await?;
-        self.check_inactive(owner.as_ref().map(|(owner, _)| owner)).await?;
+        let previous = self.read_owner().await?;
+        let owner = previous.as_ref().map(|(owner, _)| owner);
+        let job = self.prepare(owner).await?;
+        match self.standing(owner).await? {
+            Standing::Free => {}
+            Standing::Busy => return Ok(Tried::LookAgain),
+            Standing::Active => return Err(owner.map_or_else(unknown_owner, run_active)),
+        }
         if found.metadata.deletion_timestamp.is_none() {
             match self.jobs.delete(found, Effect::DryRun).await {
                 Ok(()) => {}
@@ -308,7 +340,9 @@ impl<'a> Submitting<'a> {
             }
         }
         match self.jobs.create(&job, Effect::DryRun).await {
-            Ok(_) | Err(ClusterError::AlreadyExists) => Ok(Tried::placed(Placed::Created(job))),
+            Ok(_) | Err(ClusterError::AlreadyExists | ClusterError::QuotaExceeded(_)) => {
+                Ok(Tried::placed(Placed::Created(job)))
+            }
             Err(error) => Err(cluster_failure(error)),
         }
     }
@@ -322,45 +356,54 @@ impl Submitting<'_> {
         let Some(object) = self.handler.store.get(self.prefix.bucket(), &key).await.map_err(storage_failure)? else {
             return Ok(None);
         };
-        let owner = serde_json::from_slice(&object.body).map_err(storage_failure)?;
+        let owner = serde_json::from_slice(&object.body).map_err(|_| self.not_understood())?;
         Ok(Some((owner, object.etag)))
     }
 
-    /// Refuse when another job than ours trains the run.
-    async fn check_inactive(&self, owner: Option<&Owner>) -> Result<(), Failure> {
-        match owner {
-            Some(owner) if self.is_active_elsewhere(owner).await? => Err(run_active(owner)),
-            Some(_) | None => Ok(()),
-        }
-    }
-
-    /// Whether the owner is a job of another name that is there and not finished.
-    async fn is_active_elsewhere(&self, owner: &Owner) -> Result<bool, Failure> {
+    /// Where the run stands with this owner.
+    async fn standing(&self, owner: Option<&Owner>) -> Result<Standing, Failure> {
+        let Some(owner) = owner else { return Ok(Standing::Free) };
         if owner.is_job(self.request.namespace.as_str(), self.request.job_name.as_str()) {
-            return Ok(false);
+            // Names decide between us.
+            return Ok(Standing::Free);
         }
-        let (Ok(namespace), Ok(name)) = (owner.namespace.parse::<Namespace>(), owner.job.parse()) else {
-            return Ok(false);
+        let (Ok(namespace), Ok(name)) =
+            (self.handler.rules.namespaces.choose(Some(&owner.namespace)), owner.job.parse())
+        else {
+            return Err(self.not_understood());
         };
         let job = self.handler.cluster.jobs(&namespace).get(&name).await.map_err(cluster_failure)?;
-        Ok(job.is_some_and(|job| {
-            job.annotation(key::SUBMISSION) == Some(owner.submission.as_str()) && !Phase::of(&job).0.is_finished()
-        }))
+        // By the run and not by the submission: another one's claim may stand there for a moment.
+        let prefix = self.prefix.to_string();
+        let job = job.filter(|job| job.annotation(key::CHECKPOINT_PREFIX) == Some(prefix.as_str()));
+        Ok(match job {
+            Some(job) if Phase::of(&job).0.is_finished() => Standing::Free,
+            Some(_) => Standing::Active,
+            None if is_young(owner) => Standing::Busy,
+            None => Standing::Free,
+        })
     }
 
     /// Become the owner in place of the one that was read; `false` when somebody else was quicker.
     async fn claim(&self, previous: Option<&(Owner, String)>) -> Result<bool, Failure> {
-        let Some(etag) = self.write_owner(self.owner(), previous.map(|(_, etag)| etag.clone())).await? else {
-            return Ok(false);
+        let written = self.write_owner(self.owner(), previous.map(|(_, etag)| etag.clone())).await?;
+        self.has_claimed.store(written.is_some(), Ordering::Relaxed);
+        Ok(written.is_some())
+    }
+
+    /// Tell others that the job of our claim will not appear. When that fails, they wait until the claim is old.
+    async fn release(&self) {
+        let released = async {
+            match self.read_owner().await? {
+                Some((owner, etag)) if owner == self.owner() => {
+                    self.write_owner(Owner { released: true, ..owner }, Some(etag)).await
+                }
+                _ => Ok(None),
+            }
         };
-        let Some((previous, _)) = previous else { return Ok(true) };
-        // Its job may have been created since it was looked for: whoever claims first and creates first, one of the two
-        // sees the other.
-        if self.is_active_elsewhere(previous).await? {
-            self.write_owner(previous.clone(), Some(etag)).await?;
-            return Err(run_active(previous));
+        if let Err(failure) = released.await {
+            self.warn(&failure, "the run stays claimed for a while");
         }
-        Ok(true)
     }
 
     /// See to it that the run's owner is this job, which exists: an equal request that came later may have claimed the run
@@ -379,7 +422,7 @@ impl Submitting<'_> {
                     return Ok(Held::Yes);
                 }
                 if let Some((previous, _)) = &previous
-                    && self.is_active_elsewhere(previous).await?
+                    && matches!(self.standing(Some(previous)).await?, Standing::Active)
                 {
                     return Ok(Held::Not(previous.clone()));
                 }
@@ -391,8 +434,7 @@ impl Submitting<'_> {
                 Ok(Held::Not(winner)) => return Some(winner),
                 Ok(Held::LookAgain) => sleep(LOOK_AGAIN).await,
                 Err(failure) => {
-                    let cause = failure.cause.as_deref().map(|cause| chain(cause)).unwrap_or_default();
-                    warn!(job = %self.request.job_name, cause, "cannot make sure that the job owns its run");
+                    self.warn(&failure, "cannot make sure that the job owns its run");
                     return None;
                 }
             }
@@ -400,11 +442,27 @@ impl Submitting<'_> {
         None
     }
 
+    fn warn(&self, failure: &Failure, what: &str) {
+        let cause = failure.cause.as_deref().map(|cause| chain(cause)).unwrap_or_default();
+        warn!(job = %self.request.job_name, cause, "{what}");
+    }
+
+    /// The refusal when nobody can tell whether the run is being trained.
+    fn not_understood(&self) -> Failure {
+        let key = self.prefix.key(&RunKey::Owner);
+        let detail = format!(
+            "the owner of this run cannot be looked at, so it may be being trained; when it is not, its operator removes the \
+             object {key} from the bucket"
+        );
+        Failure::new(Code::RunActive, detail)
+    }
+
     fn owner(&self) -> Owner {
         Owner {
             submission: self.submission.to_string(),
             namespace: self.request.namespace.to_string(),
             job: self.request.job_name.to_string(),
+            released: false,
         }
     }
 
@@ -429,10 +487,32 @@ impl Submitting<'_> {
         let written =
             async { self.handler.store.put(base.bucket(), &key, to_body(&record)?).await.map_err(storage_failure) };
         if let Err(failure) = written.await {
-            let cause = failure.cause.as_deref().map(|cause| chain(cause)).unwrap_or_default();
-            warn!(job = %self.request.job_name, cause, "no record of the job was kept");
+            self.warn(&failure, "no record of the job was kept");
         }
     }
+}
+
+/// Whether a run can be claimed.
+enum Standing {
+    /// Its owner is none, or has ended, or is the job that we are about to make.
+    Free,
+    /// It was claimed a moment ago, and the job of that claim may be about to appear.
+    Busy,
+    /// Its owner trains it.
+    Active,
+}
+
+/// Whether the job of a claim may still be about to appear. A submission's id begins with the time at which it was made.
+fn is_young(owner: &Owner) -> bool {
+    let made_at = owner.submission.parse::<Uuid>().ok().and_then(|id| id.get_timestamp()).map(|timestamp| {
+        let (seconds, nanoseconds) = timestamp.to_unix();
+        SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds)
+    });
+    // One from the future is young as well: clocks differ a little.
+    !owner.released
+        && made_at.is_some_and(|made_at| {
+            made_at.elapsed().is_ok_and(|age| age < CLAIM_LIFETIME) || made_at.elapsed().is_err()
+        })
 }
 
 /// Whether a job owns its run.
@@ -444,6 +524,11 @@ enum Held {
 
 fn to_body(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
     serde_json::to_vec(value).map_err(storage_failure)
+}
+
+/// Never in practice: only a known owner can be active.
+fn unknown_owner() -> Failure {
+    Failure::new(Code::RunActive, "another job trains this run")
 }
 
 fn run_active(owner: &Owner) -> Failure {

@@ -48,7 +48,7 @@ type Jobs = BTreeMap<String, Value>;
 #[derive(Default)]
 struct ApiServer {
     jobs: Jobs,
-    /// The first fault whose method is called happens, once.
+    /// The first fault whose method is called happens, once; dry runs are spared.
     faults: VecDeque<(Method, Fault)>,
     created: usize,
 }
@@ -73,7 +73,9 @@ struct Answer {
 impl ApiServer {
     /// Answer a call; `None` when the connection breaks.
     fn call(&mut self, method: &Method, path: &str, query: &str, body: &Value) -> Option<(u16, Value)> {
-        let fault = self.faults.iter().position(|(at, _)| at == method).and_then(|at| self.faults.remove(at));
+        let is_real = !is_dry_run(query, body);
+        let fault = self.faults.iter().position(|(at, _)| at == method && is_real);
+        let fault = fault.and_then(|at| self.faults.remove(at));
         match fault.map(|(_, fault)| fault) {
             None => Some(self.act(method, path, query, body)),
             Some(Fault::CutBefore) => None,
@@ -91,7 +93,7 @@ impl ApiServer {
 
     fn act(&mut self, method: &Method, path: &str, query: &str, body: &Value) -> (u16, Value) {
         let name = path.rsplit('/').next().unwrap_or_default();
-        let is_dry_run = query.contains("dryRun=All") || !body["dryRun"].is_null();
+        let is_dry_run = is_dry_run(query, body);
         if path.contains("/podtemplates/") {
             return refusal(404, "NotFound", r#"podtemplates "training-defaults" not found"#);
         }
@@ -264,6 +266,10 @@ fn client_of(server: Arc<Mutex<ApiServer>>) -> kube::Client {
     kube::Client::new(service, "training")
 }
 
+fn is_dry_run(query: &str, body: &Value) -> bool {
+    query.contains("dryRun=All") || !body["dryRun"].is_null()
+}
+
 fn refusal(code: u16, reason: &str, message: &str) -> (u16, Value) {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code, "reason": reason,
@@ -355,7 +361,9 @@ async fn a_later_claim_of_an_equal_request_does_not_disown_the_job() {
 async fn another_job_that_got_the_run_first_keeps_it() {
     let other = json!({
         "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": {},
-        "metadata": {"name": "other", "uid": "o", "annotations": {"trainer.deepfinery/submission": "theirs"}},
+        "metadata": {"name": "other", "uid": "o", "annotations": {
+            "trainer.deepfinery/submission": "theirs", "trainer.deepfinery/checkpoint-prefix": "s3://bucket/runs/r/framework=hf",
+        }},
     });
     let claim = json!({"submission": "theirs", "namespace": "training", "job": "other"}).to_string();
 
@@ -368,20 +376,40 @@ async fn another_job_that_got_the_run_first_keeps_it() {
 
     assert_eq!(world.post("/train?dry_run=true", &request()).await.outcome(), (409, "run_active"));
 
-    // Between our look and our claim: the run is given back.
+    // It has claimed the run, and its job is about to appear: we wait for it.
     let world = World::new();
-    world.bucket.write(OWNER, &claim);
+    let young =
+        json!({"submission": uuid::Uuid::now_v7().to_string(), "namespace": "training", "job": "other"}).to_string();
+    world.bucket.write(OWNER, &young);
     let theirs = other.clone();
     let nothing = || Fault::Meanwhile(Box::new(|_: &mut Jobs| {}));
     let appears = Fault::Meanwhile(Box::new(move |jobs: &mut Jobs| {
         jobs.insert("other".to_owned(), theirs);
     }));
-    // Looks at our name, at the platform's defaults, at the owner's job; after the claim at the owner's job again.
-    let world = [nothing(), nothing(), nothing(), appears]
-        .into_iter()
-        .fold(world, |world, fault| world.fault(Method::GET, fault));
+    let mut faults: Vec<Fault> = (0..8).map(|_| nothing()).collect();
+    faults.push(appears);
+    let world = faults.into_iter().fold(world, |world, fault| world.fault(Method::GET, fault));
     assert_eq!(world.post("/train", &request()).await.outcome(), (409, "run_active"));
-    assert_eq!((world.names(), world.bucket.body(OWNER).as_deref()), (vec!["other".to_owned()], Some(claim.as_str())));
+    assert_eq!((world.names(), world.bucket.body(OWNER).as_deref()), (vec!["other".to_owned()], Some(young.as_str())));
+
+    // A claim whose job never appeared is old at last, or was given up.
+    for left in [
+        json!({"submission": "01980000-0000-7000-8000-000000000009", "namespace": "training", "job": "other"}),
+        json!({"submission": uuid::Uuid::now_v7().to_string(), "namespace": "training", "job": "other", "released": true}),
+    ] {
+        let world = World::new();
+        world.bucket.write(OWNER, &left.to_string());
+        assert_eq!(world.post("/train", &request()).await.outcome(), (201, ""), "{left}");
+    }
+
+    // An owner that cannot be looked at is not passed over.
+    for strange in ["{", r#"{"submission": "x", "namespace": "retired", "job": "other"}"#] {
+        let world = World::new();
+        world.bucket.write(OWNER, strange);
+        let answer = world.post("/train", &request()).await;
+        assert_eq!(answer.outcome(), (409, "run_active"), "{strange}");
+        assert!(answer.body["detail"].as_str().is_some_and(|detail| detail.contains(OWNER)), "{answer:?}");
+    }
 
     // Between our claim and our creation: our job is taken back.
     let world = World::new();
@@ -400,6 +428,58 @@ async fn another_job_that_got_the_run_first_keeps_it() {
     // Finished: the run is free.
     world.finish("other");
     assert_eq!(world.post("/train", &request()).await.outcome(), (201, ""));
+}
+
+#[tokio::test]
+async fn a_different_request_that_came_too_late_leaves_the_run_to_the_job() {
+    // It claims the run after the job was made, and finds the name taken.
+    let world = World::new();
+    let mut taken = request();
+    taken["num_nodes"] = json!(2);
+    let other = World::new();
+    other.post("/train", &taken).await;
+    let theirs = other.server(|server| server.jobs["hf-r"].clone());
+    let submission = theirs["metadata"]["annotations"]["trainer.deepfinery/submission"].clone();
+    let world = world.fault(
+        Method::POST,
+        Fault::Meanwhile(Box::new(move |jobs| {
+            jobs.insert("hf-r".to_owned(), theirs);
+        })),
+    );
+    assert_eq!(world.post("/train", &request()).await.outcome(), (409, "job_conflict"));
+    let (owner, job) = world.owner_and_job("hf-r");
+    assert_eq!((&owner, job.as_str()), (&job, submission.as_str().expect("text")));
+
+    // A request that is refused gives its claim up.
+    let world = World::new().fault(Method::POST, Fault::Refuses(422, "Invalid", "no"));
+    assert_eq!(world.post("/train", &request()).await.outcome(), (422, "rejected_by_cluster"));
+    let mut renamed = request();
+    renamed["job_name"] = json!("another");
+    assert_eq!(world.post("/train", &renamed).await.outcome(), (201, ""));
+}
+
+#[tokio::test]
+async fn a_restart_that_would_be_refused_deletes_nothing() {
+    let claim = json!({"submission": "theirs", "namespace": "training", "job": "other"}).to_string();
+    let other = json!({
+        "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": {},
+        "metadata": {"name": "other", "annotations": {"trainer.deepfinery/checkpoint-prefix": "s3://bucket/runs/r/framework=hf"}},
+    });
+    let mut resumed = request();
+    resumed["resume_from_checkpoint"] = json!("step-5");
+    for (label, body, code) in
+        [("a checkpoint is missing", resumed, "resume_target_not_found"), ("another trains", request(), "run_active")]
+    {
+        let world = World::new();
+        world.post("/train", &request()).await;
+        world.finish("hf-r");
+        if code == "run_active" {
+            world.bucket.write(OWNER, &claim);
+            world.server(|server| server.jobs.insert("other".to_owned(), other.clone()));
+        }
+        assert_eq!(world.post("/train?restart=true", &body).await.outcome(), (409, code), "{label}");
+        assert!(world.names().contains(&"hf-r".to_owned()), "{label}");
+    }
 }
 
 #[tokio::test]

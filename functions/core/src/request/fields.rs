@@ -115,10 +115,15 @@ impl Fields {
 
     /// Whatever is left is a field that nobody knows: the end, with every broken rule.
     pub(super) fn finish(mut self, known: &[&'static str]) -> Result<(), Vec<FieldError>> {
+        let mut told = false;
         for field in std::mem::take(&mut self.fields).keys() {
             let detail = match nearest(field, known) {
                 Some(known) => format!("is not a field of this request; did you mean `{known}`?"),
-                None => format!("is not a field of this request; the fields are {}", known.join(", ")),
+                None if told => "is not a field of this request".to_owned(),
+                None => {
+                    told = true;
+                    format!("is not a field of this request; the fields are {}", known.join(", "))
+                }
             };
             self.refuse(&format!("/{}", escape(field)), "unknown_field", detail);
         }

@@ -54,6 +54,8 @@ pub mod defaults {
 
 /// Longest `model_id`, in characters.
 pub const MAX_MODEL_ID_CHARACTERS: usize = 256;
+/// Longest key of a base: a run's keys are longer, and S3 takes 1,024 bytes.
+const MAX_BASE_KEY_BYTES: usize = 512;
 /// Longest path or URI, in bytes.
 const MAX_PATH_BYTES: usize = 1024;
 /// Largest `extra_args`, as JSON text, in bytes.
@@ -233,7 +235,7 @@ impl TrainingJobRequest {
         let env_from_secrets = read_env_from_secrets(&mut fields, rules, &env);
         let labels = fields.texts("labels", rules::label);
         let annotations = read_annotations(&mut fields);
-        let priority_class = read_name(&mut fields, "priority_class", rules::is_subdomain);
+        let priority_class = read_priority_class(&mut fields);
         let queue = read_name(&mut fields, "queue", |name| rules::is_subdomain(name) && rules::is_label_value(name));
         let max_restarts = fields.count("max_restarts", bounds::MAX_RESTARTS);
         let max_runtime_seconds = fields.count("max_runtime_seconds", bounds::MAX_RUNTIME_SECONDS);
@@ -328,6 +330,16 @@ fn read_model_id(fields: &mut Fields) -> Option<String> {
 
 fn read_base(fields: &mut Fields, rules: &Rules) -> Option<S3Uri> {
     let uri: S3Uri = fields.value("checkpoint_base_uri")?;
+    if uri.key().len() > MAX_BASE_KEY_BYTES {
+        let detail = format!("must have a key of at most {MAX_BASE_KEY_BYTES} bytes, so that the run's own keys fit");
+        fields.refuse("/checkpoint_base_uri", "too_long", detail);
+        return None;
+    }
+    // Below them lies what belongs to another run, or to the platform.
+    if uri.key().split('/').any(|segment| segment.starts_with("framework=") || segment == "_jobs") {
+        fields.refuse("/checkpoint_base_uri", "reserved", "must not have a segment `framework=...` or `_jobs`");
+        return None;
+    }
     if rules.runs_base_uris.iter().any(|base| uri.is_within(base)) {
         return Some(uri);
     }
@@ -474,6 +486,16 @@ fn read_name(fields: &mut Fields, field: &str, is_good: impl Fn(&str) -> bool) -
     None
 }
 
+fn read_priority_class(fields: &mut Fields) -> Option<String> {
+    let name = read_name(fields, "priority_class", rules::is_subdomain)?;
+    if name.starts_with("system-") {
+        let detail = "must not be one of Kubernetes' own, which outrank every other pod of the cluster";
+        fields.refuse("/priority_class", "reserved", detail);
+        return None;
+    }
+    Some(name)
+}
+
 fn read_namespace(fields: &mut Fields, from_query: Option<&str>) -> Option<String> {
     let from_body = fields.value::<Namespace>("namespace").map(|namespace| namespace.to_string());
     match (from_body, from_query) {
@@ -615,6 +637,20 @@ pub(crate) mod tests {
             ("annotations", json!({"a": "x".repeat(66_000)}), "/annotations", "too_long"),
             ("annotations", json!({"x.kubernetes.io/a": ""}), "/annotations/x.kubernetes.io~1a", "reserved"),
             ("priority_class", json!("High"), "/priority_class", "format"),
+            ("priority_class", json!("system-node-critical"), "/priority_class", "reserved"),
+            (
+                "checkpoint_base_uri",
+                json!("s3://bucket/runs/r/framework=hf/index/v1"),
+                "/checkpoint_base_uri",
+                "reserved",
+            ),
+            ("checkpoint_base_uri", json!("s3://bucket/runs/_jobs/x"), "/checkpoint_base_uri", "reserved"),
+            (
+                "checkpoint_base_uri",
+                json!(format!("s3://bucket/runs/{}", "x".repeat(600))),
+                "/checkpoint_base_uri",
+                "too_long",
+            ),
             ("queue", json!(""), "/queue", "format"),
             ("max_restarts", json!(101), "/max_restarts", "range"),
             ("max_runtime_seconds", json!(59), "/max_runtime_seconds", "range"),
@@ -722,6 +758,18 @@ pub(crate) mod tests {
         );
         let unknown = problem.errors.last().expect("the unknown field");
         assert!(unknown.detail.contains("did you mean `num_nodes`?"), "{}", unknown.detail);
+    }
+
+    #[test]
+    fn an_answer_stays_small_whatever_is_wrong() {
+        let body: Map<String, Value> = (0..16_000).map(|index| (format!("{index}"), json!(1))).collect();
+        let problem = parse(&Value::Object(body)).expect_err("unknown fields");
+        assert!(problem.detail.starts_with("the request breaks 16005 rules"), "{}", problem.detail);
+        let answer = serde_json::to_vec(&problem.document("r")).expect("serialisable");
+        assert!(answer.len() < 20_000, "{} bytes", answer.len());
+        let twice = format!(r#"{{"{0}": 1, "{0}": 2}}"#, "x".repeat(60_000));
+        let problem = TrainingJobRequest::parse(twice.as_bytes(), None, &rules()).expect_err("twice");
+        assert!(problem.detail.len() < 1_000, "{} bytes", problem.detail.len());
     }
 
     #[test]
