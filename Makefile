@@ -71,4 +71,5 @@ client-test: .local/venv/client ## Generate a client from openapi.json and use i
 
 e2e: ## End-to-end tests against the running twin; the last group needs it for itself
 	cargo test -q -p e2e --test jobs --test submitting --test reading
-	cargo test -q -p e2e --test training --test access --test outages -- --test-threads=1
+	cargo test -q -p e2e --test hostile --test manifests --test listing
+	cargo test -q -p e2e --test training --test access --test outages --test faults -- --test-threads=1

@@ -107,7 +107,7 @@ fn bounded(metrics: &Map<String, Value>) -> Map<String, Value> {
     let mut room = MAX_METRICS_BYTES;
     let fits = |(name, value): &(&String, &Value)| {
         let size = name.len() + value.to_string().len();
-        room = room.checked_sub(size).unwrap_or_default();
+        room = room.saturating_sub(size);
         room > 0
     };
     metrics.iter().take_while(fits).map(|(name, value)| (name.clone(), value.clone())).collect()

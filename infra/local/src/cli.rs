@@ -100,6 +100,10 @@ pub(crate) async fn status(as_json: bool) -> Result<()> {
             component.last_exit.unwrap_or_default()
         ));
     }
+    for (target, fault, seconds) in report.faults {
+        let (target, fault) = (serde_json::to_value(target)?, serde_json::to_string(&fault)?);
+        say(&format!("fault: {} {fault}, {seconds} s more", target.as_str().unwrap_or_default()));
+    }
     Ok(())
 }
 

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::fault::{Fault, Target};
+
 /// What can be asked of a running twin.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -25,6 +27,11 @@ pub(crate) enum Request {
         namespace: String,
         signal: String,
     },
+    Fault {
+        target: Target,
+        fault: Fault,
+    },
+    ClearFaults,
 }
 
 /// The lines that come back; the last is `Done` or `Failed`.
@@ -44,4 +51,7 @@ pub(crate) struct Report {
     /// Age and size of the program that the supervisor was started from.
     pub(crate) program: String,
     pub(crate) components: Vec<crate::supervisor::Status>,
+    /// Each with the seconds that it has left. A supervisor of an earlier build tells of none.
+    #[serde(default)]
+    pub(crate) faults: Vec<(Target, Fault, u64)>,
 }

@@ -21,8 +21,8 @@ use crate::{
 
 /// The namespace of a job that names none.
 pub(crate) const NAMESPACE: &str = "training";
-/// Namespaces that a job may name: for tests with jobs of their own, and with very many.
-pub(crate) const FURTHER_NAMESPACES: [&str; 2] = ["training-two", "training-list"];
+/// Namespaces that a job may name: for tests with jobs of their own, with very many, and for those that break things.
+pub(crate) const FURTHER_NAMESPACES: [&str; 3] = ["training-two", "training-list", "training-faults"];
 /// Allowed as well and never made: what happens then is tested.
 const ABSENT_NAMESPACE: &str = "training-absent";
 pub(crate) const TRAINER_IMAGE: &str = "trainer:local";

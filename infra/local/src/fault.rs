@@ -2,7 +2,7 @@
 //! the terminal, kept in the supervisor, carried out by the proxies. None outlives its time or the twin.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -22,15 +22,19 @@ pub(crate) struct Fault {
     pub(crate) kind: Kind,
     /// Only requests with this method.
     #[arg(long, global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) method: Option<String>,
     /// Only requests with this in their path or query.
     #[arg(long, global = true, value_name = "PART")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) path: Option<String>,
     /// Only requests signed for this AWS service: s3, secretsmanager, eks.
     #[arg(long, global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) service: Option<String>,
     /// Only the first so many of these requests.
     #[arg(long, global = true, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) times: Option<u32>,
     /// Ends by itself after so long.
     #[arg(long, global = true, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -65,6 +69,16 @@ pub(crate) enum Kind {
     Cut,
     /// Passes requests on and ends the connection in place of the answer: it is done, and nobody is told.
     Lose,
+}
+
+/// A fault's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Target {
+    /// Between the functions and the Kubernetes API.
+    Cluster,
+    /// Between the functions and AWS.
+    Aws,
 }
 
 /// How a proxy meets those who connect.
@@ -134,26 +148,22 @@ impl Faults {
         self.door.subscribe()
     }
 
-    /// Adds one; returns when it begins. Its end has to be waited for with [`Faults::end_at`].
-    pub(crate) fn add(&self, fault: Fault) -> Instant {
+    /// Adds one. It has begun when this returns, and ends by itself.
+    pub(crate) fn add(self: &Arc<Self>, fault: Fault) {
         let until = Instant::now() + Duration::from_secs(fault.seconds);
-        let mut present = self.present();
-        present.push(Present { fault, until });
-        self.settle(present);
-        until
-    }
-
-    /// Waits for an end, and opens the door again when a fault held it.
-    pub(crate) async fn end_at(&self, until: Instant) {
-        sleep_until(until).await;
-        self.settle(self.present());
+        self.present().push(Present { fault, until });
+        self.settle();
+        let faults = Arc::clone(self);
+        tokio::spawn(async move {
+            sleep_until(until).await;
+            faults.settle();
+        });
     }
 
     /// Ends all.
     pub(crate) fn clear(&self) {
-        let mut present = self.present();
-        present.clear();
-        self.settle(present);
+        self.present().clear();
+        self.settle();
     }
 
     /// What goes wrong with a request: the first fault that is one of it.
@@ -185,11 +195,12 @@ impl Faults {
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn settle(&self, mut present: MutexGuard<'_, Vec<Present>>) {
+    /// Makes the door what the faults that have not ended want it to be.
+    fn settle(&self) {
         let now = Instant::now();
-        present.retain(|present| present.until > now);
-        let found = present.iter().map(|present| present.fault.door()).find(|door| *door != Door::Open);
-        let wanted = found.unwrap_or_default();
+        let doors = self.present();
+        let mut doors = doors.iter().filter(|present| present.until > now).map(|present| present.fault.door());
+        let wanted = doors.find(|door| *door != Door::Open).unwrap_or_default();
         self.door.send_if_modified(|door| std::mem::replace(door, wanted) != wanted);
     }
 }
@@ -262,7 +273,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_fault_ends_by_its_count_by_its_time_or_when_it_is_cleared() {
-        let faults = Faults::default();
+        let faults = Arc::new(Faults::default());
         let request = request("GET", "/", "s3");
         faults.add(fault("cut --times 2"));
         faults.add(fault("lose --seconds 5"));
@@ -278,12 +289,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_door_opens_again_by_itself() {
-        let faults = Faults::default();
+        let faults = Arc::new(Faults::default());
         let mut door = faults.door();
-        let until = faults.add(fault("refuse --seconds 2"));
+        faults.add(fault("refuse --seconds 2"));
         assert_eq!(*door.borrow_and_update(), Door::Closed);
-        faults.end_at(until).await;
-        assert!(door.has_changed().unwrap());
+        door.changed().await.unwrap();
         assert_eq!(*door.borrow_and_update(), Door::Open);
     }
 }

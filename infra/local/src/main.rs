@@ -3,6 +3,8 @@
 //! ```text
 //! twin up ──starts──> twin supervise ──runs──> etcd <─ kube-apiserver <─ controller-manager, scheduler, operator, twin-node
 //!    └──asks by .local/state/twin.sock ──┘        └──> ministack (the deployed template.yaml) <─ front
+//!
+//! deployed functions ──> proxies in the supervisor (faults, `twin fault`) ──> kube-apiserver, ministack
 //! ```
 //!
 //! Servers listen on 127.0.0.1 only; everything is below `.local`; nothing outlives the supervisor.
@@ -14,6 +16,7 @@ mod components;
 mod control;
 mod demo;
 mod deploy;
+mod fault;
 mod front;
 mod launch;
 mod ministack;
@@ -25,6 +28,7 @@ mod ports;
 mod probe;
 mod processes;
 mod progress;
+mod proxy;
 mod stamp;
 mod supervise;
 mod supervisor;
@@ -36,7 +40,11 @@ use std::{net::SocketAddr, process::ExitCode};
 use anyhow::{Result, anyhow};
 use clap::{Parser, Subcommand};
 
-use crate::{control::Request, paths::Paths};
+use crate::{
+    control::Request,
+    fault::{Fault, Target},
+    paths::Paths,
+};
 
 #[derive(Parser)]
 #[command(name = "twin", about = "The whole system on this machine: the real components, simulated machines.")]
@@ -80,6 +88,14 @@ enum Command {
         #[arg(long, default_value = deploy::NAMESPACE)]
         namespace: String,
     },
+    /// Lets something go wrong between the functions and what is behind them, for tests; `twin status` shows what does.
+    ///
+    /// For example: `twin fault cluster answer 429 --header retry-after:7 --seconds 10`,
+    /// `twin fault cluster lose --method POST --path /pytorchjobs --times 1`, `twin fault aws cut --service s3`.
+    Fault {
+        #[command(subcommand)]
+        command: FaultCommand,
+    },
     /// Runs the main job on a twin that is up, and shows each step.
     Demo,
     /// The detached process behind `up`.
@@ -93,6 +109,16 @@ enum Command {
         #[arg(long)]
         upstream: String,
     },
+}
+
+#[derive(Subcommand)]
+enum FaultCommand {
+    /// Between the functions and the Kubernetes API.
+    Cluster(Fault),
+    /// Between the functions and AWS (S3, Secrets Manager, EKS).
+    Aws(Fault),
+    /// Ends all faults now.
+    Clear,
 }
 
 #[tokio::main]
@@ -121,6 +147,13 @@ async fn run(command: Command) -> Result<()> {
         Command::Kill { pod, signal, container, namespace } => {
             ask(Request::Kill { pod, container, namespace, signal }).await
         }
+        Command::Fault { command: FaultCommand::Cluster(fault) } => {
+            ask(Request::Fault { target: Target::Cluster, fault }).await
+        }
+        Command::Fault { command: FaultCommand::Aws(fault) } => {
+            ask(Request::Fault { target: Target::Aws, fault }).await
+        }
+        Command::Fault { command: FaultCommand::Clear } => ask(Request::ClearFaults).await,
         Command::Demo => demo::run(&Paths::find()?).await,
         Command::Supervise => supervise::run(Paths::find()?).await,
         Command::Front { listen, upstream } => front::serve(listen, upstream).await,

@@ -30,7 +30,7 @@ impl Cluster {
         use base64::prelude::BASE64_STANDARD;
         Ok(Self {
             state_file: state_folder(paths).join("eks.json"),
-            endpoint: crate::pki::api_url(ports),
+            endpoint: format!("https://127.0.0.1:{}", ports.cluster_proxy),
             authority: BASE64_STANDARD.encode(fs::read(paths.pki(crate::pki::CA))?),
             auth_token: auth_token(paths)?,
         })
@@ -84,8 +84,8 @@ pub(crate) fn environment(paths: &Paths, ports: &Ports) -> BTreeMap<String, Stri
     // A name: with an address, the host name of the HTTP API would be one that lambda_http cannot parse.
     set("MINISTACK_HOST", "localhost".into());
     set("GATEWAY_PORT", ports.ministack.to_string());
-    // Without it the functions would call the real AWS.
-    set("AWS_ENDPOINT_URL", url(ports));
+    // For the functions: without it they would call the real AWS.
+    set("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", ports.aws_proxy));
     set("AUTH", "true".into());
     set("PERSIST_STATE", "1".into());
     set("S3_PERSIST", "1".into());

@@ -9,6 +9,10 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_RSA_SHA256, RsaKeySize,
 };
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 use serde_json::json;
 
 use crate::{paths::Paths, ports::Ports};
@@ -17,6 +21,8 @@ use crate::{paths::Paths, ports::Ports};
 pub(crate) const CA: &str = "ca.crt";
 /// The certificate authority of the operator's webhook, in PEM.
 pub(crate) const WEBHOOK_CA: &str = "webhook-ca.crt";
+/// Another certificate authority, which nobody believes, in PEM.
+pub(crate) const OTHER_CA: &str = "other-ca.crt";
 /// Written last: with it the folder is complete.
 const COMPLETE: &str = "complete";
 
@@ -37,10 +43,7 @@ pub(crate) fn make(paths: &Paths) -> Result<()> {
     let ca = Issuer::new(ca_params, ca_key);
 
     let server_key = KeyPair::generate()?;
-    let mut server = CertificateParams::new(["127.0.0.1", "localhost", "10.0.0.1"].map(String::from))?;
-    server.distinguished_name.push(DnType::CommonName, "kube-apiserver");
-    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    write("server.crt", server.signed_by(&server_key, &ca)?.pem())?;
+    write("server.crt", server()?.signed_by(&server_key, &ca)?.pem())?;
     write("server.key", server_key.serialize_pem())?;
 
     let admin_key = KeyPair::generate()?;
@@ -57,6 +60,38 @@ pub(crate) fn make(paths: &Paths) -> Result<()> {
 
     make_webhook_pair(&write)?;
     write(COMPLETE, String::new())
+}
+
+/// Makes a certificate for the API server's address that another authority has signed.
+pub(crate) fn make_other(paths: &Paths) -> Result<()> {
+    let ca_key = KeyPair::generate()?;
+    let ca_params = authority("other-ca", &[])?;
+    write_private(&paths.pki(OTHER_CA), &ca_params.self_signed(&ca_key)?.pem())?;
+    let server_key = KeyPair::generate()?;
+    let certificate = server()?.signed_by(&server_key, &Issuer::new(ca_params, ca_key))?;
+    write_private(&paths.pki("other.crt"), &certificate.pem())?;
+    write_private(&paths.pki("other.key"), &server_key.serialize_pem())
+}
+
+/// What serves at the API server's address, with either authority's signature.
+pub(crate) fn server_config(paths: &Paths, name: &str) -> Result<ServerConfig> {
+    let certificate = CertificateDer::from_pem_file(paths.pki(&format!("{name}.crt")))?;
+    let key = PrivateKeyDer::from_pem_file(paths.pki(&format!("{name}.key")))?;
+    Ok(ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key)?)
+}
+
+/// What believes the twin's own authority only.
+pub(crate) fn client_config(paths: &Paths) -> Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(paths.pki(CA))?)?;
+    Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+}
+
+fn server() -> Result<CertificateParams> {
+    let mut server = CertificateParams::new(["127.0.0.1", "localhost", "10.0.0.1"].map(String::from))?;
+    server.distinguished_name.push(DnType::CommonName, "kube-apiserver");
+    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    Ok(server)
 }
 
 /// The operator keeps a certificate that it finds only when it looks like its own: RSA keys in PKCS#1, an authority
@@ -145,10 +180,7 @@ pub(crate) fn write_private(file: &Path, text: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use rustls::{
-        ServerConfig,
-        pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer},
-    };
+    use rustls::pki_types::{PrivatePkcs1KeyDer, PrivatePkcs8KeyDer};
 
     use super::*;
 

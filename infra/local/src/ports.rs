@@ -27,6 +27,8 @@ pub(crate) struct Ports {
     pub(crate) ministack: u16,
     pub(crate) node: u16,
     pub(crate) front: u16,
+    pub(crate) cluster_proxy: u16,
+    pub(crate) aws_proxy: u16,
 }
 
 impl Ports {
@@ -50,7 +52,7 @@ impl Ports {
         Ok(ports)
     }
 
-    fn each_mut(&mut self) -> [&mut u16; 11] {
+    fn each_mut(&mut self) -> [&mut u16; 13] {
         [
             &mut self.etcd,
             &mut self.etcd_peer,
@@ -63,6 +65,8 @@ impl Ports {
             &mut self.ministack,
             &mut self.node,
             &mut self.front,
+            &mut self.cluster_proxy,
+            &mut self.aws_proxy,
         ]
     }
 }
@@ -91,7 +95,7 @@ mod tests {
         let mut distinct: Vec<u16> = first.each_mut().iter().map(|port| **port).collect();
         distinct.sort_unstable();
         distinct.dedup();
-        assert_eq!(distinct.len(), 11, "no port twice");
+        assert_eq!(distinct.len(), 13, "no port twice");
 
         let taken = TcpListener::bind(("127.0.0.1", first.etcd)).unwrap();
         let second = Ports::settle(&paths).unwrap();

@@ -2,7 +2,11 @@
 //! nothing: one connection behind for each one in front, and every byte of a request and its answer as it was sent, so
 //! that signatures still hold.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow};
 use axum::{
@@ -22,7 +26,12 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::fault::{Door, Faults, Kind, parse_header};
+use crate::{
+    fault::{Door, Fault, Faults, Kind, Target, parse_header},
+    paths::Paths,
+    pki,
+    ports::Ports,
+};
 
 /// Longest request that is read and answered here.
 const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
@@ -46,6 +55,55 @@ pub(crate) struct Tls {
     /// With one of another authority.
     pub(crate) strange: Arc<ServerConfig>,
     pub(crate) client: Arc<ClientConfig>,
+}
+
+/// The faults of both proxies, which run as long as this process.
+pub(crate) struct Proxies {
+    cluster: Arc<Faults>,
+    aws: Arc<Faults>,
+}
+
+// === impl Proxies ===
+
+impl Proxies {
+    pub(crate) fn start(paths: &Paths, ports: &Ports) -> Result<Self> {
+        let tls = Tls {
+            server: Arc::new(pki::server_config(paths, "server")?),
+            strange: Arc::new(pki::server_config(paths, "other")?),
+            client: Arc::new(pki::client_config(paths)?),
+        };
+        let proxies = Self { cluster: Arc::default(), aws: Arc::default() };
+        let start = |listen: u16, upstream: u16, tls, faults: &Arc<Faults>| {
+            let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            let proxy = Proxy { listen: local(listen), upstream: local(upstream), tls, faults: Arc::clone(faults) };
+            tokio::spawn(proxy.run());
+        };
+        start(ports.cluster_proxy, ports.apiserver, Some(tls), &proxies.cluster);
+        start(ports.aws_proxy, ports.ministack, None, &proxies.aws);
+        Ok(proxies)
+    }
+
+    pub(crate) fn add(&self, target: Target, fault: Fault) -> Result<()> {
+        fault.check(target == Target::Cluster)?;
+        let faults = match target {
+            Target::Cluster => &self.cluster,
+            Target::Aws => &self.aws,
+        };
+        faults.add(fault);
+        Ok(())
+    }
+
+    pub(crate) fn clear(&self) {
+        self.cluster.clear();
+        self.aws.clear();
+    }
+
+    pub(crate) fn list(&self) -> Vec<(Target, Fault, u64)> {
+        [(Target::Cluster, &self.cluster), (Target::Aws, &self.aws)]
+            .into_iter()
+            .flat_map(|(target, faults)| faults.list().into_iter().map(move |(fault, left)| (target, fault, left)))
+            .collect()
+    }
 }
 
 // === impl Proxy ===
@@ -154,5 +212,162 @@ impl Proxy {
             Some(Kind::Answer { .. } | Kind::Cut | Kind::Refuse | Kind::Authority) | None => {}
         }
         Ok(response.map(Body::new))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use axum::{Router, extract::State, http::StatusCode};
+    use reqwest::{Certificate, Client};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// A proxy before a server that counts its requests and answers with each as it arrived.
+    struct Scene {
+        faults: Arc<Faults>,
+        address: SocketAddr,
+        requests: Arc<AtomicUsize>,
+    }
+
+    async fn echo(State(requests): State<Arc<AtomicUsize>>, request: Request<Body>) -> String {
+        requests.fetch_add(1, Ordering::Relaxed);
+        let head = format!("{} {} {:?}", request.method(), request.uri(), request.headers().get("host"));
+        let body = to_bytes(request.into_body(), usize::MAX).await.unwrap();
+        format!("{head} {}", String::from_utf8_lossy(&body))
+    }
+
+    async fn free() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    }
+
+    fn proxy(listen: SocketAddr, upstream: SocketAddr, tls: Option<Tls>) -> Arc<Faults> {
+        let faults = Arc::new(Faults::default());
+        tokio::spawn(Proxy { listen, upstream, tls, faults: Arc::clone(&faults) }.run());
+        faults
+    }
+
+    async fn plain() -> Scene {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (upstream, address) = (listener.local_addr().unwrap(), free().await);
+        let router = Router::new().fallback(echo).with_state(Arc::clone(&requests));
+        tokio::spawn(async { axum::serve(listener, router).await });
+        Scene { faults: proxy(address, upstream, None), address, requests }
+    }
+
+    impl Scene {
+        fn fault(&self, kind: Kind, times: Option<u32>) {
+            self.faults.add(Fault { kind, method: None, path: None, service: None, times, seconds: 60 });
+        }
+
+        async fn post(&self) -> reqwest::Result<(u16, String)> {
+            let response = Client::new().post(format!("http://{}/a", self.address)).body("body").send().await?;
+            Ok((response.status().as_u16(), response.text().await?))
+        }
+    }
+
+    /// A task that listens needs a moment to begin.
+    async fn connect(address: SocketAddr) -> TcpStream {
+        loop {
+            match TcpStream::connect(address).await {
+                Ok(stream) => return stream,
+                Err(_) => sleep(Duration::from_millis(5)).await,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_go_through_as_they_were_written_on_one_connection() {
+        let scene = plain().await;
+        let mut stream = connect(scene.address).await;
+        let request = |end: &str| {
+            format!("PUT /a%2Fb/../c//?q=1&q=%20 HTTP/1.1\r\nhost: signed:1\r\ncontent-length: 4\r\n{end}\r\nbody")
+        };
+        stream.write_all((request("") + &request("connection: close\r\n")).as_bytes()).await.unwrap();
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).await.unwrap();
+        let echoed = "PUT /a%2Fb/../c//?q=1&q=%20 Some(\"signed:1\") body";
+        assert_eq!(answers.matches(echoed).count(), 2, "{answers}");
+    }
+
+    #[tokio::test]
+    async fn faults_of_requests_do_what_they_say() {
+        let scene = plain().await;
+        connect(scene.address).await;
+        let headers = vec!["retry-after: 7".into()];
+        scene.fault(Kind::Answer { status: 429, headers, body: "no".into() }, Some(1));
+        assert_eq!(scene.post().await.unwrap(), (429, "no".into()));
+        scene.fault(Kind::Cut, None);
+        assert!(scene.post().await.is_err());
+        assert_eq!(scene.requests.load(Ordering::Relaxed), 0, "nothing was passed on");
+        scene.faults.clear();
+        scene.fault(Kind::Lose, Some(1));
+        assert!(scene.post().await.is_err());
+        assert_eq!(scene.requests.load(Ordering::Relaxed), 1, "it was done, and nobody was told");
+        scene.fault(Kind::Slow { delay: 1 }, Some(1));
+        let started = std::time::Instant::now();
+        assert_eq!(scene.post().await.unwrap().0, 200);
+        assert!(started.elapsed() >= Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn who_refuses_ends_open_connections_and_listens_to_nobody_until_the_end() {
+        let scene = plain().await;
+        let mut open = connect(scene.address).await;
+        scene.fault(Kind::Refuse, None);
+        assert_eq!(open.read(&mut [0]).await.unwrap_or(0), 0, "the connection has ended");
+        assert!(TcpStream::connect(scene.address).await.is_err());
+        scene.faults.clear();
+        connect(scene.address).await;
+        assert_eq!(scene.post().await.unwrap().0, 200);
+    }
+
+    #[tokio::test]
+    async fn where_nobody_is_behind_the_connection_ends() {
+        let (address, upstream) = (free().await, free().await);
+        proxy(address, upstream, None);
+        assert_eq!(connect(address).await.read(&mut [0]).await.unwrap_or(0), 0);
+    }
+
+    #[tokio::test]
+    async fn another_authority_is_not_believed() {
+        // Each test process installs it once.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::at(folder.path());
+        pki::make(&paths).unwrap();
+        pki::make_other(&paths).unwrap();
+        let (upstream, address) = (free().await, free().await);
+        let server = Arc::new(pki::server_config(&paths, "server").unwrap());
+        let config = axum_server::tls_rustls::RustlsConfig::from_config(Arc::clone(&server));
+        let router = Router::new().fallback(|| async { StatusCode::NO_CONTENT });
+        tokio::spawn(axum_server::bind_rustls(upstream, config).serve(router.into_make_service()));
+        let tls = Tls {
+            server,
+            strange: Arc::new(pki::server_config(&paths, "other").unwrap()),
+            client: Arc::new(pki::client_config(&paths).unwrap()),
+        };
+        let faults = proxy(address, upstream, Some(tls));
+        drop((connect(upstream).await, connect(address).await));
+        let client = |authority: &str| {
+            let authority = Certificate::from_pem(&fs::read(paths.pki(authority)).unwrap()).unwrap();
+            Client::builder().tls_certs_only([authority]).build().unwrap()
+        };
+        let (believing, strange) = (client(pki::CA), client(pki::OTHER_CA));
+        let url = format!("https://{address}/");
+        assert_eq!(believing.get(&url).send().await.unwrap().status(), 204);
+        faults.add(Fault { kind: Kind::Authority, method: None, path: None, service: None, times: None, seconds: 60 });
+        drop(connect(address).await);
+        assert!(believing.get(&url).send().await.is_err());
+        assert_eq!(strange.get(&url).send().await.unwrap().status(), 204);
+        faults.clear();
+        drop(connect(address).await);
+        assert_eq!(believing.get(&url).send().await.unwrap().status(), 204);
     }
 }

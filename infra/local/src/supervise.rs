@@ -20,6 +20,7 @@ use crate::{
     pod,
     probe::Probe,
     progress::Progress,
+    proxy::Proxies,
     supervisor::Supervisor,
     up::{self, Twin},
 };
@@ -29,6 +30,7 @@ const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(20);
 
 struct Server {
     twin: Twin,
+    proxies: Proxies,
     /// Whether an `up` has come to its end: before that, its failure or Ctrl-C ends the twin.
     ready: watch::Sender<bool>,
     /// One `up` at a time.
@@ -46,8 +48,10 @@ pub(crate) async fn run(paths: Paths) -> Result<()> {
     let (ports, cluster) = up::prepare(&paths)?;
     let probe = Probe::new(&paths)?;
     let supervisor = Supervisor::new(&paths, &probe);
+    let proxies = Proxies::start(&paths, &ports)?;
     let server = Arc::new(Server {
         twin: Twin { paths, ports, cluster, supervisor, probe },
+        proxies,
         ready: watch::Sender::new(false),
         up: Mutex::new(()),
         closing: watch::Sender::new(false),
@@ -154,6 +158,7 @@ impl Server {
                     ready: *self.ready.borrow(),
                     program: launch::program()?,
                     components: supervisor.status(),
+                    faults: self.proxies.list(),
                 };
                 return Ok(serde_json::to_value(report)?);
             }
@@ -163,6 +168,8 @@ impl Server {
                 let pid = pod::kill(&self.twin.paths, &namespace, &pod, &container, &signal)?;
                 return Ok(json!({ "pid": pid }));
             }
+            Request::Fault { target, fault } => self.proxies.add(target, fault)?,
+            Request::ClearFaults => self.proxies.clear(),
         }
         Ok(Value::Null)
     }

@@ -91,6 +91,7 @@ pub(crate) fn prepare(paths: &Paths) -> Result<(Ports, Cluster)> {
     fs::create_dir_all(paths.pods())?;
     let ports = Ports::settle(paths)?;
     pki::make(paths)?;
+    pki::make_other(paths)?;
     let cluster = Cluster::new(paths, &ports)?;
     pki::write_kubeconfigs(paths, &ports, &cluster.token_review_url(&ports))?;
     ministack::make_folders(paths)?;

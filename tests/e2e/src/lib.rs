@@ -2,6 +2,12 @@
 //!
 //! Tests run beside each other against one twin and are told apart by run id. They fail when no twin is up.
 
+pub mod cluster;
+pub mod generate;
+pub mod logs;
+pub mod malformed;
+pub mod runtime;
+
 use std::{
     path::{Path, PathBuf},
     process::Output,

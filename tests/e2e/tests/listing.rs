@@ -24,13 +24,16 @@ use tokio::sync::OnceCell;
 const NAMESPACE: &str = "training-list";
 const JOBS: usize = 2_000;
 const RUNS: usize = 100;
-const LARGE_JOBS: usize = 200;
-/// Twice in each manifest of two replicas.
-const LARGE_BYTES: usize = 150 * 1024;
+const LARGE_JOBS: usize = 60;
+/// Twice in a manifest, once a replica: more than a MiB in all, which the submit function would refuse.
+const LARGE_BYTES: usize = 512 * 1024;
 const AT_ONCE: usize = 16;
 /// The smallest function that AWS offers.
 const MAX_MEMORY_BYTES: u64 = 128 * 1024 * 1024;
 const FRAMEWORKS: [&str; 3] = ["hf", "nemo", "meta"];
+/// Which jobs a query is for, by their numbers.
+type Filter = fn(usize) -> bool;
+
 /// Tests of one process share the jobs.
 static MADE: OnceCell<()> = OnceCell::const_new();
 
@@ -54,8 +57,9 @@ async fn no_job_is_missed_or_shown_twice_while_others_come_and_go() -> Result<()
     churned?;
     for (limit, pages, changes) in found {
         let pages = pages?;
-        let (last, full) = pages.split_last().context("no page")?;
-        ensure!(full.iter().all(|page| page.len() == limit) && last.len() <= limit, "{limit}: pages of another size");
+        // A page is ended early when the cluster is slow.
+        let longest = pages.iter().map(Vec::len).max();
+        ensure!(longest == Some(limit), "{limit}: the longest page has {longest:?} jobs");
         let names = names(&pages);
         ensure!(names.is_sorted_by(|one, next| one < next), "{limit}: a name twice or out of order");
         let shown: BTreeSet<_> = names.iter().map(String::as_str).collect();
@@ -72,7 +76,6 @@ async fn filters_find_what_they_name_and_nothing_else() -> Result<()> {
     let world = World::meet()?;
     let jobs = cluster::jobs(&world, NAMESPACE).await?;
     MADE.get_or_try_init(|| make_jobs(&jobs)).await?;
-    type Filter = fn(usize) -> bool;
     let cases: [(&str, Filter); 6] = [
         ("framework=nemo&limit=200", |job| job % 3 == 1),
         ("run_id=list-run-7&limit=7", |job| job % RUNS == 7),
@@ -86,8 +89,10 @@ async fn filters_find_what_they_name_and_nothing_else() -> Result<()> {
     for (query, is_wanted) in cases {
         let pages = pages(&world, &format!("/train?namespace={NAMESPACE}&{query}")).await?;
         let wanted: Vec<_> = (0..JOBS).filter(|job| is_wanted(*job)).map(name).collect();
-        // Large jobs and those that come and go are of the framework `meta` and of runs of their own.
-        assert_eq!(names(&pages), wanted, "{query}");
+        // Other tests have jobs there too, of other runs.
+        let is_ours = |job: &&Value| job["run_id"].as_str().is_some_and(|run_id| run_id.starts_with("list-run-"));
+        let found: Vec<_> = pages.iter().flatten().filter(is_ours).map(|job| job["name"].clone()).collect();
+        ensure!(found == wanted, "{query}: {} jobs instead of {}: {found:?}", found.len(), wanted.len());
         ensure!(query.contains("none") || !wanted.is_empty(), "{query} finds nothing");
     }
     Ok(())
@@ -169,7 +174,7 @@ async fn page_through(world: &World, function: &Function, filter: &str) -> Resul
         let event = Event {
             method: "GET".to_owned(),
             path: "/train".to_owned(),
-            query,
+            query: query.clone(),
             headers: vec![("x-trainer-token".to_owned(), world.twin.setting("TRAINER_API_TOKEN")?.to_owned())],
             body: EventBody::Absent,
         };
@@ -178,7 +183,7 @@ async fn page_through(world: &World, function: &Function, filter: &str) -> Resul
         ensure!(reply.status == 200, "{}: {page}", reply.status);
         count += page["jobs"].as_array().context("no jobs")?.len();
         match page["links"]["next"].as_str().and_then(|next| next.split_once('?')) {
-            Some((_, next)) => query = next.to_owned(),
+            Some((_, next)) => next.clone_into(&mut query),
             None => return Ok(count),
         }
     }
@@ -277,7 +282,7 @@ fn job(name: &str, framework: &str, run_id: &str) -> Value {
     })
 }
 
-/// A job of 300 KiB, which is as much as requests can make of it.
+/// A job with the largest manifest.
 fn large_job(number: usize) -> Value {
     let mut job = job(&format!("large-{number:03}"), "meta", "list-large");
     job["metadata"]["labels"]["size"] = json!("large");

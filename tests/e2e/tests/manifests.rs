@@ -11,6 +11,7 @@ use e2e::{
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::time::sleep;
+use training_core::request::FIELDS;
 
 const REQUESTS: usize = 1_000;
 const CREATED: usize = 60;
@@ -28,6 +29,10 @@ async fn every_accepted_request_makes_a_job_that_the_cluster_takes() -> Result<(
     train(&world, &deployment).await?;
     let (strategy, seed) = (accepted(&deployment), chance.seed);
     let requests = (0..REQUESTS).map(|_| chance.next(&strategy)).collect::<Result<Vec<_>>>()?;
+    for field in FIELDS {
+        let count = requests.iter().filter(|request| !request[field].is_null()).count();
+        ensure!(count >= REQUESTS / 4, "SEED={seed}: only {count} requests have the field `{field}`");
+    }
     let refusals: Vec<String> = stream::iter(requests.iter().enumerate())
         .map(|(number, request)| {
             let world = &world;
@@ -80,9 +85,9 @@ async fn compare(world: &World, request: &Value) -> Result<String> {
     let answer = world.twin.post("/train", request).await?.expect(201)?;
     let path = answer.text("/links/self").to_owned();
     let jobs = cluster::jobs(world, answer.text("/namespace")).await?;
-    let made = serde_json::to_value(jobs.get(answer.name()).await?);
+    let made = jobs.get(answer.name()).await;
     world.twin.delete(&path).await?.expect(202)?;
-    let made = made?;
+    let made = serde_json::to_value(made?)?;
     for pointer in ["/spec", "/metadata/labels", "/metadata/annotations", "/metadata/name", "/metadata/namespace"] {
         let shown = part(&shown.body["manifest"], pointer, shown.text("/submission"))?;
         let made = part(&made, pointer, answer.text("/submission"))?;

@@ -1,0 +1,523 @@
+//! The fault table: what a caller is told, how soon, what the log says and when it is over, for everything that can go
+//! wrong behind the functions. Alone, because every other test needs what fails here.
+//!
+//! Real: the webhook, the namespaces, the Roles, the quota, the secret, connections that are refused or cut, late answers,
+//! certificates. The proxies' own answers stand for a cluster without the `PyTorchJob` resource, for an overloaded or
+//! broken API server, for tokens and credentials that are refused, and for throttling by AWS; a clock that is wrong shows
+//! as those, too. `ONLY=<part of a fault's name>` plays fewer rows.
+
+use std::{
+    fmt::Write as _,
+    io::Write as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use aws_sdk_secretsmanager::config::{BehaviorVersion, Credentials, Region};
+use e2e::{World, cluster, logs};
+use kube::api::ListParams;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+use twin::client::Answer;
+
+/// Where nobody else has jobs.
+const NAMESPACE: &str = "training-faults";
+/// API Gateway gives up after 30 s.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(28);
+const RECOVERED_WITHIN: Duration = Duration::from_secs(10);
+const GONE_WITHIN: Duration = Duration::from_secs(40);
+const POLL: Duration = Duration::from_millis(200);
+
+const UNAUTHORIZED: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"Unauthorized","reason":"Unauthorized","code":401}"#;
+const INTERNAL: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"etcdserver: leader changed","code":500}"#;
+/// Priority and fairness answers in plain text.
+const TOO_MANY: &str = "Too many requests, please try again later.\n";
+/// So does the API server where it has no such resource.
+const NO_RESOURCE: &str = "404 page not found\n";
+const THROTTLED: &str = r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#;
+const EXPIRED: &str =
+    r#"{"__type":"ExpiredTokenException","message":"The security token included in the request is expired"}"#;
+const EXPIRED_S3: &str =
+    "<?xml version=\"1.0\"?><Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>";
+
+/// What goes wrong.
+enum Trouble {
+    /// As `twin fault` is told.
+    Told(&'static [&'static [&'static str]]),
+    Nothing,
+    /// The certificate is another authority's, and EKS says so.
+    OtherAuthority,
+    OperatorStopped,
+    NoRoleBinding,
+    QuotaUsedUp,
+    Terminating,
+    SecretDeleted,
+    SecretEmpty,
+}
+
+/// Who asks for what.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    Submit,
+    SubmitWhereNothingIs,
+    /// After a stranger, for whom the secret has been looked at again.
+    SubmitAfterStranger,
+    /// A job's status.
+    Read,
+    /// Submit with a token that nobody knows.
+    Stranger,
+}
+
+struct Case {
+    fault: &'static str,
+    trouble: Trouble,
+    ask: Ask,
+    /// Codes, or statuses of good answers; each is right.
+    expected: &'static [&'static str],
+}
+
+const CASES: &[Case] = &[
+    case("API server down", Trouble::Told(&[&["cluster", "refuse"]]), Ask::Submit, &["cluster_unavailable"]),
+    case("API server down", Trouble::Told(&[&["cluster", "refuse"]]), Ask::Read, &["cluster_unavailable"]),
+    case("slow: every answer 20 s", Trouble::Told(&[&["cluster", "slow", "20"]]), Ask::Submit, &["cluster_timeout"]),
+    case("slow: every answer 20 s", Trouble::Told(&[&["cluster", "slow", "20"]]), Ask::Read, &["cluster_timeout"]),
+    case(
+        "slow: writes 20 s",
+        Trouble::Told(&[&["cluster", "slow", "20", "--method", "POST"]]),
+        Ask::Submit,
+        &["201", "cluster_timeout"],
+    ),
+    case(
+        "slow: cluster 7 s, AWS 2 s",
+        // Each call is in time, and all together are not.
+        Trouble::Told(&[&["cluster", "slow", "7"], &["aws", "slow", "2"]]),
+        Ask::Submit,
+        &["cluster_timeout"],
+    ),
+    case(
+        "429 with Retry-After",
+        Trouble::Told(&[&["cluster", "answer", "429", "--header", "Retry-After: 7", "--body", TOO_MANY]]),
+        Ask::Submit,
+        &["throttled"],
+    ),
+    case("500", Trouble::Told(&[&["cluster", "answer", "500", "--body", INTERNAL]]), Ask::Submit, &["cluster_error"]),
+    case("webhook down", Trouble::OperatorStopped, Ask::Submit, &["cluster_not_ready"]),
+    // RBAC comes first: a namespace that does not exist has no Role in it.
+    case("namespace missing", Trouble::Nothing, Ask::SubmitWhereNothingIs, &["cluster_denied"]),
+    case("RBAC missing", Trouble::NoRoleBinding, Ask::Submit, &["cluster_denied"]),
+    case("quota used up", Trouble::QuotaUsedUp, Ask::Submit, &["quota_exceeded"]),
+    case("namespace terminating", Trouble::Terminating, Ask::Submit, &["namespace_terminating"]),
+    case(
+        "CRD missing",
+        Trouble::Told(&[&["cluster", "answer", "404", "--path", "/pytorchjobs", "--body", NO_RESOURCE]]),
+        Ask::Submit,
+        &["cluster_not_ready"],
+    ),
+    case(
+        "CRD missing",
+        Trouble::Told(&[&["cluster", "answer", "404", "--path", "/pytorchjobs", "--body", NO_RESOURCE]]),
+        Ask::Read,
+        &["cluster_not_ready"],
+    ),
+    case(
+        "cluster token refused once",
+        Trouble::Told(&[&["cluster", "answer", "401", "--times", "1", "--body", UNAUTHORIZED]]),
+        Ask::Submit,
+        &["201"],
+    ),
+    case(
+        "cluster token refused always",
+        Trouble::Told(&[&["cluster", "answer", "401", "--body", UNAUTHORIZED]]),
+        Ask::Submit,
+        &["cluster_denied"],
+    ),
+    case(
+        "credentials expired",
+        Trouble::Told(&[
+            &["cluster", "answer", "401", "--body", UNAUTHORIZED],
+            &["aws", "answer", "400", "--service", "secretsmanager", "--body", EXPIRED],
+            &["aws", "answer", "400", "--service", "eks", "--body", EXPIRED],
+            &["aws", "answer", "400", "--service", "s3", "--body", EXPIRED_S3],
+        ]),
+        Ask::Submit,
+        &["cluster_denied"],
+    ),
+    case(
+        "certificate authority changed",
+        Trouble::Told(&[&["cluster", "authority"]]),
+        Ask::Submit,
+        &["cluster_unavailable"],
+    ),
+    case("certificate authority changed, EKS says so", Trouble::OtherAuthority, Ask::Submit, &["201"]),
+    case(
+        "cut after the write",
+        Trouble::Told(&[&["cluster", "lose", "--method", "POST", "--times", "1"]]),
+        Ask::Submit,
+        &["201"],
+    ),
+    case(
+        "cut after every answer",
+        Trouble::Told(&[&["cluster", "lose", "--path", "/pytorchjobs"]]),
+        Ask::Submit,
+        &["cluster_unavailable"],
+    ),
+    case(
+        "cut after a write into S3",
+        Trouble::Told(&[&["aws", "lose", "--service", "s3", "--method", "PUT", "--times", "1"]]),
+        Ask::Submit,
+        &["201"],
+    ),
+    case("S3 down", Trouble::Told(&[&["aws", "cut", "--service", "s3"]]), Ask::Submit, &["storage_unavailable"]),
+    case(
+        "S3 slow: 20 s",
+        Trouble::Told(&[&["aws", "slow", "20", "--service", "s3"]]),
+        Ask::Submit,
+        &["storage_unavailable"],
+    ),
+    case(
+        "Secrets Manager down",
+        Trouble::Told(&[&["aws", "cut", "--service", "secretsmanager"]]),
+        Ask::Stranger,
+        &["auth_unavailable"],
+    ),
+    // What the secret said last counts for ten minutes.
+    case(
+        "Secrets Manager down",
+        Trouble::Told(&[&["aws", "cut", "--service", "secretsmanager"]]),
+        Ask::Submit,
+        &["201"],
+    ),
+    case(
+        "Secrets Manager throttled",
+        Trouble::Told(&[&["aws", "answer", "400", "--service", "secretsmanager", "--body", THROTTLED]]),
+        Ask::Stranger,
+        &["auth_unavailable"],
+    ),
+    case("secret deleted", Trouble::SecretDeleted, Ask::Stranger, &["auth_unavailable"]),
+    case("secret deleted", Trouble::SecretDeleted, Ask::SubmitAfterStranger, &["auth_unavailable"]),
+    case("secret empty", Trouble::SecretEmpty, Ask::SubmitAfterStranger, &["auth_unavailable"]),
+];
+
+const fn case(fault: &'static str, trouble: Trouble, ask: Ask, expected: &'static [&'static str]) -> Case {
+    Case { fault, trouble, ask, expected }
+}
+
+/// A row of the table.
+struct Row {
+    fault: &'static str,
+    request: String,
+    answer: String,
+    answered: Duration,
+    log: String,
+    recovered: Option<Duration>,
+    /// What is wrong with it.
+    complaints: Vec<String>,
+}
+
+/// The twin, with what can be broken in it.
+struct Stage {
+    world: World,
+    secrets: aws_sdk_secretsmanager::Client,
+    secret: String,
+    /// What the secret says when it is whole.
+    secret_text: String,
+    /// A job to read.
+    job: String,
+}
+
+#[tokio::test]
+async fn every_fault_has_its_answer_and_an_end() -> Result<()> {
+    let stage = Stage::set().await?;
+    let only = std::env::var("ONLY").unwrap_or_default();
+    let mut rows = Vec::new();
+    for case in CASES.iter().filter(|case| case.fault.contains(&only)) {
+        rows.push(stage.play(case).await);
+    }
+    ensure!(!rows.is_empty(), "no fault has `{only}` in its name");
+    // Past the test harness, which shows nothing of a test that passes.
+    writeln!(std::io::stderr(), "\n{}", table(&rows))?;
+    let wrong: Vec<String> = rows
+        .iter()
+        .flat_map(|row| {
+            row.complaints.iter().map(move |complaint| format!("{}, {}: {complaint}", row.fault, row.request))
+        })
+        .collect();
+    ensure!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    Ok(())
+}
+
+// === impl Stage ===
+
+impl Stage {
+    async fn set() -> Result<Self> {
+        let world = World::meet()?;
+        world.tell(&["fault", "clear"]).await?;
+        let setting = |name| world.twin.setting(name);
+        let config = aws_sdk_secretsmanager::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new(setting("AWS_REGION")?.to_owned()))
+            .endpoint_url(setting("AWS_ENDPOINT_URL")?)
+            .credentials_provider(Credentials::new(
+                setting("AWS_ACCESS_KEY_ID")?,
+                setting("AWS_SECRET_ACCESS_KEY")?,
+                None,
+                None,
+                "e2e",
+            ))
+            .build();
+        let secrets = aws_sdk_secretsmanager::Client::from_conf(config);
+        let listed =
+            secrets.list_secrets().include_planned_deletion(true).send().await?.secret_list.unwrap_or_default();
+        let of_stack = |name: &str| name.starts_with("training-Token");
+        let secret = listed.into_iter().find(|secret| secret.name.as_deref().is_some_and(of_stack));
+        let secret = secret.and_then(|secret| secret.arn).context("the stack has no token secret")?;
+        let secret_text = json!({"token": setting("TRAINER_API_TOKEN")?}).to_string();
+        let mut stage = Self { world, secrets, secret, secret_text, job: String::new() };
+        // An earlier run may have been killed in the middle.
+        stage.mend().await?;
+        let request = stage.world.stub_request(&World::run_id("faults"), json!({"seconds": 1}))?;
+        stage.job = stage.world.submit(&request).await?;
+        Ok(stage)
+    }
+
+    /// One row. Whatever goes wrong in it, the fault ends.
+    async fn play(&self, case: &Case) -> Row {
+        let run_id = World::run_id("fault");
+        let mut row = Row {
+            fault: case.fault,
+            request: String::new(),
+            answer: String::new(),
+            answered: Duration::ZERO,
+            log: String::new(),
+            recovered: None,
+            complaints: Vec::new(),
+        };
+        let begun = self.begin(&case.trouble).await;
+        let result = match begun {
+            Ok(()) => self.ask_under_fault(case, &run_id, &mut row).await,
+            Err(error) => Err(error.context("the fault did not begin")),
+        };
+        let ended = self.end(&case.trouble).await;
+        for error in [result.err(), ended.err()].into_iter().flatten() {
+            row.complaints.push(format!("{error:#}"));
+        }
+        if case.ask != Ask::SubmitWhereNothingIs
+            && let Err(error) = self.recover(case, &run_id, &mut row).await
+        {
+            row.complaints.push(format!("{error:#}"));
+        }
+        row
+    }
+
+    async fn ask_under_fault(&self, case: &Case, run_id: &str, row: &mut Row) -> Result<()> {
+        if case.ask == Ask::SubmitAfterStranger {
+            self.ask(Ask::Stranger, run_id).await?;
+        }
+        let asked = Instant::now();
+        let (request, answer) = self.ask(case.ask, run_id).await?;
+        row.answered = asked.elapsed();
+        row.request = request;
+        let outcome = outcome(&answer);
+        row.answer = format!("{} {}", answer.status, answer.text("/code"));
+        ensure!(case.expected.contains(&outcome.as_str()), "answered {} {}", answer.status, answer.text_body);
+        ensure!(row.answered <= ANSWERED_WITHIN, "answered after {:?}", row.answered);
+        if answer.status < 400 {
+            row.log = "-".into();
+            return Ok(());
+        }
+        ensure!(answer.content_type == "application/problem+json", "answered as {}", answer.content_type);
+        let again_later = matches!(answer.status, 429 | 503);
+        ensure!(!again_later || answer.header("retry-after").is_some(), "no Retry-After");
+        let function = if case.ask == Ask::Read { "status" } else { "submit" };
+        let lines = logs::failures(&self.world, function, answer.text("/request_id")).await?;
+        if answer.status < 500 {
+            ensure!(lines.is_empty(), "a refusal is logged as a failure: {lines:?}");
+            row.log = "refused".into();
+            return Ok(());
+        }
+        let [line] = lines.as_slice() else { anyhow::bail!("{} failure lines: {lines:?}", lines.len()) };
+        logs::cause(line).clone_into(&mut row.log);
+        ensure!(!row.log.is_empty(), "no cause in the log: {line}");
+        Ok(())
+    }
+
+    /// The same request again, until it is answered as if nothing had been.
+    async fn recover(&self, case: &Case, run_id: &str, row: &mut Row) -> Result<()> {
+        let ended = Instant::now();
+        loop {
+            let (_, answer) = self.ask(case.ask, run_id).await?;
+            let is_good = match case.ask {
+                Ask::Stranger => answer.text("/code") == "invalid_token",
+                Ask::Submit | Ask::SubmitAfterStranger | Ask::SubmitWhereNothingIs | Ask::Read => answer.status < 300,
+            };
+            if is_good {
+                break;
+            }
+            ensure!(ended.elapsed() < RECOVERED_WITHIN, "then still {} {}", answer.status, answer.text_body);
+            sleep(POLL).await;
+        }
+        row.recovered = Some(ended.elapsed());
+        if matches!(case.ask, Ask::Submit | Ask::SubmitAfterStranger) {
+            let jobs = cluster::jobs(&self.world, NAMESPACE).await?;
+            let selector = format!("trainer.deepfinery/run-id={run_id}");
+            let count = jobs.list(&ListParams::default().labels(&selector)).await?.items.len();
+            ensure!(count == 1, "{count} jobs of the run");
+        }
+        Ok(())
+    }
+
+    async fn ask(&self, ask: Ask, run_id: &str) -> Result<(String, Answer)> {
+        let twin = &self.world.twin;
+        let stranger = format!("stranger-{}", uuid::Uuid::new_v4().simple());
+        let (namespace, token) = match ask {
+            Ask::Read => {
+                return Ok(("GET /train/{name}".into(), twin.get(&format!("/train/{}", self.job)).await?));
+            }
+            Ask::Submit | Ask::SubmitAfterStranger => (NAMESPACE, twin.setting("TRAINER_API_TOKEN")?),
+            Ask::SubmitWhereNothingIs => ("training-absent", twin.setting("TRAINER_API_TOKEN")?),
+            Ask::Stranger => (NAMESPACE, stranger.as_str()),
+        };
+        let body = self.world.stub_request(run_id, json!({"seconds": 1}))?.to_string();
+        let path = format!("/train?namespace={namespace}");
+        let who = if ask == Ask::Stranger { ", unknown token" } else { "" };
+        Ok((format!("POST /train{who}"), twin.send(Method::POST, &path, Some(token), Some(body)).await?))
+    }
+
+    async fn begin(&self, trouble: &Trouble) -> Result<()> {
+        match trouble {
+            Trouble::Nothing => Ok(()),
+            Trouble::Told(faults) => {
+                for fault in *faults {
+                    self.world.tell(&[&["fault"], *fault].concat()).await?;
+                }
+                Ok(())
+            }
+            Trouble::OtherAuthority => {
+                self.world.tell(&["fault", "cluster", "authority"]).await?;
+                let described = self.describe_with_other_authority().await?;
+                self.world.tell(&["fault", "aws", "answer", "200", "--service", "eks", "--body", &described]).await
+            }
+            Trouble::OperatorStopped => self.world.tell(&["stop", "training-operator"]).await,
+            Trouble::NoRoleBinding => self.kubectl(&["delete", "rolebinding", "training-submit"]).await,
+            Trouble::QuotaUsedUp => {
+                let hard = "--hard=count/pytorchjobs.kubeflow.org=0";
+                self.kubectl(&["create", "quota", "no-jobs", hard]).await?;
+                // Before it is counted, nothing at all is let in, for another reason.
+                let counted = "--for=jsonpath={.status.hard}";
+                self.kubectl(&["wait", counted, "--timeout=20s", "resourcequota/no-jobs"]).await
+            }
+            Trouble::Terminating => {
+                // What is held here would go first, and RBAC would refuse before the namespace does.
+                self.hold(&json!(["example.com/held"])).await?;
+                self.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]).await
+            }
+            Trouble::SecretDeleted => {
+                self.secrets.delete_secret().secret_id(&self.secret).recovery_window_in_days(7).send().await?;
+                Ok(())
+            }
+            Trouble::SecretEmpty => self.write_secret("{}").await,
+        }
+    }
+
+    async fn end(&self, trouble: &Trouble) -> Result<()> {
+        self.world.tell(&["fault", "clear"]).await?;
+        match trouble {
+            Trouble::Nothing | Trouble::Told(_) | Trouble::OtherAuthority => Ok(()),
+            Trouble::OperatorStopped
+            | Trouble::NoRoleBinding
+            | Trouble::QuotaUsedUp
+            | Trouble::Terminating
+            | Trouble::SecretDeleted
+            | Trouble::SecretEmpty => self.mend().await,
+        }
+    }
+
+    /// Make everything whole that a case breaks, whichever it was.
+    async fn mend(&self) -> Result<()> {
+        self.world.tell(&["start", "training-operator"]).await?;
+        self.kubectl(&["delete", "quota", "no-jobs", "--ignore-not-found"]).await?;
+        if self.is_terminating().await? {
+            self.hold(&Value::Null).await?;
+            let started = Instant::now();
+            while self.is_terminating().await? {
+                ensure!(started.elapsed() < GONE_WITHIN, "the namespace is not gone");
+                sleep(POLL).await;
+            }
+        }
+        let state = Path::new(self.world.twin.setting("KUBECONFIG")?).parent().context("no folder")?;
+        let overlay = state.join("namespaces").join(NAMESPACE).display().to_string();
+        self.kubectl(&["apply", "--server-side", "--force-conflicts", "--kustomize", &overlay]).await?;
+        let secret = self.secrets.describe_secret().secret_id(&self.secret).send().await?;
+        if secret.deleted_date.is_some() {
+            self.secrets.restore_secret().secret_id(&self.secret).send().await?;
+        }
+        let value = self.secrets.get_secret_value().secret_id(&self.secret).send().await?;
+        if value.secret_string.as_deref() == Some("{}") { self.write_secret(&self.secret_text).await } else { Ok(()) }
+    }
+
+    async fn write_secret(&self, text: &str) -> Result<()> {
+        self.secrets.put_secret_value().secret_id(&self.secret).secret_string(text).send().await?;
+        Ok(())
+    }
+
+    /// Keep what lets the submit function in, or let it go.
+    async fn hold(&self, finalizers: &Value) -> Result<()> {
+        let patch = json!({"metadata": {"finalizers": finalizers}}).to_string();
+        for kind in ["role", "rolebinding"] {
+            self.kubectl(&["patch", kind, "training-submit", "--type=merge", "--patch", &patch]).await?;
+        }
+        Ok(())
+    }
+
+    async fn is_terminating(&self) -> Result<bool> {
+        let output =
+            self.world.kubectl(&["get", "namespace", NAMESPACE, "--output=jsonpath={.status.phase}"], None).await?;
+        Ok(output.stdout == b"Terminating")
+    }
+
+    async fn kubectl(&self, arguments: &[&str]) -> Result<()> {
+        let output = self.world.kubectl(&[&["--namespace", NAMESPACE], arguments].concat(), None).await?;
+        ensure!(output.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    /// What EKS says when the cluster at the same address has another authority.
+    async fn describe_with_other_authority(&self) -> Result<String> {
+        use base64::{Engine, prelude::BASE64_STANDARD};
+        let state = Path::new(self.world.twin.setting("KUBECONFIG")?).parent().context("no folder")?;
+        let ports: Value = serde_json::from_slice(&tokio::fs::read(state.join("ports.json")).await?)?;
+        let authority = tokio::fs::read(state.join("pki/other-ca.crt")).await?;
+        Ok(json!({"cluster": {
+            "name": self.world.twin.setting("CLUSTER_NAME")?,
+            "endpoint": format!("https://127.0.0.1:{}", ports["cluster_proxy"]),
+            "certificateAuthority": {"data": BASE64_STANDARD.encode(authority)},
+        }})
+        .to_string())
+    }
+}
+
+/// A problem's code, or the status of a good answer.
+fn outcome(answer: &Answer) -> String {
+    match answer.text("/code") {
+        "" => answer.status.to_string(),
+        code => code.to_owned(),
+    }
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut text = String::new();
+    let mut line = |fault: &str, request: &str, answer: &str, answered: &str, recovered: &str, log: &str| {
+        let log: String = log.chars().take(110).collect();
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{fault:42} | {request:26} | {answer:24} | {answered:>6} | {recovered:>9} | {log}");
+    };
+    line("fault", "request", "answer", "ms", "over, ms", "cause in the log");
+    for row in rows {
+        let recovered = row.recovered.map_or_else(|| "-".into(), |recovered| recovered.as_millis().to_string());
+        let answered = row.answered.as_millis().to_string();
+        line(row.fault, &row.request, &row.answer, &answered, &recovered, &row.log);
+    }
+    text
+}
