@@ -1,6 +1,6 @@
 # The one command surface: each target is a line or two that calls cargo, pytest or the twin.
 .DEFAULT_GOAL := help
-.PHONY: help demo up down clean status build check test template trainer-test e2e invoke invoke-all sam-local postman openapi client-test
+.PHONY: faults help demo up down clean status build check test template trainer-test e2e invoke invoke-all sam-local postman openapi client-test
 
 EVENT = events/status-healthz.json
 TWIN = cargo build -q -p twin --bins && target/debug/twin
@@ -72,4 +72,7 @@ client-test: .local/venv/client ## Generate a client from openapi.json and use i
 e2e: ## End-to-end tests against the running twin; the last group needs it for itself
 	cargo test -q -p e2e --test jobs --test submitting --test reading
 	cargo test -q -p e2e --test hostile --test manifests --test listing
-	cargo test -q -p e2e --test training --test access --test outages --test faults -- --test-threads=1
+	cargo test -q -p e2e --test training --test access --test outages -- --test-threads=1
+
+faults: ## The table of faults, on the running twin for itself; not part of `make test` yet
+	cargo test -q -p e2e --test faults -- --nocapture

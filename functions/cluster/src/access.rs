@@ -19,7 +19,6 @@ use crate::token;
 /// A token lives 15 minutes; a call made with an older one could come too late.
 const TOKEN_AGE: Duration = Duration::from_mins(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-const READ_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// Where an API server is and which certificate authority signs for it.
 #[derive(Clone, Debug)]
@@ -190,8 +189,9 @@ impl Access {
         config.root_cert = Some(endpoint.certificate_authority);
         config.auth_info = AuthInfo { token: Some(token), ..AuthInfo::default() };
         config.connect_timeout = Some(CONNECT_TIMEOUT);
-        config.read_timeout = Some(READ_TIMEOUT);
-        config.write_timeout = Some(READ_TIMEOUT);
+        // A read timeout of kube's would count the time for which a kept connection was idle, too, and look like a broken
+        // connection. Calls have a budget.
+        config.read_timeout = None;
         // kube would repeat a POST for minutes; what may be repeated is decided by the caller.
         config.default_retry = false;
         Client::try_from(config).map_err(|error| EndpointError::Client(Box::new(error)))

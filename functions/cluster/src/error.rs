@@ -115,7 +115,8 @@ impl ClusterError {
         match (status.code, status.reason.as_str()) {
             // The resource or the namespace is absent, not the job.
             (404, _)
-                if message.contains("the server could not find the requested resource")
+                if message == "404 page not found"
+                    || message.contains("the server could not find the requested resource")
                     || message.starts_with("namespaces ") =>
             {
                 Self::NotReady(status)
@@ -199,6 +200,7 @@ mod tests {
         for (code, reason, message, fact) in [
             (404, "NotFound", r#"pytorchjobs.kubeflow.org "x" not found"#, "NotFound"),
             (404, "NotFound", r#"namespaces "training" not found"#, "NotReady"),
+            (404, "Failed to parse error data", "404 page not found", "NotReady"),
             (404, "", "the server could not find the requested resource", "NotReady"),
             (409, "AlreadyExists", r#"pytorchjobs.kubeflow.org "x" already exists"#, "AlreadyExists"),
             (409, "Conflict", "Precondition failed: UID in precondition: a, UID in object meta: b", "Changed"),

@@ -286,8 +286,8 @@ async fn a_dry_run_creates_nothing_and_says_what_would_be_answered() -> Result<(
     let other = with(&request, &json!({"num_nodes": 1}));
     assert_eq!(world.twin.post("/train?dry_run=true", &other).await?.expect(409)?.text("/code"), "job_conflict");
     world.wait_for_status(name, "succeeded", MINUTE).await?;
-    let replaced = world.twin.post("/train?dry_run=true&restart=true", &other).await?.expect(200)?;
-    assert_eq!(replaced.number("/would_answer"), Some(201));
+    let restarted = world.twin.post("/train?dry_run=true&restart=true", &other).await?.expect(200)?;
+    assert_eq!(restarted.number("/would_answer"), Some(201));
     let present = world.twin.get(&format!("/train/{name}")).await?.expect(200)?;
     assert_eq!(present.text("/submission"), created.text("/submission"), "the dry run replaced nothing");
 
