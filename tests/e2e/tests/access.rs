@@ -68,12 +68,12 @@ impl Secret {
 }
 
 /// A token and its entry for the list.
-fn token(id: &str, restrictions: Value) -> (String, Value) {
+fn token(id: &str, restrictions: &Value) -> (String, Value) {
     let token = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
     (token.clone(), entry(id, &token, restrictions))
 }
 
-fn entry(id: &str, token: &str, restrictions: Value) -> Value {
+fn entry(id: &str, token: &str, restrictions: &Value) -> Value {
     let mut entry = json!({"id": id, "sha256": format!("{:x}", Sha256::digest(token)), "scopes": ["submit", "read"]});
     for (field, value) in restrictions.as_object().into_iter().flatten() {
         entry[field] = value.clone();
@@ -86,11 +86,11 @@ async fn a_token_may_do_what_its_entry_says() -> Result<()> {
     let world = World::meet()?;
     let twin = &world.twin;
     let secret = Secret::of(&world).await?;
-    let deployment = entry("deployment", twin.setting("TRAINER_API_TOKEN")?, json!({}));
-    let (reader, reader_entry) = token("reader", json!({"scopes": ["read"]}));
-    let (writer, writer_entry) = token("writer", json!({"scopes": ["submit"]}));
-    let (elsewhere, elsewhere_entry) = token("elsewhere", json!({"namespaces": ["training-two"]}));
-    let (expired, expired_entry) = token("expired", json!({"expires_at": "2026-01-01T00:00:00Z"}));
+    let deployment = entry("deployment", twin.setting("TRAINER_API_TOKEN")?, &json!({}));
+    let (reader, reader_entry) = token("reader", &json!({"scopes": ["read"]}));
+    let (writer, writer_entry) = token("writer", &json!({"scopes": ["submit"]}));
+    let (elsewhere, elsewhere_entry) = token("elsewhere", &json!({"namespaces": ["training-two"]}));
+    let (expired, expired_entry) = token("expired", &json!({"expires_at": "2026-01-01T00:00:00Z"}));
     let request = world.stub_request(&World::run_id("scoped"), json!({"seconds": 600}))?;
     let body = Some(request.to_string());
     let name = format!("hf-{}", request["run_id"].as_str().unwrap_or_default());
@@ -131,9 +131,9 @@ async fn a_token_may_do_what_its_entry_says() -> Result<()> {
 async fn tokens_are_rotated_under_load_without_a_wrongful_refusal() -> Result<()> {
     let world = Arc::new(World::meet()?);
     let secret = Secret::of(&world).await?;
-    let deployment = entry("deployment", world.twin.setting("TRAINER_API_TOKEN")?, json!({}));
-    let (old, old_entry) = token("old", json!({}));
-    let (new, new_entry) = token("new", json!({}));
+    let deployment = entry("deployment", world.twin.setting("TRAINER_API_TOKEN")?, &json!({}));
+    let (old, old_entry) = token("old", &json!({}));
+    let (new, new_entry) = token("new", &json!({}));
 
     // The callers: each uses the token that it was told last.
     let (used, stopped) = (Arc::new(Mutex::new(old.clone())), Arc::new(AtomicBool::new(false)));
@@ -181,7 +181,7 @@ async fn tokens_are_rotated_under_load_without_a_wrongful_refusal() -> Result<()
     let called = callers.await?;
     secret.put(&secret.original).await?;
     let (dead_after, (sent, refused)) = (rotated?, called?);
-    println!(
+    eprintln!(
         "{sent} requests, {} refused; the removed token was dead after {:.1} s",
         refused.len(),
         dead_after.as_secs_f64()
