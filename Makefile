@@ -73,6 +73,7 @@ e2e: ## End-to-end tests against the running twin; the last group needs it for i
 	cargo test -q -p e2e --test jobs --test submitting --test reading
 	cargo test -q -p e2e --test hostile --test manifests --test listing
 	cargo test -q -p e2e --test training --test access --test outages -- --test-threads=1
+	cargo test -q -p e2e --test faults -- --nocapture
 
-faults: ## The table of faults, on the running twin for itself; not part of `make test` yet
+faults: ## The table of faults alone, on the running twin
 	cargo test -q -p e2e --test faults -- --nocapture

@@ -53,7 +53,7 @@ GRANTS = {
     },
 }
 
-SHARED_ENVIRONMENT = {"RUNS_BASE_URIS": "s3://training-runs/runs"}
+SHARED_ENVIRONMENT = {"RUNS_BASE_URIS": "s3://training-runs/runs", "RUST_LOG": "INFO,kube_client=off"}
 CLUSTER_ENVIRONMENT = {
     "CLUSTER_NAME": "training",
     "NAMESPACE": "training",
@@ -188,6 +188,7 @@ def test_given_lists_and_limits_reach_submit() -> None:
     )
     assert environment(deployment, "SubmitFunction") == ENVIRONMENT["SubmitFunction"] | {
         "RUNS_BASE_URIS": "s3://training-runs/a,s3://training-runs/b",
+        "RUST_LOG": "DEBUG,kube_client=off",
         "ALLOWED_IMAGES": "one/,two:1",
         "ALLOWED_SECRETS": "one,two.a",
         "TRAIN_SCRIPT": "/train.py",

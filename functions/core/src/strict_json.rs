@@ -1,5 +1,6 @@
 //! JSON in which an object must not name a key twice. `serde_json` alone keeps the last of two equal keys in silence, and
-//! half of a request would be ignored.
+//! half of a request would be ignored. Nor may a text hold U+FFFD as it is: API Gateway hands the body of a text type on as
+//! a string, in which that character stands for each byte that was no UTF-8.
 
 use std::fmt;
 
@@ -8,6 +9,9 @@ use serde_json::{Map, Value};
 
 use crate::problem::bounded;
 
+/// U+FFFD REPLACEMENT CHARACTER.
+const MANGLED: &[u8] = "\u{fffd}".as_bytes();
+
 struct Strict(Value);
 
 struct StrictVisitor;
@@ -15,8 +19,13 @@ struct StrictVisitor;
 /// Parse a JSON text.
 ///
 /// # Errors
-/// The text is not JSON, or an object in it has a key twice; the message says where.
+/// The text is not JSON, an object in it has a key twice, or it was not UTF-8; the message says where.
 pub fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
+    if let Some(at) = text.windows(MANGLED.len()).position(|window| window == MANGLED) {
+        return Err(serde_json::Error::custom(format_args!(
+            "it was not UTF-8 at byte {at}; send UTF-8, and the character U+FFFD itself as \\ufffd"
+        )));
+    }
     serde_json::from_slice(text).map(|Strict(value)| value)
 }
 
@@ -96,6 +105,13 @@ mod tests {
             let error = parse(twice.as_bytes()).expect_err("a key twice").to_string();
             assert!(error.contains("`a` stands twice"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_stands_for_bytes_that_were_no_utf8_is_refused() {
+        let error = parse("{\"a\":\"\u{fffd}\"}".as_bytes()).expect_err("mangled").to_string();
+        assert!(error.contains("not UTF-8 at byte 6") && error.contains(r"as \ufffd"), "{error}");
+        assert_eq!(parse(br#""\ufffd""#).expect("JSON"), "\u{fffd}");
     }
 
     #[test]

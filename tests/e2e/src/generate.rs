@@ -147,6 +147,7 @@ pub fn accepted(deployment: &Deployment) -> BoxedStrategy<Value> {
             Value::Object(body)
         })
         .prop_filter("larger than a body may be", |body| body.to_string().len() <= MAX_BODY)
+        .prop_filter("as if it had not been UTF-8", |body| !body.to_string().contains('\u{fffd}'))
         .boxed()
 }
 
