@@ -1,6 +1,6 @@
 # The one command surface: each target is a line or two that calls cargo, pytest or the twin.
 .DEFAULT_GOAL := help
-.PHONY: faults help demo up down clean status build check test template trainer-test e2e invoke invoke-all sam-local postman openapi client-test
+.PHONY: faults bench help demo up down clean status build check test template trainer-test e2e invoke invoke-all sam-local postman openapi client-test
 
 EVENT = events/status-healthz.json
 TWIN = cargo build -q -p twin --bins && target/debug/twin
@@ -74,6 +74,10 @@ e2e: ## End-to-end tests against the running twin; the last group needs it for i
 	cargo test -q -p e2e --test hostile --test manifests --test listing
 	cargo test -q -p e2e --test training --test access --test outages -- --test-threads=1
 	cargo test -q -p e2e --test faults -- --nocapture
+
+bench: ## What a cold start and a first request cost, on the running twin
+	cargo build -q --release -p empty
+	cargo bench -q -p e2e --profile dev --bench cold_start
 
 faults: ## The table of faults alone, on the running twin
 	cargo test -q -p e2e --test faults -- --nocapture

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod generate;
 pub mod logs;
 pub mod malformed;
+pub mod relay;
 pub mod runtime;
 
 use std::{
@@ -26,7 +27,8 @@ const POLL: Duration = Duration::from_millis(300);
 pub struct World {
     /// The caller's side.
     pub twin: Twin,
-    root: PathBuf,
+    /// The project's folder.
+    pub root: PathBuf,
 }
 
 // === impl World ===

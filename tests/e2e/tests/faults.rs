@@ -2,9 +2,9 @@
 //! wrong behind the functions. Alone, because every other test needs what fails here.
 //!
 //! Real: the webhook, the namespaces, the Roles, the quota, the secret, connections that are refused or cut, late answers,
-//! certificates. The proxies' own answers stand for a cluster without the `PyTorchJob` resource, for an overloaded or
-//! broken API server, for tokens and credentials that are refused, and for throttling by AWS; a clock that is wrong shows
-//! as those, too. `ONLY=<part of a fault's name>` plays fewer rows.
+//! certificates, and wrong clocks (of a submit function of our own, called without the API before it). The proxies' own
+//! answers stand for a cluster without the `PyTorchJob` resource, for an overloaded or broken API server, for tokens and
+//! credentials that are refused, and for throttling by AWS. `ONLY=<part of a fault's name>` plays fewer rows.
 
 use std::{
     fmt::Write as _,
@@ -15,7 +15,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use aws_sdk_secretsmanager::config::{BehaviorVersion, Credentials, Region};
-use e2e::{World, cluster, logs};
+use e2e::{
+    World, cluster, logs,
+    runtime::{Event, EventBody, Function, environment},
+};
 use kube::api::ListParams;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -47,6 +50,8 @@ enum Trouble {
     /// As `twin fault` is told.
     Told(&'static [&'static [&'static str]]),
     Nothing,
+    /// The function's clock is off by so much, in the way that libfaketime reads it.
+    Clock(&'static str),
     /// The certificate is another authority's, and EKS says so.
     OtherAuthority,
     OperatorStopped,
@@ -144,6 +149,10 @@ const CASES: &[Case] = &[
         Ask::Submit,
         &["cluster_denied"],
     ),
+    // AWS tells its time, by which the SDK signs; the token for the cluster has the function's own, and lives 15 minutes.
+    case("clock 20 minutes fast", Trouble::Clock("+20m"), Ask::Submit, &["cluster_denied"]),
+    case("clock 20 minutes slow", Trouble::Clock("-20m"), Ask::Submit, &["cluster_denied"]),
+    case("clock 2 minutes slow", Trouble::Clock("-2m"), Ask::Submit, &["201"]),
     case(
         "certificate authority changed",
         Trouble::Told(&[&["cluster", "authority"]]),
@@ -316,7 +325,12 @@ impl Stage {
             self.ask(Ask::Stranger, run_id).await?;
         }
         let asked = Instant::now();
-        let (request, answer) = self.ask(case.ask, run_id).await?;
+        let (request, answer, own_log) = if let Trouble::Clock(offset) = case.trouble {
+            self.ask_with_clock(offset, run_id).await?
+        } else {
+            let (request, answer) = self.ask(case.ask, run_id).await?;
+            (request, answer, None)
+        };
         row.answered = asked.elapsed();
         row.request = request;
         let outcome = outcome(&answer);
@@ -331,7 +345,10 @@ impl Stage {
         let again_later = matches!(answer.status, 429 | 503);
         ensure!(!again_later || answer.header("retry-after").is_some(), "no Retry-After");
         let function = if case.ask == Ask::Read { "status" } else { "submit" };
-        let lines = logs::failures(&self.world, function, answer.text("/request_id")).await?;
+        let lines = match own_log {
+            Some(log) => log.lines().filter(|line| logs::tells_of_failure(line)).map(str::to_owned).collect(),
+            None => logs::failures(&self.world, function, answer.text("/request_id")).await?,
+        };
         if answer.status < 500 {
             ensure!(lines.is_empty(), "a refusal is logged as a failure: {lines:?}");
             row.log = "refused".into();
@@ -385,9 +402,44 @@ impl Stage {
         Ok((format!("POST /train{who}"), twin.send(Method::POST, &path, Some(token), Some(body)).await?))
     }
 
+    /// Ask a submit function of our own, whose clock is off; its log comes along.
+    async fn ask_with_clock(&self, offset: &str, run_id: &str) -> Result<(String, Answer, Option<String>)> {
+        let mut environment = environment(&self.world, "submit").await?;
+        for (name, value) in [
+            ("LD_PRELOAD", faketime(&self.world).await?.as_str()),
+            ("FAKETIME", offset),
+            // Clocks that only count are right: nobody's time runs faster.
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+            ("AWS_LAMBDA_LOG_FORMAT", "JSON"),
+        ] {
+            environment.insert(name.to_owned(), value.to_owned());
+        }
+        let function = Function::spawn(&Function::bootstrap(&self.world, "submit")?, environment).await?;
+        let event = Event {
+            method: "POST".to_owned(),
+            path: "/train".to_owned(),
+            query: format!("namespace={NAMESPACE}"),
+            headers: vec![
+                ("x-trainer-token".to_owned(), self.world.twin.setting("TRAINER_API_TOKEN")?.to_owned()),
+                ("content-type".to_owned(), "application/json".to_owned()),
+            ],
+            body: EventBody::Text(self.world.stub_request(run_id, json!({"seconds": 1}))?.to_string()),
+        };
+        let reply = function.invoke(&event.to_json()).await?;
+        let answer = Answer {
+            status: reply.status,
+            content_type: reply.headers.get("content-type").cloned().unwrap_or_default(),
+            location: reply.headers.get("location").cloned().unwrap_or_default(),
+            headers: (&reply.headers).try_into()?,
+            body: reply.json()?,
+            text_body: String::from_utf8_lossy(&reply.body).into_owned(),
+        };
+        Ok(("POST /train".to_owned(), answer, Some(function.end().await?)))
+    }
+
     async fn begin(&self, trouble: &Trouble) -> Result<()> {
         match trouble {
-            Trouble::Nothing => Ok(()),
+            Trouble::Nothing | Trouble::Clock(_) => Ok(()),
             Trouble::Told(faults) => {
                 for fault in *faults {
                     self.world.tell(&[&["fault"], *fault].concat()).await?;
@@ -424,7 +476,7 @@ impl Stage {
     async fn end(&self, trouble: &Trouble) -> Result<()> {
         self.world.tell(&["fault", "clear"]).await?;
         match trouble {
-            Trouble::Nothing | Trouble::Told(_) | Trouble::OtherAuthority => Ok(()),
+            Trouble::Nothing | Trouble::Clock(_) | Trouble::Told(_) | Trouble::OtherAuthority => Ok(()),
             Trouble::OperatorStopped
             | Trouble::NoRoleBinding
             | Trouble::QuotaUsedUp
@@ -504,6 +556,17 @@ fn outcome(answer: &Answer) -> String {
         "" => answer.status.to_string(),
         code => code.to_owned(),
     }
+}
+
+/// The library that lets a program see another time.
+async fn faketime(world: &World) -> Result<String> {
+    let script = "import libfaketime, pathlib; \
+        print(*pathlib.Path(libfaketime.__file__).parent.glob('vendor/libfaketime/src/libfaketime.so.1'))";
+    let python = world.root.join(".local/venv/sam/bin/python");
+    let output = tokio::process::Command::new(python).args(["-c", script]).output().await?;
+    let path = String::from_utf8(output.stdout)?.trim().to_owned();
+    ensure!(Path::new(&path).is_file(), "no libfaketime: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(path)
 }
 
 fn table(rows: &[Row]) -> String {
