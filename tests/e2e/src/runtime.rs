@@ -41,10 +41,12 @@ use crate::World;
 const ANSWERS_WITHIN: Duration = Duration::from_secs(35);
 /// Largest answer that Lambda takes from a function: 6 MB.
 const MAX_RESPONSE_BYTES: usize = 6 * 1024 * 1024;
+/// The X-Ray trace of every invocation.
+pub const TRACE_ID: &str = "Root=1-6742a1f0-0a1b2c3d4e5f60718293a4b5;Sampled=0";
 const EXPLAIN_ENVIRONMENT: &str =
     "import invoke, json, sys; print(json.dumps(invoke.environment(sys.argv[1], invoke.read_settings())))";
 
-/// A running function. It ends with this value, and with the thread that started it.
+/// A running function. It ends with this value.
 pub struct Function {
     process: Child,
     api: JoinHandle<()>,
@@ -355,7 +357,7 @@ async fn next(State(api): State<Arc<Api>>) -> Result<Response<Body>, StatusCode>
         .header("Lambda-Runtime-Aws-Request-Id", id)
         .header("Lambda-Runtime-Deadline-Ms", deadline.to_string())
         .header("Lambda-Runtime-Invoked-Function-Arn", "arn:aws:lambda:us-east-1:123456789012:function:e2e")
-        .header("Lambda-Runtime-Trace-Id", "Root=1-6742a1f0-0a1b2c3d4e5f60718293a4b5;Sampled=0")
+        .header("Lambda-Runtime-Trace-Id", TRACE_ID)
         .header("Content-Type", "application/json")
         .body(event.into())
         .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
