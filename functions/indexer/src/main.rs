@@ -1,10 +1,8 @@
 //! The function that keeps the index of checkpoints from S3 events. It has no access to the cluster.
 
-mod handler;
-
 use std::time::Duration;
 
-use handler::Indexer;
+use indexer::Indexer;
 use lambda_runtime::{Error, LambdaEvent, service_fn, tracing};
 use training_core::settings::Settings;
 use training_store::Store;
@@ -19,5 +17,6 @@ async fn main() -> Result<(), Error> {
     let runs_base_uris = Settings::new(|name| std::env::var(name).ok()).list("RUNS_BASE_URIS")?;
     let aws = training_aws::config(ATTEMPT_WITHIN, CALL_WITHIN).await?;
     let indexer = Indexer { store: Store::new(aws_sdk_s3::Client::new(&aws)), runs_base_uris };
-    lambda_runtime::run(service_fn(|event: LambdaEvent<serde_json::Value>| indexer.handle(event.payload))).await
+    let handle = async |event: LambdaEvent<serde_json::Value>| indexer.handle(&event.payload).await.map_err(Error::from);
+    lambda_runtime::run(service_fn(handle)).await
 }

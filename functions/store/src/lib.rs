@@ -2,6 +2,7 @@
 //! text; what they mean is `training_core::layout`.
 
 mod index;
+mod indexing;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
@@ -10,6 +11,7 @@ use thiserror::Error;
 use training_core::marker::File;
 
 pub use index::IndexPage;
+pub use indexing::{Found, IndexingError, Look};
 
 /// Largest object that is read, in bytes: all that the functions read is text, and a function has little memory.
 const MAX_OBJECT_BYTES: i64 = 16 * 1024 * 1024;
@@ -25,8 +27,18 @@ pub struct Store {
 pub struct Object {
     /// The content.
     pub body: Vec<u8>,
+    /// Which object it was.
+    pub identity: Identity,
+}
+
+/// Which object stands at a key. Where the bucket keeps versions, one that was written again with the same content is
+/// another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
     /// `ETag` with its quotes.
     pub etag: String,
+    /// Version, in a bucket that keeps them.
+    pub version: Option<String>,
 }
 
 /// What must be there for a conditional write.
@@ -72,18 +84,20 @@ impl Store {
         if let Some(bytes) = output.content_length.filter(|bytes| *bytes > MAX_OBJECT_BYTES) {
             return Err(failed(format!("it has {bytes} bytes, and at most {MAX_OBJECT_BYTES} are read").into()));
         }
-        let etag = output.e_tag.unwrap_or_default();
+        let identity = Identity { etag: output.e_tag.unwrap_or_default(), version: output.version_id };
         let body = output.body.collect().await.map_err(|error| failed(Box::new(error)))?;
-        Ok(Some(Object { body: body.to_vec(), etag }))
+        Ok(Some(Object { body: body.to_vec(), identity }))
     }
 
-    /// The `ETag` of an object; `None` when there is none.
+    /// Which object stands at a key; `None` when there is none.
     ///
     /// # Errors
     /// S3 cannot be reached or denies the request.
-    pub async fn etag(&self, bucket: &str, key: &str) -> Result<Option<String>, StoreError> {
+    pub async fn identity(&self, bucket: &str, key: &str) -> Result<Option<Identity>, StoreError> {
         match self.client.head_object().bucket(bucket).key(key).send().await {
-            Ok(output) => Ok(Some(output.e_tag.unwrap_or_default())),
+            Ok(output) => {
+                Ok(Some(Identity { etag: output.e_tag.unwrap_or_default(), version: output.version_id }))
+            }
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(StoreError::new("look at", bucket, key, Box::new(error))),
         }
@@ -244,7 +258,7 @@ mod tests {
             .then_output(|| GetObjectOutput::builder().e_tag("\"e\"").body(ByteStream::from_static(b"x")).build());
         let store = Store::new(mock_client!(aws_sdk_s3, &[&rule]));
         let object = store.get("bucket", "key").await.expect("an answer").expect("an object");
-        assert_eq!((object.body.as_slice(), object.etag.as_str()), (&b"x"[..], "\"e\""));
+        assert_eq!((object.body.as_slice(), object.identity.etag.as_str()), (&b"x"[..], "\"e\""));
     }
 
     #[tokio::test]

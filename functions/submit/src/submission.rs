@@ -357,7 +357,7 @@ impl Submitting<'_> {
             return Ok(None);
         };
         let owner = serde_json::from_slice(&object.body).map_err(|_| self.not_understood())?;
-        Ok(Some((owner, object.etag)))
+        Ok(Some((owner, object.identity.etag)))
     }
 
     /// Where the run stands with this owner.
