@@ -17,6 +17,7 @@ async fn main() -> Result<(), Error> {
     let runs_base_uris = Settings::new(|name| std::env::var(name).ok()).list("RUNS_BASE_URIS")?;
     let aws = training_aws::config(ATTEMPT_WITHIN, CALL_WITHIN).await?;
     let indexer = Indexer { store: Store::new(aws_sdk_s3::Client::new(&aws)), runs_base_uris };
-    let handle = async |event: LambdaEvent<serde_json::Value>| indexer.handle(&event.payload).await.map_err(Error::from);
+    let handle =
+        async |event: LambdaEvent<serde_json::Value>| indexer.handle(&event.payload).await.map_err(Error::from);
     lambda_runtime::run(service_fn(handle)).await
 }

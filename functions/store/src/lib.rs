@@ -95,9 +95,7 @@ impl Store {
     /// S3 cannot be reached or denies the request.
     pub async fn identity(&self, bucket: &str, key: &str) -> Result<Option<Identity>, StoreError> {
         match self.client.head_object().bucket(bucket).key(key).send().await {
-            Ok(output) => {
-                Ok(Some(Identity { etag: output.e_tag.unwrap_or_default(), version: output.version_id }))
-            }
+            Ok(output) => Ok(Some(Identity { etag: output.e_tag.unwrap_or_default(), version: output.version_id })),
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(StoreError::new("look at", bucket, key, Box::new(error))),
         }
@@ -136,6 +134,37 @@ impl Store {
             Err(error) if is_another(&error) => Ok(None),
             Err(error) => Err(StoreError::new("write", bucket, key, Box::new(error))),
         }
+    }
+
+    /// All keys directly in the folder that `prefix` lies in that begin with it.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn list_names(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let request = self.client.list_objects_v2().bucket(bucket).prefix(prefix).delimiter("/");
+        let mut pages = request.into_paginator().send();
+        let mut keys = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| StoreError::new("list", bucket, prefix, Box::new(error)))?;
+            keys.extend(page.contents.into_iter().flatten().filter_map(|object| object.key));
+        }
+        Ok(keys)
+    }
+
+    /// The names of the folders directly in a folder, each with its slash; `folder` is empty or ends in one.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn list_folders(&self, bucket: &str, folder: &str) -> Result<Vec<String>, StoreError> {
+        let request = self.client.list_objects_v2().bucket(bucket).prefix(folder).delimiter("/");
+        let mut pages = request.into_paginator().send();
+        let mut names = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| StoreError::new("list", bucket, folder, Box::new(error)))?;
+            let prefixes = page.common_prefixes.into_iter().flatten().filter_map(|common| common.prefix);
+            names.extend(prefixes.filter_map(|prefix| Some(prefix.strip_prefix(folder)?.to_owned())));
+        }
+        Ok(names)
     }
 
     /// Whether a key directly in the folder that `prefix` lies in begins with it and is a wanted one.

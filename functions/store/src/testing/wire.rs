@@ -133,8 +133,7 @@ impl Request {
 impl Answer {
     fn into_http(self) -> HttpResponse {
         let Self(status, etag, body) = self;
-        let mut response =
-            HttpResponse::new(status.try_into().expect("a status"), SdkBody::from(body.into_bytes()));
+        let mut response = HttpResponse::new(status.try_into().expect("a status"), SdkBody::from(body.into_bytes()));
         if let Some(etag) = etag {
             response.headers_mut().insert("etag", etag);
         }
@@ -217,7 +216,11 @@ fn list(objects: &Objects, request: &Request) -> Answer {
         };
         written.expect("a text can be written to");
     }
-    let token = if is_truncated { format!("<NextContinuationToken>{}</NextContinuationToken>", escaped(last)) } else { String::new() };
+    let token = if is_truncated {
+        format!("<NextContinuationToken>{}</NextContinuationToken>", escaped(last))
+    } else {
+        String::new()
+    };
     let body = format!(
         "<ListBucketResult><IsTruncated>{is_truncated}</IsTruncated>{token}{contents}{folders}</ListBucketResult>"
     );
