@@ -42,12 +42,12 @@ BUCKET: list[tuple[str, str, str, bool]] = [
             "DELETE": [],
         },
         "status": {
-            "GET": ["progress/x", "index/v1/000000000001", "checkpoints/step-000001.json"],
+            "GET": ["owner", "progress/x", "index/v1/000000000001", "checkpoints/step-000001.json"],
             "PUT": [],
             "DELETE": [],
         },
         "indexer": {
-            "GET": ["index/v1/000000000001", "checkpoints/step-000001.json"],
+            "GET": ["checkpoints/step-000001.json"],
             "PUT": ["index/v1/000000000001"],
             "DELETE": ["index/v1/000000000001"],
         },
