@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{NEW, OLD, delete, entry_key, event, indexer, marker_key, prefix, save};
+use common::{NEW, OLD, delete, event, indexer, marker_key, prefix, save};
 use serde_json::json;
 use training_core::names::Step;
 use training_store::testing::{Bucket, Traffic};
@@ -16,27 +16,7 @@ const PAGE: u32 = 5;
 
 /// A run of this many checkpoints, indexed; its owner is the submission that wrote them.
 async fn run(count: u64) -> Bucket {
-    let bucket = Bucket::default();
-    let template = Bucket::default();
-    for write in save(FIRST, OLD, 1) {
-        write.apply(&template);
-    }
-    let indexer = indexer(template.store());
-    indexer.handle(&event("ObjectCreated:Put", &marker_key(FIRST))).await.expect("indexed");
-    // All alike but for their steps, as indexing ten thousand takes long.
-    for step in FIRST..FIRST + count {
-        for (key, body) in template.objects("/checkpoints/") {
-            let (key, body) = (
-                key.replace(&FIRST.to_string(), &step.to_string()),
-                body.replace(&FIRST.to_string(), &step.to_string()),
-            );
-            bucket.write(&key, &body);
-        }
-        let entry = template.body(&entry_key(FIRST)).expect("an entry");
-        bucket.write(&entry_key(step), &entry.replace(&FIRST.to_string(), &step.to_string()));
-    }
-    bucket.write("runs/r/framework=hf/owner", &owner(OLD));
-    bucket
+    Bucket::holding_run(&prefix(), OLD, FIRST..FIRST + count).await
 }
 
 fn owner(submission: &str) -> String {
@@ -52,6 +32,7 @@ fn cost(traffic: &Traffic) -> (Vec<&'static str>, usize) {
 }
 
 #[tokio::test]
+#[expect(clippy::print_stdout, reason = "the figures are shown with --nocapture")]
 async fn events_and_reads_cost_the_same_at_ten_and_at_ten_thousand_checkpoints() {
     let mut costs: BTreeMap<&str, Vec<(Vec<&str>, usize)>> = BTreeMap::new();
     for count in SIZES {

@@ -99,7 +99,7 @@ async fn killed_at(story: &Story, meanwhile: &[Write], at: usize, is_done: bool,
     let (calls, reached) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let (other, go_on) = (bucket.clone(), Arc::new(Notify::new()));
     let judge = (Arc::clone(&calls), Arc::clone(&reached), Arc::clone(&go_on));
-    let store = bucket.store_judged_by(move |_| {
+    let judged = bucket.store_judged_by(move |_| {
         let (calls, reached, go_on) = judge.clone();
         async move {
             if calls.fetch_add(1, Ordering::Relaxed) != at {
@@ -112,7 +112,7 @@ async fn killed_at(story: &Story, meanwhile: &[Write], at: usize, is_done: bool,
     });
     let victim = tokio::spawn({
         let event = event.clone();
-        async move { indexer(store).handle(&event).await }
+        async move { indexer(judged).handle(&event).await }
     });
     reached.notified().await;
     // Its last call is on its way, and all this comes first.

@@ -62,7 +62,7 @@ impl Store {
     /// # Errors
     /// As [`Store::index_page`].
     pub async fn lineage(&self, prefix: &RunPrefix) -> Result<Lineage, StoreError> {
-        match self.lineage_of_owner(prefix).await? {
+        match Box::pin(self.lineage_of_owner(prefix)).await? {
             Some(lineage) => Ok(lineage),
             None => Ok(Lineage::of(&self.known(prefix, "").await?)),
         }
@@ -73,13 +73,8 @@ impl Store {
     /// # Errors
     /// As [`Store::index_page`].
     pub async fn latest(&self, prefix: &RunPrefix) -> Result<Option<IndexEntry>, StoreError> {
-        let (owner, highest) = future::try_join(self.owner(prefix), self.highest(prefix)).await?;
-        if let (Some(owner), Some(step)) = (owner, highest) {
-            let entry = self.checkpoint(prefix, step).await?;
-            let is_owners = |entry: &IndexEntry| entry.submission.as_deref() == Some(owner.as_str());
-            if let Some(entry) = entry.filter(|entry| entry.state == State::Complete && is_owners(entry)) {
-                return Ok(Some(entry));
-            }
+        if let Some(entry) = Box::pin(self.latest_of_owner(prefix)).await? {
+            return Ok(Some(entry));
         }
         let known = self.known(prefix, "").await?;
         self.first_complete(prefix, &candidates(&known, Preference::Newest)).await
@@ -117,6 +112,15 @@ impl Store {
     async fn highest(&self, prefix: &RunPrefix) -> Result<Option<Step>, StoreError> {
         let Listed { keys, .. } = self.index_keys(prefix, 1, None).await?;
         Ok(keys.first().and_then(|key| prefix.index_step(key)))
+    }
+
+    /// The highest checkpoint, where it is the owner's and complete now.
+    async fn latest_of_owner(&self, prefix: &RunPrefix) -> Result<Option<IndexEntry>, StoreError> {
+        let (owner, highest) = future::try_join(self.owner(prefix), self.highest(prefix)).await?;
+        let (Some(owner), Some(step)) = (owner, highest) else { return Ok(None) };
+        let is_owners = |entry: &IndexEntry| entry.submission.as_deref() == Some(owner.as_str());
+        let entry = self.checkpoint(prefix, step).await?;
+        Ok(entry.filter(|entry| entry.state == State::Complete && is_owners(entry)))
     }
 
     /// The lineage where the highest checkpoint is the owner's, and each ancestor still has the checkpoint from which its

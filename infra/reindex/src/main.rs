@@ -28,7 +28,7 @@ const PROGRESS: Duration = Duration::from_secs(2);
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Where the runs are: their bases, such as s3://bucket/runs, or the prefix of one run.
+    /// Where the runs are: their bases, such as `s3://bucket/runs`, or the prefix of one run.
     #[arg(required = true, value_name = "S3_URI")]
     uris: Vec<S3Uri>,
     /// Repair the entries that differ.

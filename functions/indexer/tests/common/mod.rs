@@ -32,12 +32,12 @@ impl Write {
         match self {
             Self::Put(key, body) => {
                 bucket.write(key, body);
-                key.ends_with(".json").then(|| event("ObjectCreated:Put", key))
+                is_marker(key).then(|| event("ObjectCreated:Put", key))
             }
             Self::Delete(key) => {
                 let was_there = bucket.body(key).is_some();
                 bucket.remove(key);
-                (was_there && key.ends_with(".json")).then(|| event("ObjectRemoved:Delete", key))
+                (was_there && is_marker(key)).then(|| event("ObjectRemoved:Delete", key))
             }
         }
     }
@@ -45,6 +45,10 @@ impl Write {
 
 pub fn prefix() -> RunPrefix {
     format!("s3://bucket/{RUN}").parse().expect("a prefix")
+}
+
+fn is_marker(key: &str) -> bool {
+    key.contains("/step-")
 }
 
 pub fn marker_key(step: u64) -> String {

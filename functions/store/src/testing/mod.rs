@@ -8,6 +8,7 @@ use std::{
     fmt,
     future::Future,
     hash::{DefaultHasher, Hash, Hasher},
+    ops::Range,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -18,7 +19,15 @@ use aws_sdk_s3::{
     config::{BehaviorVersion, Credentials, Region, timeout::TimeoutConfig},
 };
 
+use serde_json::json;
+use training_core::{
+    layout::{RunKey, RunPrefix},
+    names::Step,
+};
+
 use crate::Store;
+
+pub use wire::Answer;
 
 /// The `ETag` of every object that was there from the beginning.
 pub const ETAG: &str = "\"e\"";
@@ -80,6 +89,42 @@ impl Bucket {
     pub fn holding<K: Into<String>>(objects: impl IntoIterator<Item = (K, String)>) -> Self {
         let objects = objects.into_iter().map(|(key, body)| (key.into(), (body, ETAG.to_owned())));
         Self { objects: Arc::new(Mutex::new(objects.collect())), ..Self::default() }
+    }
+
+    /// A bucket that holds an indexed run, whose owner is the submission that wrote it. Its checkpoints are alike but for
+    /// their steps, which have the same number of digits.
+    ///
+    /// # Panics
+    /// When the steps are no such ones.
+    pub async fn holding_run(prefix: &RunPrefix, submission: &str, steps: Range<u64>) -> Self {
+        let key = |step: u64, key: fn(Step) -> RunKey<'static>| prefix.key(&key(Step::new(step).expect("a step")));
+        let first = steps.start;
+        let path = format!("checkpoint-{first}/model.safetensors");
+        let marker = json!({
+            "layout": 1, "framework": prefix.framework(), "step": first, "saved_at": 1_795_468_558.1, "submission": submission,
+            "attempt": 1, "parent": null, "world_size": 2, "files": [{"path": path, "size": 4, "etag": ETAG}],
+            "metrics": {"loss": 2.31}, "metadata": {"hf_checkpoint_dir": format!("checkpoints/checkpoint-{first}")},
+        });
+        let file = (format!("{}{path}", prefix.checkpoints_folder()), "data".to_owned());
+        let alike = Self::holding([(key(first, RunKey::Marker), marker.to_string()), file]);
+        alike.store().index(prefix, Step::new(first).expect("a step")).await.expect("indexed");
+        let entry = alike.body(&key(first, RunKey::IndexEntry)).expect("an entry");
+
+        let bucket = Self::default();
+        let owner = json!({"submission": submission, "namespace": "training", "job": "hf-r"});
+        bucket.write(&prefix.key(&RunKey::Owner), &owner.to_string());
+        let at = |text: &str, step: u64| text.replace(&first.to_string(), &step.to_string());
+        bucket.with(|objects| {
+            for step in steps {
+                for (key, (body, etag)) in &*alike.objects.lock().unwrap_or_else(PoisonError::into_inner) {
+                    if key.starts_with(&prefix.checkpoints_folder()) {
+                        objects.insert(at(key, step), (at(body, step), etag.clone()));
+                    }
+                }
+                objects.insert(key(step, RunKey::IndexEntry), (at(&entry, step), ETAG.to_owned()));
+            }
+        });
+        bucket
     }
 
     /// A store of this bucket.

@@ -3,7 +3,11 @@
 //! Source: "Amazon S3 REST API" of AWS' documentation: `GetObject`, `HeadObject`, `PutObject`, `DeleteObject`,
 //! `ListObjectsV2`.
 
-use std::{fmt, fmt::Write, ops::Bound, sync::Arc};
+use std::{
+    fmt::{self, Write},
+    ops::Bound,
+    sync::{Arc, PoisonError},
+};
 
 use aws_sdk_s3::{
     config::{
@@ -44,13 +48,16 @@ struct Request {
 }
 
 /// An answer: status, `ETag`, body.
-struct Answer(u16, Option<String>, String);
+#[derive(Clone, Debug)]
+pub struct Answer(pub u16, pub Option<String>, pub String);
 
 // === impl Connector ===
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let request = Request::read(&request);
+        let body = request.body().bytes().expect("what we write is in memory");
+        let header = |name: &str| request.headers().get(name).map(str::to_owned);
+        let request = Request::read(request.method(), request.uri(), header, body);
         let (bucket, judge) = (self.bucket.clone(), Arc::clone(&self.judge));
         HttpConnectorFuture::new(async move {
             let treatment = judge(&request.call).await;
@@ -72,9 +79,7 @@ impl HttpConnector for Connector {
                     return Err(ConnectorError::io("the connection was cut".into()));
                 }
             };
-            let mut traffic = bucket.traffic.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            traffic.bytes += request.body.len() + answer.2.len();
-            traffic.calls.push(request.call);
+            bucket.count(request, &answer);
             Ok(answer.into_http())
         })
     }
@@ -89,8 +94,8 @@ impl fmt::Debug for Connector {
 // === impl Request ===
 
 impl Request {
-    fn read(request: &HttpRequest) -> Self {
-        let uri: http::Uri = request.uri().parse().expect("the SDK writes URIs");
+    fn read(method: &str, uri: &str, header: impl Fn(&str) -> Option<String>, body: &[u8]) -> Self {
+        let uri: http::Uri = uri.parse().expect("the SDK writes URIs");
         let decode = |text: &str| percent_decode_str(text).decode_utf8().expect("keys are UTF-8").into_owned();
         let query: Vec<_> = uri
             .query()
@@ -100,7 +105,7 @@ impl Request {
             .map(|(name, value)| (decode(name), decode(value)))
             .collect();
         let key = uri.path().trim_start_matches('/').split_once('/').map_or("", |(_, key)| key);
-        let verb = match (request.method(), key) {
+        let verb = match (method, key) {
             ("GET", "") => "LIST",
             ("GET", _) => "GET",
             ("HEAD", _) => "HEAD",
@@ -108,8 +113,6 @@ impl Request {
             ("DELETE", _) => "DELETE",
             (other, _) => unreachable!("no function of ours sends {other}"),
         };
-        let body = request.body().bytes().expect("what we write is in memory");
-        let header = |name| request.headers().get(name).map(str::to_owned);
         let mut read = Self {
             call: Call { verb, key: decode(key) },
             query,
@@ -148,6 +151,24 @@ fn refusal(status: u16, code: &str) -> Answer {
 // === impl Bucket ===
 
 impl Bucket {
+    /// Answer an HTTP request, for a server in front of the bucket.
+    ///
+    /// # Panics
+    /// When it is none that the functions send.
+    #[must_use]
+    pub fn answer(&self, method: &str, uri: &str, header: impl Fn(&str) -> Option<String>, body: &[u8]) -> Answer {
+        let request = Request::read(method, uri, header, body);
+        let answer = self.serve(&request);
+        self.count(request, &answer);
+        answer
+    }
+
+    fn count(&self, request: Request, answer: &Answer) {
+        let mut traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
+        traffic.bytes += request.body.len() + answer.2.len();
+        traffic.calls.push(request.call);
+    }
+
     /// One request, at once and whole.
     fn serve(&self, request: &Request) -> Answer {
         let key = &request.call.key;
@@ -193,7 +214,7 @@ fn list(objects: &Objects, request: &Request) -> Answer {
     for (key, (body, etag)) in objects.range::<str, _>((from, Bound::Unbounded)) {
         let Some(rest) = key.strip_prefix(prefix) else { break };
         let folder = delimiter.and_then(|delimiter| rest.split_once(delimiter).map(|(name, _)| name));
-        let folder = folder.map(|name| &key[..prefix.len() + name.len() + 1]);
+        let folder = folder.map(|name| &key[..=prefix.len() + name.len()]);
         // All below a folder is one item of the answer, which was given where this listing goes on after it.
         if folder.is_some_and(|folder| folder == last || after.starts_with(folder)) {
             continue;
