@@ -25,7 +25,9 @@ def main() -> None:
         choices=["submit", "read"],
         help="what it may do; both unless said (submit: create, replace, cancel, suspend, resume)",
     )
-    parser.add_argument("--namespace", action="append", help="where it may do so; every served namespace unless said")
+    parser.add_argument(
+        "--namespace", action="append", type=namespace, help="where it may do so; every served namespace unless said"
+    )
     parser.add_argument("--days", type=days, help="for how many days; for ever unless said")
     arguments = parser.parse_args()
 
@@ -41,15 +43,20 @@ def main() -> None:
     if arguments.days:
         expires_at = datetime.now(UTC) + timedelta(days=arguments.days)
         entry["expires_at"] = expires_at.strftime("%Y-%m-%dT%H:%M:%SZ")
-    print("entry for the secret:", file=sys.stderr)
+    # The entry alone goes to standard output, so that the token lands in no file with it.
+    print(f"token, shown this once: {token}\nentry for the secret:", file=sys.stderr)
     print(json.dumps(entry))
-    print("token, shown this once:", file=sys.stderr)
-    print(token)
 
 
 def identifier(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,63}", text):
         raise argparse.ArgumentTypeError("must be 1 to 63 of A-Z a-z 0-9 . _ -")
+    return text
+
+
+def namespace(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):
+        raise argparse.ArgumentTypeError("must be the name of a Kubernetes namespace")
     return text
 
 

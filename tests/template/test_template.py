@@ -53,7 +53,8 @@ GRANTS = {
     },
 }
 
-SHARED_ENVIRONMENT = {"RUNS_BASE_URIS": "s3://training-runs/runs", "RUST_LOG": "INFO,kube_client=off"}
+LOG_LEVELS = "warn,kube_client=off,lambda_runtime=info,submit={0},status={0},indexer={0},training={0}"
+SHARED_ENVIRONMENT = {"RUNS_BASE_URIS": "s3://training-runs/runs", "RUST_LOG": LOG_LEVELS.format("INFO")}
 CLUSTER_ENVIRONMENT = {
     "CLUSTER_NAME": "training",
     "NAMESPACE": "training",
@@ -188,7 +189,7 @@ def test_given_lists_and_limits_reach_submit() -> None:
     )
     assert environment(deployment, "SubmitFunction") == ENVIRONMENT["SubmitFunction"] | {
         "RUNS_BASE_URIS": "s3://training-runs/a,s3://training-runs/b",
-        "RUST_LOG": "DEBUG,kube_client=off",
+        "RUST_LOG": LOG_LEVELS.format("DEBUG"),
         "ALLOWED_IMAGES": "one/,two:1",
         "ALLOWED_SECRETS": "one,two.a",
         "TRAIN_SCRIPT": "/train.py",

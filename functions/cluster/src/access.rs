@@ -1,10 +1,10 @@
 //! Signing in: where the API server is, and a client with a token that is young enough. Both are kept between requests;
 //! credentials are taken anew for each token, because those of a Lambda function rotate.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
-use aws_sdk_eks::Client as EksClient;
+use aws_sdk_eks::{Client as EksClient, error::ProvideErrorMetadata};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
@@ -22,7 +22,7 @@ use training_core::{
     settings::{SettingError, Settings},
 };
 
-use crate::token;
+use crate::{moment::Moment, token};
 
 /// A token lives 15 minutes; a call made with an older one could come too late.
 const TOKEN_AGE: Duration = Duration::from_mins(10);
@@ -61,7 +61,7 @@ pub struct Access {
 
 struct Session {
     endpoint: Option<Endpoint>,
-    client: Option<(Client, Instant)>,
+    client: Option<(Client, Moment)>,
 }
 
 /// Why the cluster's endpoint or a token cannot be had.
@@ -82,6 +82,21 @@ pub enum EndpointError {
     /// The client cannot be made.
     #[error("cannot make a client")]
     Client(#[source] Box<kube::Error>),
+}
+
+// === impl EndpointError ===
+
+impl EndpointError {
+    /// Whether trying again is of no use: EKS has no such cluster, or does not let us find it.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Describe(error) => {
+                matches!(error.code(), Some("AccessDeniedException" | "ResourceNotFoundException"))
+            }
+            Self::Description(_) | Self::Credentials(_) | Self::Sign(_) | Self::Client(_) => false,
+        }
+    }
 }
 
 // === impl Endpoint ===
@@ -151,7 +166,7 @@ impl Access {
     pub(crate) async fn client(&self) -> Result<Client, EndpointError> {
         let mut session = self.session.lock().await;
         if let Some((client, minted_at)) = &session.client
-            && minted_at.elapsed() < TOKEN_AGE
+            && minted_at.age() < TOKEN_AGE
         {
             return Ok(client.clone());
         }
@@ -160,7 +175,7 @@ impl Access {
             None => session.endpoint.insert(self.describe().await?).clone(),
         };
         let client = self.sign_in(endpoint).await?;
-        session.client = Some((client.clone(), Instant::now()));
+        session.client = Some((client.clone(), Moment::now()));
         Ok(client)
     }
 

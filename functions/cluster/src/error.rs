@@ -187,6 +187,16 @@ fn is_of_policy(message: &str) -> bool {
     message.contains(" is forbidden: ValidatingAdmissionPolicy '") && message.contains(" denied request: ")
 }
 
+/// Whether the same request may well be answered the next moment: its connection broke, or the API server is busy and
+/// does not say for how long.
+pub(crate) fn is_transient(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => matches!(status.code, 503 | 504),
+        kube::Error::HyperError(_) | kube::Error::Service(_) => !is_not_connected(error),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,7 @@
 
 mod access;
 mod error;
+mod moment;
 mod read;
 mod token;
 
@@ -29,8 +30,11 @@ use training_core::{
 
 pub use access::{Access, ClusterSettings, Endpoint, EndpointError};
 pub use error::{ClusterError, Rejection};
+pub use moment::Moment;
 pub use read::{LogOptions, LogStream, Page};
 
+/// Longest pause before a read is repeated; a random part of it is waited, so that clients do not come back together.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 /// Longest time that one call may take, connecting and a repeated sign-in included. API Gateway gives up after 30 s.
 const CALL_BUDGET: Duration = Duration::from_secs(8);
 
@@ -53,6 +57,13 @@ enum Entrance {
 pub struct Jobs<'a> {
     cluster: &'a Cluster,
     namespace: &'a Namespace,
+}
+
+/// What a call changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Changes {
+    Something,
+    Nothing,
 }
 
 /// Whether a write has its effect, or is only checked by everybody who would check it (schema, webhooks, quotas).
@@ -86,15 +97,20 @@ impl Cluster {
     }
 
     /// Make a call, and once more when it had no effect for a reason that we can do something about: a token that the
-    /// cluster does not take (any more), or an endpoint where it is not (any more).
+    /// cluster does not take (any more), or an endpoint where it is not (any more). What changes nothing is also repeated
+    /// when its connection broke, as kept ones do, or the API server was busy for a moment.
     async fn call<T, F: Future<Output = kube::Result<T>>>(
         &self,
+        changes: Changes,
         operation: impl Fn(Client) -> F,
     ) -> Result<T, ClusterError> {
         let attempts = async {
             match operation(self.entrance.client().await?).await {
                 Err(kube::Error::Api(status)) if status.code == 401 => self.entrance.sign_out().await,
                 Err(error) if error::is_not_connected(&error) => self.entrance.look_up_again().await,
+                Err(error) if changes == Changes::Nothing && error::is_transient(&error) => {
+                    tokio::time::sleep(LONGEST_PAUSE.mul_f64(fastrand::f64())).await;
+                }
                 answer => return Ok(answer?),
             }
             Ok(operation(self.entrance.client().await?).await?)
@@ -146,7 +162,7 @@ impl Jobs<'_> {
     /// [`ClusterError::AlreadyExists`] when the name is taken, [`ClusterError::Rejected`] when the manifest is refused.
     pub async fn create(&self, job: &PyTorchJob, effect: Effect) -> Result<PyTorchJob, ClusterError> {
         let params = &PostParams { dry_run: effect.is_dry_run(), ..PostParams::default() };
-        self.call(|client| async move { self.api(client).create(params, job).await }).await
+        self.write(|client| async move { self.api(client).create(params, job).await }).await
     }
 
     /// Read a job; `None` when there is none.
@@ -154,7 +170,7 @@ impl Jobs<'_> {
     /// # Errors
     /// The cluster does not answer or does not let us read.
     pub async fn get(&self, name: &JobName) -> Result<Option<PyTorchJob>, ClusterError> {
-        found(self.call(|client| async move { self.api(client).get(name.as_str()).await }).await)
+        found(self.read(|client| async move { self.api(client).get(name.as_str()).await }).await)
     }
 
     /// Delete exactly the job that was read, after its pods: its name stays taken until they are gone.
@@ -168,7 +184,7 @@ impl Jobs<'_> {
         let params =
             &DeleteParams { dry_run: effect.is_dry_run(), ..DeleteParams::foreground() }.preconditions(preconditions);
         let name = job.metadata.name.as_deref().unwrap_or_default();
-        self.call(|client| async move { self.api(client).delete(name, params).await.map(|_| ()) }).await
+        self.write(|client| async move { self.api(client).delete(name, params).await.map(|_| ()) }).await
     }
 
     /// Delete the job that was read, however its status has changed since, after its pods; the job as it is then.
@@ -179,7 +195,7 @@ impl Jobs<'_> {
         let preconditions = Preconditions { uid: job.metadata.uid.clone(), resource_version: None };
         let params = &DeleteParams::foreground().preconditions(preconditions);
         let name = job.metadata.name.as_deref().unwrap_or_default();
-        let deleted = self.call(|client| async move { self.api(client).delete(name, params).await }).await?;
+        let deleted = self.write(|client| async move { self.api(client).delete(name, params).await }).await?;
         Ok(deleted.left())
     }
 
@@ -194,7 +210,7 @@ impl Jobs<'_> {
             "spec": {"runPolicy": {"suspend": suspend}},
         }));
         let params = &PatchParams::default();
-        self.call(|client| async move { self.api(client).patch(name, params, patch).await }).await
+        self.write(|client| async move { self.api(client).patch(name, params, patch).await }).await
     }
 
     /// The pod template that the cluster's owner keeps for all jobs of the namespace; `None` when there is none.
@@ -204,7 +220,7 @@ impl Jobs<'_> {
     pub async fn platform_defaults(&self) -> Result<Option<PodTemplate>, ClusterError> {
         let namespace = self.namespace.as_str();
         found(
-            self.call(|client| async move {
+            self.read(|client| async move {
                 Api::<PodTemplate>::namespaced(client, namespace).get(PLATFORM_DEFAULTS).await
             })
             .await,
@@ -215,11 +231,18 @@ impl Jobs<'_> {
         Api::namespaced(client, self.namespace.as_str())
     }
 
-    async fn call<T, F: Future<Output = kube::Result<T>>>(
+    async fn read<T, F: Future<Output = kube::Result<T>>>(
         &self,
         operation: impl Fn(Client) -> F,
     ) -> Result<T, ClusterError> {
-        self.cluster.call(operation).await
+        self.cluster.call(Changes::Nothing, operation).await
+    }
+
+    async fn write<T, F: Future<Output = kube::Result<T>>>(
+        &self,
+        operation: impl Fn(Client) -> F,
+    ) -> Result<T, ClusterError> {
+        self.cluster.call(Changes::Something, operation).await
     }
 }
 

@@ -154,7 +154,7 @@ impl Jobs<'_> {
     /// The cluster does not answer or does not let us read.
     pub async fn pod(&self, name: &str) -> Result<Option<Pod>, ClusterError> {
         let namespace = self.namespace.as_str();
-        found(self.call(|client| async move { Api::<Pod>::namespaced(client, namespace).get(name).await }).await)
+        found(self.read(|client| async move { Api::<Pod>::namespaced(client, namespace).get(name).await }).await)
     }
 
     /// What the training container of a pod prints, each line after its time.
@@ -174,7 +174,7 @@ impl Jobs<'_> {
             ..LogParams::default()
         };
         let namespace = self.namespace.as_str();
-        self.call(|client| async move {
+        self.read(|client| async move {
             let log = Api::<Pod>::namespaced(client, namespace).log_stream(pod, params).await?;
             Ok(Box::pin(log) as LogStream)
         })
@@ -197,7 +197,7 @@ impl Jobs<'_> {
         let params = &ListParams { limit: Some(limit), continue_token: after.map(str::to_owned), ..params };
         let path = &K::url_path(&(), Some(self.namespace.as_str()));
         let list: List<T> = self
-            .call(|client: Client| async move {
+            .read(|client: Client| async move {
                 let request = Request::new(path).list(params).map_err(kube::Error::BuildRequest)?;
                 client.request(request).await
             })

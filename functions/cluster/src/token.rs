@@ -36,13 +36,27 @@ pub(crate) fn mint(
         .time(now)
         .settings(settings)
         .build()?;
-    let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-    let url = format!("https://sts.{region}.{domain}/?Action=GetCallerIdentity&Version=2011-06-15");
+    let url = format!("https://sts.{region}.{}/?Action=GetCallerIdentity&Version=2011-06-15", domain(region));
     let signable = SignableRequest::new("GET", &url, std::iter::once((HEADER, cluster)), SignableBody::Bytes(&[]))?;
     let (instructions, _) = sign(signable, &params.into())?.into_parts();
     let mut request = http::Request::builder().uri(&url).header(HEADER, cluster).body(())?;
     instructions.apply_to_request_http1x(&mut request);
     Ok(format!("k8s-aws-v1.{}", BASE64_URL_SAFE_NO_PAD.encode(request.uri().to_string())).into())
+}
+
+/// The domain of a region's partition. Source: botocore `data/partitions.json`, `dnsSuffix`.
+fn domain(region: &str) -> &'static str {
+    const PARTITIONS: [(&str, &str); 6] = [
+        ("cn-", "amazonaws.com.cn"),
+        ("us-iso-", "c2s.ic.gov"),
+        ("us-isob-", "sc2s.sgov.gov"),
+        ("us-isof-", "csp.hci.ic.gov"),
+        ("eu-isoe-", "cloud.adc-e.uk"),
+        ("eusc-", "amazonaws.eu"),
+    ];
+    let found = PARTITIONS.iter().find(|(prefix, _)| region.starts_with(prefix));
+    // Commercial regions and GovCloud.
+    found.map_or("amazonaws.com", |(_, domain)| domain)
 }
 
 #[cfg(test)]
@@ -54,9 +68,13 @@ mod tests {
     fn a_token_holds_what_the_authenticator_accepts_and_no_more() {
         let credentials = Credentials::new("AKID", "secret", Some("session".to_owned()), None, "test");
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_468_558);
-        for (region, host) in
-            [("eu-west-1", "sts.eu-west-1.amazonaws.com"), ("cn-north-1", "sts.cn-north-1.amazonaws.com.cn")]
-        {
+        for (region, host) in [
+            ("eu-west-1", "sts.eu-west-1.amazonaws.com"),
+            ("us-gov-west-1", "sts.us-gov-west-1.amazonaws.com"),
+            ("cn-north-1", "sts.cn-north-1.amazonaws.com.cn"),
+            ("us-isob-east-1", "sts.us-isob-east-1.sc2s.sgov.gov"),
+            ("eusc-de-east-1", "sts.eusc-de-east-1.amazonaws.eu"),
+        ] {
             let token = mint(credentials.clone(), region, "training", now).expect("a token");
             let encoded = token.expose_secret().strip_prefix("k8s-aws-v1.").expect("the prefix");
             let url = String::from_utf8(BASE64_URL_SAFE_NO_PAD.decode(encoded).expect("base64url")).expect("text");

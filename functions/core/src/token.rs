@@ -72,6 +72,9 @@ pub enum TokenSecretError {
     /// A single token that could be guessed.
     #[error("the token in the secret is shorter than {MIN_TOKEN_LENGTH} characters")]
     TooShort,
+    /// A single token that is none, as a list is that lacks its `tokens`: its text would be the token.
+    #[error("the token in the secret has other characters than letters, digits and -._~+/=")]
+    Characters,
     /// An entry of the list is not one.
     #[error("entry {0} of the token list {1}")]
     Entry(usize, &'static str),
@@ -80,7 +83,9 @@ pub enum TokenSecretError {
     TooMany,
 }
 
+/// What it does not know could be a restriction of the token, so unknown fields are refused.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Object {
     token: Option<String>,
     tokens: Option<Vec<serde_json::Value>>,
@@ -185,11 +190,16 @@ impl TokenSecret {
                     .enumerate()
                     .map(|(index, value)| entry(value).map_err(|reason| TokenSecretError::Entry(index, reason)));
                 let entries = entries.collect::<Result<Vec<_>, _>>()?;
-                let mut ids = HashSet::new();
-                match entries.iter().position(|entry| !ids.insert(entry.caller.id.clone())) {
-                    Some(index) => Err(TokenSecretError::Entry(index, "has the id of another entry")),
-                    None => Ok(Self::List(TokenSet(entries))),
+                let (mut ids, mut digests) = (HashSet::new(), HashSet::new());
+                for (index, entry) in entries.iter().enumerate() {
+                    if !ids.insert(&entry.caller.id) {
+                        return Err(TokenSecretError::Entry(index, "has the id of another entry"));
+                    }
+                    if !digests.insert(entry.digest) {
+                        return Err(TokenSecretError::Entry(index, "has the digest of another entry"));
+                    }
                 }
+                Ok(Self::List(TokenSet(entries)))
             }
             _ => Err(TokenSecretError::Form),
         }
@@ -199,6 +209,9 @@ impl TokenSecret {
 fn single(token: &str) -> Result<TokenSecret, TokenSecretError> {
     if token.len() < MIN_TOKEN_LENGTH {
         return Err(TokenSecretError::TooShort);
+    }
+    if !token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte)) {
+        return Err(TokenSecretError::Characters);
     }
     let digest = TokenDigest::of(token.as_bytes());
     Ok(TokenSecret::Single(TokenSet(vec![Entry { digest, expires_at: None, caller: Caller::unrestricted() }])))
@@ -281,12 +294,22 @@ mod tests {
         for text in ["{", "{}", "null{", r#"{"token": 5}"#, r#"{"token": null}"#, r#"{"tokens": {}}"#] {
             assert!(TokenSecret::parse(text).is_err(), "{text}");
         }
+        let good = json!({"id": "ci", "sha256": sha256(), "scopes": ["read"]});
+        for text in [
+            json!([good]).to_string(),
+            format!("\u{feff}{}", json!({"tokens": [good]})),
+            format!("\"{TOKEN}\""),
+            format!("{}x", " ".repeat(40)),
+        ] {
+            assert_eq!(TokenSecret::parse(&text), Err(TokenSecretError::Characters), "{text}");
+        }
+        let restricted = json!({"token": TOKEN, "scopes": ["read"]}).to_string();
+        assert_eq!(TokenSecret::parse(&restricted), Err(TokenSecretError::Form));
         let both = json!({"token": TOKEN, "tokens": []}).to_string();
         assert_eq!(TokenSecret::parse(&both), Err(TokenSecretError::Form));
         for text in ["", "short", r#"{"token": ""}"#] {
             assert_eq!(TokenSecret::parse(text), Err(TokenSecretError::TooShort), "{text}");
         }
-        let good = json!({"id": "ci", "sha256": sha256(), "scopes": ["read"]});
         for (field, value) in [
             ("id", json!("")),
             ("id", json!("a b")),
@@ -305,6 +328,10 @@ mod tests {
         }
         let twice = TokenSecret::parse(&json!({"tokens": [good, good]}).to_string());
         assert_eq!(twice, Err(TokenSecretError::Entry(1, "has the id of another entry")));
+        let mut renamed = good.clone();
+        renamed["id"] = json!("another");
+        let same = TokenSecret::parse(&json!({"tokens": [good, renamed]}).to_string());
+        assert_eq!(same, Err(TokenSecretError::Entry(1, "has the digest of another entry")));
         let many = vec![good; MAX_TOKENS + 1];
         assert_eq!(TokenSecret::parse(&json!({"tokens": many}).to_string()), Err(TokenSecretError::TooMany));
     }

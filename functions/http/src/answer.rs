@@ -126,6 +126,11 @@ pub fn cluster_failure(error: ClusterError) -> Failure {
             "the cluster does not let this service in, or not do this (a namespace that does not exist looks the same); tell its operator",
             error,
         ),
+        ClusterError::SignIn(ref cause) if cause.is_final() => of(
+            Code::ClusterDenied,
+            "there is no cluster of the configured name, or this service may not find it; tell its operator",
+            error,
+        ),
         ClusterError::NotReady(_) => of(
             Code::ClusterNotReady,
             "the cluster is not ready for jobs (namespace, PyTorchJob resource or operator missing); tell its operator",

@@ -10,11 +10,9 @@ use k8s_openapi::jiff::Timestamp;
 use lambda_http::{Request, http::HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
-use tokio::{
-    sync::Mutex,
-    time::{Instant, sleep_until},
-};
+use tokio::{sync::Mutex, time::sleep};
 use tracing::warn;
+use training_cluster::Moment;
 use training_core::{
     cause::chain,
     problem::Code,
@@ -48,13 +46,13 @@ pub struct TokenCheck {
 #[derive(Default)]
 struct State {
     known: Option<Known>,
-    tried_at: Option<Instant>,
-    refused: HashMap<TokenDigest, Instant>,
+    tried_at: Option<Moment>,
+    refused: HashMap<TokenDigest, Moment>,
 }
 
 struct Known {
     tokens: TokenSet,
-    read_at: Instant,
+    read_at: Moment,
 }
 
 /// Why no token can be checked.
@@ -110,13 +108,13 @@ impl TokenCheck {
 
     async fn identify(&self, digest: &TokenDigest) -> Result<Caller, Failure> {
         let mut state = self.state.lock().await;
-        if state.refused.get(digest).is_some_and(|refused_at| refused_at.elapsed() < REFUSED) {
-            return Err(invalid());
-        }
         if state.is_usable()
             && let Some(caller) = state.find(digest)
         {
             return Ok(caller);
+        }
+        if state.refused.get(digest).is_some_and(|refused_at| refused_at.age() < REFUSED) {
+            return Err(invalid());
         }
         // Either what is known is old, or the token may be newer than it.
         let read = self.refresh(&mut state).await;
@@ -134,18 +132,18 @@ impl TokenCheck {
     /// Read the secret again, not more often than allowed. What is known is forgotten when it must not be used any more.
     async fn refresh(&self, state: &mut State) -> Result<(), SecretError> {
         if let Some(tried_at) = state.tried_at {
-            sleep_until(tried_at + REFRESH).await;
+            sleep(REFRESH.saturating_sub(tried_at.age())).await;
         }
-        state.tried_at = Some(Instant::now());
+        state.tried_at = Some(Moment::now());
         let error = match self.read().await {
             Ok(tokens) => {
-                state.known = Some(Known { tokens, read_at: Instant::now() });
+                state.known = Some(Known { tokens, read_at: Moment::now() });
                 return Ok(());
             }
             Err(error) => error,
         };
         let may_be_stale = matches!(error, SecretError::Read(_));
-        state.known = state.known.take().filter(|known| may_be_stale && known.read_at.elapsed() < STALE);
+        state.known = state.known.take().filter(|known| may_be_stale && known.read_at.age() < STALE);
         if state.known.is_some() {
             warn!(cause = chain(&error), "the token secret cannot be read; what it said last counts a while longer");
         }
@@ -186,9 +184,9 @@ impl TokenCheck {
 impl State {
     /// Whether a token that is known needs no look at the secret.
     fn is_usable(&self) -> bool {
-        let has_just_failed = self.tried_at.is_some_and(|tried_at| tried_at.elapsed() < RETRY);
+        let has_just_failed = self.tried_at.is_some_and(|tried_at| tried_at.age() < RETRY);
         let limit = if has_just_failed { STALE } else { CACHE };
-        self.known.as_ref().is_some_and(|known| known.read_at.elapsed() < limit)
+        self.known.as_ref().is_some_and(|known| known.read_at.age() < limit)
     }
 
     fn find(&self, digest: &TokenDigest) -> Option<Caller> {
@@ -199,7 +197,7 @@ impl State {
         if self.refused.len() >= MAX_REFUSED {
             self.refused.clear();
         }
-        self.refused.insert(digest, Instant::now());
+        self.refused.insert(digest, Moment::now());
     }
 }
 
@@ -226,7 +224,7 @@ mod tests {
     use aws_smithy_mocks::{MockResponse, RuleMode, mock, mock_client};
     use lambda_http::Body;
     use std::sync::{Arc, Mutex};
-    use tokio::time::sleep;
+    use tokio::time::Instant;
 
     const TOKEN: &str = "0123456789abcdef0123456789abcdef";
     const NEW: &str = "fedcba9876543210fedcba9876543210";
@@ -369,6 +367,41 @@ mod tests {
             sleep(CACHE).await;
             assert_eq!(code(&check, Some(TOKEN)).await, Some(Code::AuthUnavailable));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_came_too_early_counts_as_soon_as_anybody_has_read_it() {
+        let secrets = Secrets::with(TOKEN);
+        let check = secrets.check();
+        assert_eq!(code(&check, Some(NEW)).await, Some(Code::InvalidToken));
+        secrets.set(|versions| versions.current = Some(NEW.to_owned()));
+        assert_eq!(
+            code(&check, Some(&format!("{NEW}0"))).await,
+            Some(Code::InvalidToken),
+            "a stranger makes it be read"
+        );
+        assert_eq!(code(&check, Some(NEW)).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_come_at_once_wait_for_one_read() {
+        let secrets = Secrets::with(TOKEN);
+        let check = secrets.check();
+        let codes = futures::future::join_all((0..50).map(|_| code(&check, Some(TOKEN)))).await;
+        assert!(codes.iter().all(Option::is_none), "{codes:?}");
+        assert_eq!(secrets.set(|versions| versions.reads), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_expires_while_its_secret_is_remembered() {
+        let digest = format!("{:x}", <sha2::Sha256 as sha2::Digest>::digest(TOKEN));
+        let expires_at = Timestamp::now() + Duration::from_millis(300);
+        let entry =
+            format!(r#"{{"id": "ci", "sha256": "{digest}", "scopes": ["read"], "expires_at": "{expires_at}"}}"#);
+        let check = Secrets::with(&format!(r#"{{"tokens": [{entry}]}}"#)).check();
+        assert_eq!(code(&check, Some(TOKEN)).await, None);
+        std::thread::sleep(Duration::from_millis(400));
+        assert_eq!(code(&check, Some(TOKEN)).await, Some(Code::InvalidToken));
     }
 
     #[tokio::test(start_paused = true)]

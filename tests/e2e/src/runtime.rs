@@ -347,6 +347,22 @@ pub async fn environment(world: &World, name: &str) -> Result<HashMap<String, St
     serde_json::from_slice(&output.stdout).context("no environment")
 }
 
+/// Variables that let a program see another time, which `FAKETIME` or the file of `FAKETIME_TIMESTAMP_FILE` says. Clocks
+/// that only count are right: nobody's time runs faster.
+///
+/// # Errors
+/// The library is not installed.
+pub async fn faketime(world: &World) -> Result<HashMap<String, String>> {
+    let script = "import libfaketime, pathlib; \
+        print(*pathlib.Path(libfaketime.__file__).parent.glob('vendor/libfaketime/src/libfaketime.so.1'))";
+    let python = world.root.join(".local/venv/sam/bin/python");
+    let output = Command::new(python).args(["-c", script]).output().await?;
+    let path = String::from_utf8(output.stdout)?.trim().to_owned();
+    ensure!(FilePath::new(&path).is_file(), "no libfaketime: {}", String::from_utf8_lossy(&output.stderr));
+    let variables = [("LD_PRELOAD", path.as_str()), ("FAKETIME_DONT_FAKE_MONOTONIC", "1"), ("FAKETIME_NO_CACHE", "1")];
+    Ok(variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
+
 async fn next(State(api): State<Arc<Api>>) -> Result<Response<Body>, StatusCode> {
     api.first_next.send_if_modified(|first| first.is_none() && first.replace(Instant::now()).is_none());
     let Invocation { id, event, outcome } = api.events.lock().await.recv().await.ok_or(StatusCode::GONE)?;

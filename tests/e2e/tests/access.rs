@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use aws_sdk_secretsmanager::config::{BehaviorVersion, Credentials, Region};
-use e2e::World;
+use e2e::{
+    World,
+    runtime::{Event, EventBody, Function, environment, faketime},
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -188,5 +191,39 @@ async fn tokens_are_rotated_under_load_without_a_wrongful_refusal() -> Result<()
     );
     ensure!(sent > 300, "only {sent} requests");
     ensure!(refused.is_empty(), "{} of {sent} refused: {:?}", refused.len(), refused.first());
+    Ok(())
+}
+
+/// Lambda freezes an environment between two requests, and the clock that only counts stands still; what the secret said
+/// before must not live on for that.
+#[tokio::test]
+async fn a_removed_token_is_dead_after_a_freeze() -> Result<()> {
+    let world = World::meet()?;
+    let secret = Secret::of(&world).await?;
+    let deployment = entry("deployment", world.twin.setting("TRAINER_API_TOKEN")?, &json!({}));
+    let (token, listed) = token("frozen", &json!({}));
+    let clock = tempfile::NamedTempFile::new()?;
+    std::fs::write(clock.path(), "+0")?;
+    let mut environment = environment(&world, "status").await?;
+    environment.extend(faketime(&world).await?);
+    environment.insert("FAKETIME_TIMESTAMP_FILE".to_owned(), clock.path().display().to_string());
+    let event = Event {
+        method: "GET".to_owned(),
+        path: "/train/no-such-job".to_owned(),
+        query: String::new(),
+        headers: vec![("x-trainer-token".to_owned(), token)],
+        body: EventBody::Absent,
+    };
+    let function = Function::spawn(&Function::bootstrap(&world, "status")?, environment).await?;
+    let ask = async || anyhow::Ok(function.invoke(&event.to_json()).await?.status);
+    let entries = [&deployment, &listed];
+    let asked = secret.with(&entries, async {
+        ensure!(ask().await? == 404, "the token is not known");
+        secret.put(&json!({"tokens": [deployment]}).to_string()).await?;
+        ensure!(ask().await? == 404, "the secret is not remembered");
+        std::fs::write(clock.path(), "+2m")?;
+        ask().await
+    });
+    assert_eq!(Box::pin(asked).await?, 401);
     Ok(())
 }

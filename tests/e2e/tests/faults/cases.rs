@@ -7,6 +7,8 @@ const TOO_MANY: &str = "Too many requests, please try again later.\n";
 /// So does the API server where it has no such resource.
 const NO_RESOURCE: &str = "404 page not found\n";
 const THROTTLED: &str = r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#;
+const DENIED: &str = r#"{"__type":"AccessDeniedException","message":"not authorized to perform: eks:DescribeCluster"}"#;
+const BUSY: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"storage is (re)initializing","reason":"ServiceUnavailable","code":503}"#;
 const EXPIRED: &str =
     r#"{"__type":"ExpiredTokenException","message":"The security token included in the request is expired"}"#;
 const EXPIRED_S3: &str =
@@ -19,6 +21,8 @@ pub(crate) const POLICY_SAYS: &str = "denied request: nobody trains here today";
 pub(crate) enum Trouble {
     /// As `twin fault` is told.
     Told(&'static [&'static [&'static str]]),
+    /// The same, for a function that has just started and knows nothing yet.
+    ToldNew(&'static [&'static [&'static str]]),
     Nothing,
     /// The function's clock is off by so much, in the way that libfaketime reads it.
     Clock(&'static str),
@@ -138,6 +142,49 @@ pub(crate) const CASES: &[Case] = &[
         ]),
         Ask::Submit,
         &["cluster_denied"],
+    ),
+    // A kept connection breaks while nobody looks; what changes nothing is asked once more.
+    case(
+        "connection cut once",
+        Trouble::Told(&[&["cluster", "cut", "--method", "GET", "--times", "1"]]),
+        Ask::Read,
+        &["200"],
+    ),
+    case(
+        "API server busy once",
+        Trouble::Told(&[&["cluster", "answer", "503", "--times", "1", "--body", BUSY]]),
+        Ask::Read,
+        &["200"],
+    ),
+    case(
+        "API server busy",
+        Trouble::Told(&[&["cluster", "answer", "503", "--body", BUSY]]),
+        Ask::Read,
+        &["cluster_unavailable"],
+    ),
+    case(
+        "EKS denies, cold start",
+        Trouble::ToldNew(&[&["aws", "answer", "403", "--service", "eks", "--body", DENIED]]),
+        Ask::Submit,
+        &["cluster_denied"],
+    ),
+    case(
+        "EKS slow: 20 s, cold start",
+        Trouble::ToldNew(&[&["aws", "slow", "20", "--service", "eks"]]),
+        Ask::Submit,
+        &["cluster_unavailable"],
+    ),
+    case(
+        "Secrets Manager down, cold start",
+        Trouble::ToldNew(&[&["aws", "cut", "--service", "secretsmanager"]]),
+        Ask::Submit,
+        &["auth_unavailable"],
+    ),
+    case(
+        "Secrets Manager slow: 20 s, cold start",
+        Trouble::ToldNew(&[&["aws", "slow", "20", "--service", "secretsmanager"]]),
+        Ask::Submit,
+        &["auth_unavailable"],
     ),
     // AWS tells its time, by which the SDK signs; the token for the cluster has the function's own, and lives 15 minutes.
     case("clock 20 minutes fast", Trouble::Clock("+20m"), Ask::Submit, &["cluster_denied"]),

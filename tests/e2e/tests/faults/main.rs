@@ -20,7 +20,7 @@ use aws_sdk_secretsmanager::config::{BehaviorVersion, Credentials, Region};
 use cases::{Ask, CASES, Case, POLICY, POLICY_SAYS, Trouble};
 use e2e::{
     World, cluster, logs,
-    runtime::{Event, EventBody, Function, environment},
+    runtime::{Event, EventBody, Function, environment, faketime},
 };
 use kube::api::ListParams;
 use reqwest::Method;
@@ -152,11 +152,13 @@ impl Stage {
             self.ask(Ask::Stranger, run_id).await?;
         }
         let asked = Instant::now();
-        let (request, answer, own_log) = if let Trouble::Clock(offset) = case.trouble {
-            self.ask_with_clock(offset, run_id).await?
-        } else {
-            let (request, answer) = self.ask(case.ask, run_id).await?;
-            (request, answer, None)
+        let (request, answer, own_log) = match case.trouble {
+            Trouble::Clock(offset) => self.ask_new_function(Some(offset), run_id).await?,
+            Trouble::ToldNew(_) => self.ask_new_function(None, run_id).await?,
+            _ => {
+                let (request, answer) = self.ask(case.ask, run_id).await?;
+                (request, answer, None)
+            }
         };
         row.answered = asked.elapsed();
         row.request = request;
@@ -263,17 +265,13 @@ impl Stage {
         Ok(done.text("/submission").to_owned())
     }
 
-    /// Ask a submit function of our own, whose clock is off; its log comes along.
-    async fn ask_with_clock(&self, offset: &str, run_id: &str) -> Result<(String, Answer, Option<String>)> {
+    /// Ask a submit function of our own, that has just started and whose clock may be off; its log comes along.
+    async fn ask_new_function(&self, clock: Option<&str>, run_id: &str) -> Result<(String, Answer, Option<String>)> {
         let mut environment = environment(&self.world, "submit").await?;
-        for (name, value) in [
-            ("LD_PRELOAD", faketime(&self.world).await?.as_str()),
-            ("FAKETIME", offset),
-            // Clocks that only count are right: nobody's time runs faster.
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-            ("AWS_LAMBDA_LOG_FORMAT", "JSON"),
-        ] {
-            environment.insert(name.to_owned(), value.to_owned());
+        environment.insert("AWS_LAMBDA_LOG_FORMAT".to_owned(), "JSON".to_owned());
+        if let Some(offset) = clock {
+            environment.extend(faketime(&self.world).await?);
+            environment.insert("FAKETIME".to_owned(), offset.to_owned());
         }
         let function = Function::spawn(&Function::bootstrap(&self.world, "submit")?, environment).await?;
         let event = Event {
@@ -301,7 +299,7 @@ impl Stage {
     async fn begin(&self, trouble: &Trouble) -> Result<()> {
         match trouble {
             Trouble::Nothing | Trouble::Clock(_) => Ok(()),
-            Trouble::Told(faults) => {
+            Trouble::Told(faults) | Trouble::ToldNew(faults) => {
                 for fault in *faults {
                     self.world.tell(&[&["fault"], *fault].concat()).await?;
                 }
@@ -372,7 +370,9 @@ impl Stage {
     async fn end(&self, trouble: &Trouble) -> Result<()> {
         self.world.tell(&["fault", "clear"]).await?;
         match trouble {
-            Trouble::Nothing | Trouble::Clock(_) | Trouble::Told(_) | Trouble::OtherAuthority => Ok(()),
+            Trouble::Nothing | Trouble::Clock(_) | Trouble::Told(_) | Trouble::ToldNew(_) | Trouble::OtherAuthority => {
+                Ok(())
+            }
             Trouble::OperatorStopped
             | Trouble::NoRoleBinding
             | Trouble::QuotaUsedUp
@@ -456,17 +456,6 @@ fn outcome(answer: &Answer) -> String {
         "" => answer.status.to_string(),
         code => code.to_owned(),
     }
-}
-
-/// The library that lets a program see another time.
-async fn faketime(world: &World) -> Result<String> {
-    let script = "import libfaketime, pathlib; \
-        print(*pathlib.Path(libfaketime.__file__).parent.glob('vendor/libfaketime/src/libfaketime.so.1'))";
-    let python = world.root.join(".local/venv/sam/bin/python");
-    let output = tokio::process::Command::new(python).args(["-c", script]).output().await?;
-    let path = String::from_utf8(output.stdout)?.trim().to_owned();
-    ensure!(Path::new(&path).is_file(), "no libfaketime: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(path)
 }
 
 fn table(rows: &[Row]) -> String {
