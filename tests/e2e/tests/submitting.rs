@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::World;
 use futures::future;
 use serde_json::{Value, json};
@@ -368,6 +368,16 @@ async fn a_dry_run_creates_nothing_and_says_what_would_be_answered() -> Result<(
     assert_eq!(restarted.number("/would_answer"), Some(201));
     let present = world.twin.get(&format!("/train/{name}")).await?.expect(200)?;
     assert_eq!(present.text("/submission"), created.text("/submission"), "the dry run replaced nothing");
+    let made = world.twin.post("/train?restart=true", &other).await?.expect(201)?;
+    let job = world.resource("pytorchjob", name).await?;
+    for part in ["/spec", "/metadata/labels", "/metadata/annotations"] {
+        let unnamed = |manifest: &Value, answer: &Answer| {
+            manifest.pointer(part).map(|part| part.to_string().replace(answer.text("/submission"), "it"))
+        };
+        let shown = unnamed(&restarted.body["manifest"], &restarted).context("not shown")?;
+        let made = unnamed(&job, &made).context("not made")?;
+        assert_eq!(serde_json::from_str::<Value>(&shown)?, serde_json::from_str::<Value>(&made)?, "{part}");
+    }
 
     // RBAC comes first: a namespace that does not exist has no Role in it.
     let absent = world.twin.post("/train?dry_run=true&namespace=training-absent", &request).await?.expect(502)?;
