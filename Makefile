@@ -1,6 +1,6 @@
 # The one command surface: each target is a line or two that calls cargo, pytest or the twin.
 .DEFAULT_GOAL := help
-.PHONY: faults bench help demo up down clean status build check test template trainer-test e2e invoke invoke-all sam-local postman openapi client-test
+.PHONY: faults bench help demo up down clean status build check test template trainer-test e2e invoke invoke-all sam-local postman openapi client-test delivery soak reindex redrive redrive-test
 
 EVENT = events/status-healthz.json
 # The whole workspace, or the dependencies would be compiled once more with other features.
@@ -35,8 +35,14 @@ check: ## Formatting, lints and unit tests; needs no twin
 	cargo clippy -q --workspace --test '*' -- -D warnings
 	cargo test -q --workspace
 
-test: check up template trainer-test invoke-all denials postman client-test e2e ## Everything, against a twin that it starts and stops
+test: check delivery up template trainer-test invoke-all denials redrive-test postman client-test e2e ## Everything, against a twin that it starts and stops
 	@target/debug/twin down
+
+delivery: ## The index under S3's delivery at its worst, with three seeds; needs no twin
+	$(E2E) --test delivery
+
+soak: ## The same with fifty more seeds, for hours
+	$(E2E) --test delivery -- --ignored
 
 template: ## Checks of template.yaml, infra/cluster and events
 	.local/venv/sam/bin/python -m pytest -q tests/template
@@ -75,12 +81,24 @@ client-test: .local/venv/client ## Generate a client from openapi.json and use i
 e2e: ## End-to-end tests against the running twin; the last group needs it for itself
 	$(E2E) --test jobs --test submitting --test reading --test tracing
 	$(E2E) --test hostile --test manifests --test listing --test refusals
+	$(E2E) --test indexing
 	$(E2E) --test training --test access --test outages -- --test-threads=1
 	$(E2E) --test faults -- --nocapture
 
-bench: ## What a cold start and a first request cost, on the running twin
+bench: ## What a cold start, a first request and the index cost, on the running twin
 	cargo build -q --release -p empty
 	cargo bench -q --workspace --profile dev --bench cold_start
+	cargo bench -q --workspace --profile dev --bench indexing
 
 faults: ## The table of faults alone, on the running twin
 	$(E2E) --test faults -- --nocapture
+
+reindex: ## Compare the twin's index with its bucket (ARGS=--write repairs), or that of S3_URI=s3://bucket/runs on AWS
+	@cargo build -q --workspace --bin reindex
+	@$(if $(S3_URI),,. .local/env &&) target/debug/reindex $(ARGS) $(or $(S3_URI),"$$RUNS_BASE_URI")
+
+redrive: ## Replay the twin's dead-letter queue, or that of STACK=<stack> on AWS
+	@$(if $(STACK),,. .local/env &&) .local/venv/sam/bin/python infra/redrive.py $(or $(STACK),training)
+
+redrive-test: ## What redrive does with messages, on the running twin
+	.local/venv/sam/bin/python -m pytest -q tests/redrive

@@ -155,9 +155,11 @@ def in_order(markers: Iterable[Marker]) -> Iterator[Marker]:
             of_it = [marker for marker in left if marker.submission == submission]
             reachable = [marker for marker in of_it if marker.step <= limit]
             yield from reachable
-            if not of_it or of_it[-1].parent is None:
+            # All of a submission's say the same, unless a restart found them torn and started elsewhere.
+            teller = (reachable or of_it[-1:] or [None])[0]
+            if teller is None or teller.parent is None:
                 break
-            submission, limit = of_it[-1].parent["submission"], of_it[-1].parent["step"]
+            submission, limit = teller.parent["submission"], teller.parent["step"]
         left = [marker for marker in left if marker.submission not in seen]
 
 

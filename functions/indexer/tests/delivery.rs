@@ -32,12 +32,16 @@ struct Pool(Arc<Mutex<Waiting>>);
 
 #[derive(Default)]
 struct Waiting {
-    events: Vec<Value>,
+    /// With the step of each.
+    events: Vec<(u64, Value)>,
     sent: usize,
     deliveries: usize,
     failures: usize,
     writers: usize,
-    in_flight: usize,
+    /// Deliveries that are to come.
+    delayed: usize,
+    /// The steps that are being indexed.
+    in_flight: Vec<u64>,
 }
 
 // === impl Chance ===
@@ -51,8 +55,10 @@ impl Chance {
         self.0.lock().expect("no panic").u64(0..bound)
     }
 
+    /// Some time, and now and then twenty times as much: enough for others to come and go.
     async fn pause(&self, at_most_ms: u64) {
-        sleep(Duration::from_millis(self.below(at_most_ms))).await;
+        let factor = if self.below(10) == 0 { 20 } else { 1 };
+        sleep(Duration::from_millis(self.below(at_most_ms) * factor)).await;
     }
 
     /// What S3 does with a request: one in seven goes wrong.
@@ -79,25 +85,42 @@ impl Pool {
         act(&mut self.0.lock().expect("no panic"))
     }
 
-    /// An event happened: it will be delivered one to three times.
-    fn send(&self, event: &Value, chance: &Chance) {
-        let times = usize::try_from(1 + chance.below(3)).expect("a small number");
+    /// An event happened: it will be delivered one to three times, each at once or later than others that come after it.
+    fn send(&self, step: u64, event: &Value, chance: &Chance) {
+        let times = 1 + chance.below(3);
         self.with(|waiting| {
             waiting.sent += 1;
-            waiting.events.extend(std::iter::repeat_n(event.clone(), times));
+            waiting.delayed += usize::try_from(times).expect("a small number");
         });
+        for _ in 0..times {
+            let delay = if chance.below(2) == 0 { 0 } else { chance.below(30_000) };
+            let (pool, event) = (self.clone(), event.clone());
+            tokio::spawn(async move {
+                sleep(Duration::from_millis(delay)).await;
+                pool.with(|waiting| {
+                    waiting.delayed -= 1;
+                    waiting.events.push((step, event));
+                });
+            });
+        }
     }
 
-    /// Any of the waiting events; `None` when there will be no more.
-    async fn take(&self, chance: &Chance) -> Option<Value> {
+    /// The newest event or any other; `None` when there will be no more.
+    async fn take(&self, chance: &Chance) -> Option<(u64, Value)> {
         loop {
             let taken = self.with(|waiting| {
                 if waiting.events.is_empty() {
-                    return if waiting.writers == 0 && waiting.in_flight == 0 { Some(None) } else { None };
+                    return if waiting.writers + waiting.delayed + waiting.in_flight.len() == 0 {
+                        Some(None)
+                    } else {
+                        None
+                    };
                 }
-                let at = usize::try_from(chance.below(waiting.events.len() as u64)).expect("an index");
-                waiting.in_flight += 1;
-                Some(Some(waiting.events.swap_remove(at)))
+                let count = waiting.events.len() as u64;
+                let at = if chance.below(2) == 0 { count - 1 } else { chance.below(count) };
+                let taken = waiting.events.swap_remove(usize::try_from(at).expect("an index"));
+                waiting.in_flight.push(taken.0);
+                Some(Some(taken))
             });
             if let Some(taken) = taken {
                 return taken;
@@ -107,13 +130,14 @@ impl Pool {
     }
 
     /// A delivery has ended; one that failed comes again, as from Lambda's retries and the dead-letter queue.
-    fn end(&self, event: Value, is_done: bool) {
+    fn end(&self, step: u64, event: Value, is_done: bool) {
         self.with(|waiting| {
-            waiting.in_flight -= 1;
+            let at = waiting.in_flight.iter().position(|found| *found == step).expect("it was taken");
+            waiting.in_flight.swap_remove(at);
             waiting.deliveries += 1;
             if !is_done {
                 waiting.failures += 1;
-                waiting.events.push(event);
+                waiting.events.push((step, event));
             }
         });
     }
@@ -123,7 +147,10 @@ impl Pool {
 async fn write(bucket: Bucket, pool: Pool, chance: Chance, remainder: u64) {
     let mut content = remainder;
     while pool.with(|waiting| waiting.sent) < EVENTS {
-        let step = chance.below(CHECKPOINTS / WRITERS) * WRITERS + remainder;
+        // Often one that is being indexed just now.
+        let own = pool.with(|waiting| waiting.in_flight.iter().copied().find(|step| step % WRITERS == remainder));
+        let any = chance.below(CHECKPOINTS / WRITERS) * WRITERS + remainder;
+        let step = own.filter(|_| chance.below(2) == 0).unwrap_or(any);
         content += WRITERS;
         let mut writes = match chance.below(10) {
             0..4 => delete(step),
@@ -136,9 +163,10 @@ async fn write(bucket: Bucket, pool: Pool, chance: Chance, remainder: u64) {
         }
         for write in writes {
             if let Some(event) = write.apply(&bucket) {
-                pool.send(&event, &chance);
+                pool.send(step, &event, &chance);
             }
-            chance.pause(20).await;
+            // Slower than the indexers, so that no late delivery mends what an earlier one did.
+            chance.pause(600).await;
         }
     }
     pool.with(|waiting| waiting.writers -= 1);
@@ -156,9 +184,9 @@ async fn deliver(bucket: Bucket, pool: Pool, chance: Chance, faults: Arc<Mutex<B
         }
     });
     let indexer = indexer(store);
-    while let Some(event) = pool.take(&chance).await {
+    while let Some((step, event)) = pool.take(&chance).await {
         let is_done = indexer.handle(&event).await.is_ok();
-        pool.end(event, is_done);
+        pool.end(step, event, is_done);
     }
 }
 
