@@ -139,8 +139,11 @@ def start_pods(
     for node, pod in enumerate(pods):
         pod["CONFIG_PATH"] = str(configs[node]) if configs else ""
         pod["TMPDIR"] = str(directory / f"tmp-{node}")
-        pod["TORCHELASTIC_ERROR_FILE"] = str(directory / f"error-{node}.json")
+        pod["POD_UID"] = f"pod-{node}"
+        pod["TRAINER_LOG_DIR"] = str(directory / f"logs-{node}")
+        pod["TERMINATION_LOG"] = str(directory / f"termination-{node}")
         Path(pod["TMPDIR"]).mkdir(parents=True)
+        Path(pod["TERMINATION_LOG"]).touch()
     return Pods(command, [common | pod for pod in pods], directory)
 
 
@@ -205,7 +208,8 @@ def state(store, step):
 
 def test_the_files_of_a_run(straight):
     store, log = straight
-    expected = {"config/run.json", f"config/{FIRST}/run.json", f"progress/{FIRST}"}
+    expected = {"config/run.json", f"config/{FIRST}/run.json", f"progress/{FIRST}", f"attempts/{FIRST}/1"}
+    expected |= {f"logs/{FIRST}/attempt-1/rank-{rank}.log" for rank in (0, 1)}
     expected |= {f"model/{FIRST}/{name}" for name in MODEL_FILES}
     for step in range(10, 61, 10):
         expected.add(f"checkpoints/step-{step:06d}.json")
@@ -315,8 +319,15 @@ def test_it_goes_on_from_the_step_that_was_asked_for_as_its_config_file_says(str
     assert (written["resume"], written["resume_step"], written["config_path"]) == (True, 30, str(configs[0]))
 
 
+def last_words(directory, node=0):
+    """The lines of the termination message, without those that only follow from others."""
+    lines = map(json.loads, (directory / f"termination-{node}").read_text().splitlines())
+    return [line for line in lines if not line.get("consequence")]
+
+
 def message(directory):
-    return json.loads((directory / "error-0.json").read_bytes())["message"]["message"]
+    """What the first failing process of the first node said."""
+    return last_words(directory)[0]["message"]
 
 
 def test_a_step_that_is_not_there_ends_the_job_and_changes_nothing(straight, start, tmp_path):
@@ -327,16 +338,16 @@ def test_a_step_that_is_not_there_ends_the_job_and_changes_nothing(straight, sta
         assert pods.steps() == []
     instead = ", ".join(f"step-{step}" for step in range(10, 61, 10))
     assert message(tmp_path / "pods-0") == (
-        "UserError: RESUME is step-35, but the run has no such checkpoint: "
-        f"submit the job again from a complete one ({instead})"
+        f"RESUME is step-35, but the run has no such checkpoint: submit the job again from a complete one ({instead})"
     )
     assert "Connection closed" not in pods.log, "the other process knows why too"
-    assert files(store) == files(straight[0])
+    ledger = {f"attempts/{SECOND}/1"} | {f"logs/{SECOND}/attempt-1/rank-{rank}.log" for rank in (0, 1)}
+    assert files(run_of(store)) == files(run_of(straight[0])) | ledger
 
 
 def test_who_is_superseded_stops_and_stays_stopped(start, tmp_path):
     store = tmp_path / "store"
-    says = f"SupersededError: the run belongs to submission {SECOND} now: {FIRST} stops and writes no more"
+    says = f"the run belongs to submission {SECOND} now: {FIRST} stops and writes no more"
     with start(store, FIRST, max_steps=1000) as pods:
         pods.wait_for_step(12)
         (run_of(store) / "owner").write_text(json.dumps({"submission": SECOND, "namespace": "training", "job": "new"}))
@@ -375,23 +386,25 @@ def test_an_end_that_was_reached_before_is_exported_again(straight, start, tmp_p
 def test_what_only_model_or_data_can_tell_is_one_sentence_too(start, tmp_path, changed, says):
     with start(tmp_path / "store", FIRST, processes=1, **changed) as pods:
         assert pods.end() == [1]
-        message = json.loads(next(tmp_path.glob("pods-*/error-0.json")).read_bytes())["message"]["message"]
-    assert says in message
-    assert "\n" not in message
+    words = last_words(tmp_path / "pods-0")
+    assert [(line["cause"], line["rank"]) for line in words] == [("user_error", 0)]
+    assert says in words[0]["message"]
 
 
 @pytest.mark.parametrize("framework", ["nemo", "meta"])
-def test_a_framework_that_is_not_there_yet_says_so_to_torchrun(tmp_path, framework):
-    error = tmp_path / "error.json"
+def test_a_framework_that_is_not_there_yet_says_so(tmp_path, framework):
+    words = tmp_path / "termination"
+    words.touch()
     job = {
         "FRAMEWORK": framework,
         "MODEL_ID": "tiny",
         "RUN_ID": "run",
         "DATASET_URI": "s3://bucket/data",
         "CHECKPOINT_BASE_URI": "s3://bucket/runs",
-        "TORCHELASTIC_ERROR_FILE": str(error),
+        "TERMINATION_LOG": str(words),
     }
     ended = subprocess.run([sys.executable, TRAINER / "train.py"], env=job, capture_output=True, text=True)
     assert ended.returncode == 1
-    assert ended.stderr == f"train.py: framework {framework} is not in this image yet, only hf\n"
-    assert f"framework {framework} is not in this image yet" in json.loads(error.read_bytes())["message"]["message"]
+    said = f"framework {framework} is not in this image yet"
+    assert ended.stderr == f"train.py: {said}\n"
+    assert json.loads(words.read_bytes()) == {"cause": "user_error", "rank": 0, "message": said}

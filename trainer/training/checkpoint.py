@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from training import layout
-from training.errors import UserError
+from training.errors import StorageError, UserError
 from training.owner import Owner
 from training.storage import Entry, Storage
 
@@ -250,7 +250,7 @@ class Checkpoints:
                 target = directory / file.path
                 self.storage.download(layout.CHECKPOINTS + file.path, target)
                 if target.stat().st_size != file.size:
-                    raise OSError(f"{file.path} has {target.stat().st_size} bytes, its marker says {file.size}")
+                    raise StorageError(f"{file.path} has {target.stat().st_size} bytes, its marker says {file.size}")
 
             with concurrent.futures.ThreadPoolExecutor(TRANSFERS) as pool:
                 list(pool.map(download, marker.files))
@@ -289,13 +289,13 @@ class Checkpoints:
         there = {entry.key: entry for entry in self.storage.list(prefix)}
         for key, size in uploaded.items():
             if key not in there or there[key].size != size:
-                raise OSError(f"{key} was uploaded with {size} bytes and is not there so")
+                raise StorageError(f"{key} was uploaded with {size} bytes and is not there so")
         marker = Marker(
             framework=self.framework,
             step=step,
             saved_at=time.time(),
             submission=self.submission,
-            attempt=1,
+            attempt=self.world.attempt,
             parent=self.parent,
             world_size=self.world.size,
             files=tuple(

@@ -61,7 +61,7 @@ def train(job: Job, world: World) -> bool:
         if world.rank == 0:
             write_configuration(storage, job, settings, world, total)
 
-        progress = Progress(storage, job.submission, total)
+        progress = Progress(storage, job.submission, world.attempt, total)
         if start is None or start.step < total:
             reporter = Reporter(settings, world, checkpoints, progress, directory / "work", total)
             trainer = StepTrainer(

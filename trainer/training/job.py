@@ -17,6 +17,7 @@ from training.errors import UserError
 RUN_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 RESUME_STEP = re.compile("step-([0-9]{1,12})")
 SCHEMES = ("s3://", "file:///")
+MAX_RESTARTS = 3
 EXTRA_ARGS = "TRAINING_EXTRA_ARGS_JSON"
 
 # Name of the flag and of the environment variable, and its meaning.
@@ -28,6 +29,7 @@ OPTIONS = {
     "checkpoint-base-uri": "folder of all runs",
     "submission": "UUID of this submission; a fresh one when not given",
     "resume": "false, true (the run's newest checkpoint) or step-N (that one); a restarted submission goes on anyway",
+    "max-restarts": "failures after which the submission is started again; the next one is its last",
     "num-nodes": "how many nodes the job has",
     "gpus-per-node": "how many GPUs each has; 0 trains on the CPU",
     "config-path": f"an s3:// object or an absolute path: JSON or YAML of settings, which {EXTRA_ARGS} overrides",
@@ -44,6 +46,7 @@ class Job:
     submission: str
     resume: bool
     resume_step: int | None  # this one and no other; the newest when not given
+    max_restarts: int
     num_nodes: int | None
     gpus_per_node: int | None
     config_path: str | None
@@ -69,6 +72,7 @@ def parse(arguments: list[str], environment: Mapping[str, str]) -> Job:
         submission=given["submission"] or fresh_submission(),
         resume=resume,
         resume_step=resume_step,
+        max_restarts=MAX_RESTARTS if (given_count := count(given, "max-restarts")) is None else given_count,
         num_nodes=count(given, "num-nodes"),
         gpus_per_node=count(given, "gpus-per-node"),
         config_path=config_path,

@@ -43,6 +43,20 @@ def progress_key(submission: str) -> str:
     return f"progress/{submission}"
 
 
+def attempts_prefix(submission: str) -> str:
+    return f"attempts/{submission}/"
+
+
+def attempt_key(submission: str, attempt: int) -> str:
+    """The ledger's entry of a submission's start, counted from 1; order them as integers."""
+    return f"{attempts_prefix(submission)}{attempt}"
+
+
+def log_key(submission: str, attempt: int, rank: int, part: int = 0) -> str:
+    """What a process printed; a long log has more parts, and is their bytes in the order of their keys."""
+    return f"logs/{submission}/attempt-{attempt}/rank-{rank}.log" + (f".{part:06d}" if part else "")
+
+
 def model_prefix(submission: str) -> str:
     return f"model/{submission}/"
 
