@@ -1,8 +1,10 @@
+import itertools
 import json
 import random
 from pathlib import Path
 
 import pytest
+from pods import start_pods
 
 import make_tiny_model
 
@@ -26,3 +28,10 @@ def dataset(tmp_path_factory) -> Path:
     rows = [{"text": " ".join(chance.choices(words, k=chance.randint(1, 40)))} for _ in range(101)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture
+def start(tmp_path, model_dir, dataset):
+    """start_pods, in a new directory each time."""
+    number = itertools.count()
+    return lambda *job, **options: start_pods(tmp_path / f"pods-{next(number)}", model_dir, dataset, *job, **options)

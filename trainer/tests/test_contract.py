@@ -41,6 +41,8 @@ OPERATIONS = {
         "marker_key": lambda value: layout.marker_key(**value),
         "parse_marker_key": lambda value: layout.parse_marker_key(**value),
         "progress_key": lambda value: layout.progress_key(**value),
+        "attempt_key": lambda value: layout.attempt_key(**value),
+        "log_key": lambda value: layout.log_key(**value),
         "model_prefix": lambda value: layout.model_prefix(**value),
         "config_keys": lambda value: layout.config_keys(**value),
         "owner_key": lambda value: layout.owner_key(**value),

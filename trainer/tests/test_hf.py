@@ -1,38 +1,32 @@
-"""Whole runs: real torchrun, real processes over gloo, the tiny model, a local folder as storage.
+"""Whole runs: real torchrun, real processes over gloo, the tiny model, a local folder as storage."""
 
-The pods are started as the operator starts them: `torchrun --max-restarts=0 <path>` with PET_* variables, one for each
-node, each with a temporary directory of its own.
-"""
-
-import contextlib
-import itertools
 import json
 import os
 import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
+from pods import (
+    FIRST,
+    SECOND,
+    TRAINER,
+    files,
+    last_words,
+    marker,
+    message,
+    newest_marker,
+    progress,
+    run_of,
+    same,
+    start_pods,
+)
 from safetensors.torch import load_file
 
-TRAINER = Path(__file__).parents[1]
-TORCHRUN = Path(sys.executable).with_name("torchrun")
-FIRST, SECOND, THIRD = (f"0198000{number}-0000-7000-8000-000000000000" for number in (1, 2, 3))
-SETTINGS = {
-    "lr": 0.01,
-    "max_steps": 60,
-    "save_steps": 10,
-    "logging_steps": 1,
-    "gradient_accumulation": 2,
-    "batch_size": 3,
-}
 CHECKPOINT_FILES = {
     "config.json",
     "generation_config.json",
@@ -47,113 +41,6 @@ CHECKPOINT_FILES = {
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 
-class Pods:
-    """A running job; a context that leaves no process behind."""
-
-    def __init__(self, command, environments, directory):
-        self.logs = [directory / f"pod-{node}.log" for node in range(len(environments))]
-        self.processes = []
-        for environment, log in zip(environments, self.logs, strict=True):
-            with log.open("wb") as output:
-                process = subprocess.Popen(
-                    command, env=environment, cwd="/", stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-                )
-            self.processes.append(process)
-
-    @property
-    def log(self):
-        return self.logs[0].read_text()
-
-    def steps(self):
-        return [int(step) for step in re.findall(r"INFO step (\d+)/", self.log)]
-
-    def wait_for_step(self, step):
-        deadline = time.monotonic() + 120
-        while not (steps := self.steps()) or steps[-1] < step:
-            assert self.processes[0].poll() is None, f"ended before step {step}:\n{self.log}"
-            assert time.monotonic() < deadline, f"no step {step} in time:\n{self.log}"
-            time.sleep(0.002)
-
-    def ranks(self, node):
-        """Process ids of the node's ranks."""
-        pid = self.processes[node].pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    def end(self):
-        """Exit codes, when all have ended."""
-        return [process.wait(timeout=120) for process in self.processes]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for node, process in enumerate(self.processes):
-            if process.poll() is None:
-                for pid in [*self.ranks(node), process.pid]:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-            process.wait()
-
-
-def start_pods(
-    directory, model_dir, dataset, store, submission, *, resume="false", nodes=1, processes=2, configs=None, **settings
-):
-    """Start a job's pods. `processes` is per node; 0 is plain python, as on a laptop. `...` leaves a setting out."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {
-        "PATH": os.environ["PATH"],
-        "MODEL_DIR": str(model_dir),
-        "FRAMEWORK": "hf",
-        "MODEL_ID": "tiny",
-        "RUN_ID": "run",
-        "DATASET_URI": f"file://{dataset}",
-        "CHECKPOINT_BASE_URI": f"file://{store}",
-        "SUBMISSION": submission,
-        "RESUME": resume,
-        "NUM_NODES": str(nodes),
-        "GPUS_PER_NODE": "0",
-        "TRAINING_EXTRA_ARGS_JSON": json.dumps(
-            {name: value for name, value in (SETTINGS | settings).items() if value is not ...}
-        ),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-    if not processes:
-        command, pods = [sys.executable, TRAINER / "train.py"], [{}]
-    else:
-        command = [TORCHRUN, "--max-restarts=0", TRAINER / "train.py"]
-        rendezvous = {
-            "PET_NNODES": str(nodes),
-            "PET_NPROC_PER_NODE": str(processes),
-            "PET_MASTER_ADDR": "127.0.0.1",
-            "PET_MASTER_PORT": port,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "WORLD_SIZE": str(nodes),
-            "GLOO_SOCKET_IFNAME": "lo",
-        }
-        pods = [rendezvous | {"PET_NODE_RANK": str(node), "RANK": str(node)} for node in range(nodes)]
-    for node, pod in enumerate(pods):
-        pod["CONFIG_PATH"] = str(configs[node]) if configs else ""
-        pod["TMPDIR"] = str(directory / f"tmp-{node}")
-        pod["POD_UID"] = f"pod-{node}"
-        pod["TRAINER_LOG_DIR"] = str(directory / f"logs-{node}")
-        pod["TERMINATION_LOG"] = str(directory / f"termination-{node}")
-        Path(pod["TMPDIR"]).mkdir(parents=True)
-        Path(pod["TERMINATION_LOG"]).touch()
-    return Pods(command, [common | pod for pod in pods], directory)
-
-
-@pytest.fixture
-def start(tmp_path, model_dir, dataset):
-    """start_pods, in a new directory each time."""
-    number = itertools.count()
-    return lambda *job, **options: start_pods(tmp_path / f"pods-{next(number)}", model_dir, dataset, *job, **options)
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, model_dir, dataset):
     """The storage of a run of two processes that nothing disturbed, and its log."""
@@ -162,37 +49,6 @@ def straight(tmp_path_factory, model_dir, dataset):
         assert pods.end() == [0], pods.log
         assert not list((directory / "tmp-0").glob("train-*")), "the working directory is gone"
         return directory / "store", pods.log
-
-
-def run_of(store):
-    return store / "run" / "framework=hf"
-
-
-def files(folder):
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def marker(store, step):
-    return json.loads((run_of(store) / f"checkpoints/step-{step:06d}.json").read_bytes())
-
-
-def newest_marker(store):
-    return max(int(path.stem.removeprefix("step-")) for path in (run_of(store) / "checkpoints").glob("step-*.json"))
-
-
-def progress(store, submission):
-    return json.loads((run_of(store) / "progress" / submission).read_bytes())
-
-
-def same(one, other):
-    """Equal to the last bit, in all depths."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def state(store, step):
@@ -317,17 +173,6 @@ def test_it_goes_on_from_the_step_that_was_asked_for_as_its_config_file_says(str
     used = {name: written["settings"][name] for name in ("max_steps", "lr", "warmup_steps", "save_steps")}
     assert used == {"max_steps": 32, "lr": 0.005, "warmup_steps": 1, "save_steps": 10}
     assert (written["resume"], written["resume_step"], written["config_path"]) == (True, 30, str(configs[0]))
-
-
-def last_words(directory, node=0):
-    """The lines of the termination message, without those that only follow from others."""
-    lines = map(json.loads, (directory / f"termination-{node}").read_text().splitlines())
-    return [line for line in lines if not line.get("consequence")]
-
-
-def message(directory):
-    """What the first failing process of the first node said."""
-    return last_words(directory)[0]["message"]
 
 
 def test_a_step_that_is_not_there_ends_the_job_and_changes_nothing(straight, start, tmp_path):

@@ -620,6 +620,7 @@ pub(crate) mod tests {
             ("env", json!({"1A": "x"}), "/env/1A", "format"),
             ("env", json!({"PET_NNODES": "9"}), "/env/PET_NNODES", "reserved"),
             ("env", json!({"RUN_ID": "x"}), "/env/RUN_ID", "reserved"),
+            ("env", json!({"POD_UID": "x"}), "/env/POD_UID", "reserved"),
             ("env", json!({"A": "\u{0}"}), "/env/A", "format"),
             ("env", json!({"A": "x".repeat(33_000)}), "/env/A", "too_long"),
             ("a/b~c", json!(1), "/a~1b~0c", "unknown_field"),
