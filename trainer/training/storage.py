@@ -98,8 +98,8 @@ class Folder:
             part.replace(self.root / key)
 
     def download(self, key: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with _meanings(key):
-            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.root / key, target)
 
     def list(self, prefix: str) -> list[Entry]:
@@ -126,7 +126,10 @@ class Folder:
 
     @contextlib.contextmanager
     def _part(self, target: Path) -> Iterator[Path]:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:  # which would mean that the object exists
+            raise NotADirectoryError(str(error)) from error
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=PART, dir=target.parent)
         os.close(handle)
         try:
@@ -226,5 +229,5 @@ def _meanings(key: str) -> Iterator[None]:
     except Exception as error:
         if not type(error).__module__.startswith(("boto", "s3transfer")):
             raise
-        code = getattr(error, "response", {}).get("Error", {}).get("Code", "")
+        code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code", "")
         raise MEANINGS.get(code, StorageError)(f"{key}: {error}") from error
