@@ -1,6 +1,6 @@
 # The one command surface: each target is a line or two that calls cargo, pytest or the twin.
 .DEFAULT_GOAL := help
-.PHONY: faults help demo up down clean status build check test template trainer-test e2e invoke invoke-all sam-local postman openapi client-test
+.PHONY: faults help demo up down clean status build check test template trainer-test soak trainer-image e2e invoke invoke-all sam-local postman openapi client-test
 
 EVENT = events/status-healthz.json
 TWIN = cargo build -q -p twin --bins && target/debug/twin
@@ -42,6 +42,14 @@ trainer-test: ## The trainer's tests
 	.local/venv/trainer/bin/ruff check trainer
 	.local/venv/trainer/bin/ruff format --check trainer
 	.local/venv/trainer/bin/pytest -q trainer/tests
+
+soak: ## The trainer's tests with many seeds, which take long
+	.local/venv/trainer/bin/pytest -q trainer/tests -m soak
+
+trainer-image: ## Build the trainer's image, and the one without CUDA (needs Docker)
+	@command -v docker >/dev/null || { echo "Docker is not installed here, so there is no image" >&2; exit 1; }
+	docker build --tag trainer:cuda trainer
+	docker build --tag trainer:cpu --target cpu trainer
 
 invoke: ## Send EVENT=events/<file>.json to its function, without Docker, against the running twin
 	@.local/venv/sam/bin/python infra/local/invoke.py $(EVENT)
