@@ -57,3 +57,36 @@ def test_storage_that_fails_is_logged_and_training_goes_on(tmp_path, caplog):
         writer.report(1, 1.0, 1.0)
         writer.finish()
     assert "progress could not be written" in caplog.text
+
+
+def test_it_costs_less_than_a_thousandth_of_a_short_step(tmp_path):
+    """On the thread that trains: a question each step, and a report each five seconds."""
+    writer = Progress(Folder(tmp_path), SUBMISSION, attempt=1, total=10)
+    writer.start(0)
+    began = time.thread_time()
+    for _ in range(10_000):
+        writer.due()
+    question = (time.thread_time() - began) / 10_000
+    began = time.thread_time()
+    for step in range(100):
+        writer.report(step, 1.0, 1.0)
+    report = (time.thread_time() - began) / 100
+    writer.finish()
+    step = 0.02
+    assert question + report * step / progress.EVERY_SECONDS < step / 1000
+
+
+def test_the_thread_that_trains_never_waits_for_storage(tmp_path):
+    class Slow(Folder):
+        def write(self, key, body, **condition):
+            time.sleep(0.5)
+            super().write(key, body, **condition)
+
+    writer = Progress(Slow(tmp_path), SUBMISSION, attempt=1, total=10)
+    writer.start(0)
+    began = time.monotonic()
+    writer.report(1, 1.0, 1.0)
+    assert not writer.due(), "not while one is being written"
+    assert time.monotonic() - began < 0.4
+    writer.finish()
+    assert json.loads((tmp_path / "progress" / SUBMISSION).read_bytes())["step"] == 1

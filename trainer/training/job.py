@@ -29,7 +29,7 @@ OPTIONS = {
     "checkpoint-base-uri": "folder of all runs",
     "submission": "UUID of this submission; a fresh one when not given",
     "resume": "false, true (the run's newest checkpoint) or step-N (that one); a restarted submission goes on anyway",
-    "max-restarts": "failures after which the submission is started again; the next one is its last",
+    "max-restarts": f"failed attempts after which there is another one; {MAX_RESTARTS} when not given",
     "num-nodes": "how many nodes the job has",
     "gpus-per-node": "how many GPUs each has; 0 trains on the CPU",
     "config-path": f"an s3:// object or an absolute path: JSON or YAML of settings, which {EXTRA_ARGS} overrides",
@@ -62,6 +62,7 @@ def parse(arguments: list[str], environment: Mapping[str, str]) -> Job:
     given = {name: environment.get(variable(name)) for name in OPTIONS}
     given |= {name: value for name, value in flags(arguments).items() if value is not None}
     resume, resume_step = start(given, "resume")
+    restarts = count(given, "max-restarts")
     config_path = given["config-path"] or None
     job = Job(
         framework=required(given, "framework"),
@@ -72,7 +73,7 @@ def parse(arguments: list[str], environment: Mapping[str, str]) -> Job:
         submission=given["submission"] or fresh_submission(),
         resume=resume,
         resume_step=resume_step,
-        max_restarts=MAX_RESTARTS if (given_count := count(given, "max-restarts")) is None else given_count,
+        max_restarts=MAX_RESTARTS if restarts is None else restarts,
         num_nodes=count(given, "num-nodes"),
         gpus_per_node=count(given, "gpus-per-node"),
         config_path=config_path,
