@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import threading
 
 import pytest
@@ -59,6 +60,16 @@ def test_what_torch_really_raises_is_known():
         torch.empty(2**60, dtype=torch.uint8)
     assert cause_of(error.value) == "out_of_memory"
     assert last_words.sentence(error.value).startswith("out of memory; lower batch_size")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UserError("why"), SupersededError("why"), RefusedError("crash", "why")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_rank_zero_knows_travels_to_the_others(error):
+    other = pickle.loads(pickle.dumps(error))
+    assert (type(other), cause_of(other), str(other)) == (type(error), cause_of(error), "why")
 
 
 @pytest.fixture

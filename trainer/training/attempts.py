@@ -31,8 +31,11 @@ class RefusedError(KnownError):
     """Another start would end as the earlier ones did. The cause is theirs."""
 
     def __init__(self, cause: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(cause, message)  # both, so that it travels to the other processes
         self.cause = cause
+
+    def __str__(self) -> str:
+        return self.args[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

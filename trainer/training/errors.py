@@ -5,7 +5,6 @@ The causes are the ledger's, see attempts.py.
 
 import errno
 import re
-import typing
 
 CRASH = "crash"
 FINISHED = "finished"
@@ -36,7 +35,7 @@ class KnownError(Exception):
     Known to rank 0 alone, it ends the other processes too: see World.on_rank_zero.
     """
 
-    cause: typing.ClassVar[str]
+    cause: str
 
 
 class UserError(KnownError, ValueError):
