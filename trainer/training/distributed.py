@@ -73,6 +73,18 @@ class World:
             raise answer
         return answer
 
+    def agreed(self, function: Callable[[], typing.Any]) -> list[typing.Any]:
+        """Everybody calls it; everybody's answers, by rank, or somebody's KnownError, which all of them raise."""
+        try:
+            answer = function()
+        except KnownError as ending:
+            answer = ending
+        answers = self.gather(answer)
+        for answer in answers:
+            if isinstance(answer, KnownError):
+                raise answer
+        return answers
+
     @contextlib.contextmanager
     def node_directory(self) -> Iterator[Path]:
         """A fresh directory that the processes of a node share, and that is gone at the end."""
@@ -124,6 +136,18 @@ def stop_at_sigterm() -> threading.Event:
 
     signal.signal(signal.SIGTERM, handle)
     return stop
+
+
+@contextlib.contextmanager
+def alone(world: World) -> Iterator[None]:
+    """A process group for a process that is the only one, where a library cannot do without."""
+    if world.size > 1:
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if world.gpu else "cpu:gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 def _meet(world: World) -> None:

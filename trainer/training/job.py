@@ -64,8 +64,11 @@ def parse(arguments: list[str], environment: Mapping[str, str]) -> Job:
     resume, resume_step = start(given, "resume")
     restarts = count(given, "max-restarts")
     config_path = given["config-path"] or None
+    framework = required(given, "framework")
+    if framework not in layout.FRAMEWORKS:
+        raise UserError(f"FRAMEWORK must be one of {', '.join(layout.FRAMEWORKS)}, not {framework!r}")
     job = Job(
-        framework=required(given, "framework"),
+        framework=framework,
         model_id=required(given, "model-id"),
         run_id=required(given, "run-id"),
         dataset_uri=uri(given, "dataset-uri"),
@@ -77,10 +80,8 @@ def parse(arguments: list[str], environment: Mapping[str, str]) -> Job:
         num_nodes=count(given, "num-nodes"),
         gpus_per_node=count(given, "gpus-per-node"),
         config_path=config_path,
-        settings=settings.parse(environment.get(EXTRA_ARGS) or "{}", config_path),
+        settings=settings.parse(environment.get(EXTRA_ARGS) or "{}", config_path, framework),
     )
-    if job.framework not in layout.FRAMEWORKS:
-        raise UserError(f"FRAMEWORK must be one of {', '.join(layout.FRAMEWORKS)}, not {job.framework!r}")
     if not RUN_ID.fullmatch(job.run_id):
         raise UserError(f"RUN_ID must match {RUN_ID.pattern}, not {job.run_id!r}")
     if not layout.is_submission(job.submission):
