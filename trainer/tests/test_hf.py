@@ -6,15 +6,12 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from pods import (
     FIRST,
     SECOND,
-    TRAINER,
     files,
     last_words,
     marker,
@@ -234,22 +231,3 @@ def test_what_only_model_or_data_can_tell_is_one_sentence_too(start, tmp_path, c
     words = last_words(tmp_path / "pods-0")
     assert [(line["cause"], line["rank"]) for line in words] == [("user_error", 0)]
     assert says in words[0]["message"]
-
-
-@pytest.mark.parametrize("framework", ["nemo", "meta"])
-def test_a_framework_that_is_not_there_yet_says_so(tmp_path, framework):
-    words = tmp_path / "termination"
-    words.touch()
-    job = {
-        "FRAMEWORK": framework,
-        "MODEL_ID": "tiny",
-        "RUN_ID": "run",
-        "DATASET_URI": "s3://bucket/data",
-        "CHECKPOINT_BASE_URI": "s3://bucket/runs",
-        "TERMINATION_LOG": str(words),
-    }
-    ended = subprocess.run([sys.executable, TRAINER / "train.py"], env=job, capture_output=True, text=True)
-    assert ended.returncode == 1
-    said = f"framework {framework} is not in this image yet"
-    assert ended.stderr == f"train.py: {said}\n"
-    assert json.loads(words.read_bytes()) == {"cause": "user_error", "rank": 0, "message": said}
