@@ -25,7 +25,7 @@ def save(one, path, step):
     (folder / "sub").mkdir(parents=True)
     for name in ("weights", "optimizer", "sub/rng"):
         (folder / name).write_text(f"{one.submission} {step} {name}")
-    one.save(folder, step=step, loss=1.5)
+    one.save(folder, step=step, metrics={"loss": 1.5})
 
 
 def scenario(path, storage, submission, steps, keep_last=None):
