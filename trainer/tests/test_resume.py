@@ -108,9 +108,12 @@ class Run:
         return reached
 
     def stopped(self, step, node):
-        """Start it as two pods, tell one to stop, and tell the step at which both did."""
+        """Start it as two pods, tell one to stop, and tell the step at which both did.
+
+        A worker that makes batches changes none, and survives the signal.
+        """
         before = markers(self.store(), self.framework)
-        with self.pods(nodes=2, processes=1) as pods:
+        with self.pods(nodes=2, processes=1, dataloader_workers=1) as pods:
             pods.wait_for_step(step)
             pods.processes[node].send_signal(signal.SIGTERM)
             assert 0 not in pods.end(), "a run that was cut short is not done"
