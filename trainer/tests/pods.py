@@ -5,6 +5,7 @@ node, each with a temporary directory, a log volume and a termination message of
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -12,10 +13,17 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from training import layout
+from training.marker import parse
+from training.storage import Entry
 
 TRAINER = Path(__file__).parents[1]
 TORCHRUN = Path(sys.executable).with_name("torchrun")
@@ -149,23 +157,69 @@ def start_pods(
 
 
 def run_of(store, framework="hf"):
-    return store / "run" / f"framework={framework}"
+    return Path(store) / "run" / f"framework={framework}"
 
 
 def files(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def marker(store, step):
-    return json.loads((run_of(store) / f"checkpoints/step-{step:06d}.json").read_bytes())
+def marker(store, step, framework="hf"):
+    return json.loads((run_of(store, framework) / f"checkpoints/step-{step:06d}.json").read_bytes())
 
 
-def newest_marker(store):
-    return max(int(path.stem.removeprefix("step-")) for path in (run_of(store) / "checkpoints").glob("step-*.json"))
+def markers(store, framework="hf"):
+    """The steps that have one, in order."""
+    folder = run_of(store, framework) / "checkpoints"
+    return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.json"))
 
 
-def progress(store, submission):
-    return json.loads((run_of(store) / "progress" / submission).read_bytes())
+def newest_marker(store, framework="hf"):
+    return markers(store, framework)[-1]
+
+
+def progress(store, submission, framework="hf"):
+    return json.loads((run_of(store, framework) / "progress" / submission).read_bytes())
+
+
+def state(store, step, framework="hf"):
+    """Everything that a checkpoint holds of the training: weights, optimizer, schedule and random states."""
+    folder = run_of(store, framework) / "checkpoints"
+    found = {}
+    if framework == "hf":
+        folder = folder / f"checkpoint-{step}"
+        found["weights"] = load_file(folder / "model.safetensors")
+        for name in ("optimizer.pt", "scheduler.pt"):
+            found[name] = torch.load(folder / name)
+        for path in folder.glob("rng_state*.pth"):
+            found[path.name] = torch.load(path, weights_only=False)["cpu"]
+        return found
+    for path in folder.glob(f"step-{step:06d}*"):
+        if path.is_dir():
+            with tempfile.NamedTemporaryFile() as whole:
+                dcp_to_torch_save(path, whole.name)
+                found |= torch.load(whole.name, weights_only=False)
+            if (path / "meta.pt").exists():
+                found |= torch.load(path / "meta.pt")
+        elif path.suffix != ".json":
+            found = torch.load(path)
+    assert found
+    return found
+
+
+def exported(store, submission, framework="hf"):
+    return load_file(run_of(store, framework) / "model" / submission / "model.safetensors")
+
+
+def whole(store, framework="hf"):
+    """The steps that have a marker, each of which must be complete."""
+    run = run_of(store, framework)
+    listing = [Entry(key=key, size=(run / key).stat().st_size, etag=None) for key in files(run)]
+    for step in markers(store, framework):
+        found = parse((run / layout.marker_key(step)).read_bytes())
+        found = dataclasses.replace(found, files=tuple(dataclasses.replace(file, etag=None) for file in found.files))
+        assert found.state(listing) == "complete", found
+    return markers(store, framework)
 
 
 def same(one, other):

@@ -1,11 +1,8 @@
 """Whole runs: real torchrun, real processes over gloo, the tiny model, a local folder as storage."""
 
 import json
-import os
-import random
 import re
 import shutil
-import signal
 
 import pytest
 import torch
@@ -21,6 +18,7 @@ from pods import (
     run_of,
     same,
     start_pods,
+    state,
 )
 from safetensors.torch import load_file
 
@@ -46,17 +44,6 @@ def straight(tmp_path_factory, model_dir, dataset):
         assert pods.end() == [0], pods.log
         assert not list((directory / "tmp-0").glob("train-*")), "the working directory is gone"
         return directory / "store", pods.log
-
-
-def state(store, step):
-    """Everything that a checkpoint holds of the training: weights, optimizer, schedule and random states."""
-    folder = run_of(store) / f"checkpoints/checkpoint-{step}"
-    found = {"weights": load_file(folder / "model.safetensors")}
-    for name in ("optimizer.pt", "scheduler.pt"):
-        found[name] = torch.load(folder / name)
-    for path in folder.glob("rng_state*.pth"):
-        found[path.name] = torch.load(path, weights_only=False)["cpu"]
-    return found
 
 
 def test_the_files_of_a_run(straight):
@@ -89,39 +76,6 @@ def test_the_exported_model_is_the_last_checkpoints(straight):
     store, _ = straight
     exported = load_file(run_of(store) / "model" / FIRST / "model.safetensors")
     assert same(exported, state(store, 60)["weights"])
-
-
-def test_killed_and_told_to_stop_it_ends_as_if_nothing_had_happened(straight, start, tmp_path):
-    store = tmp_path / "store"
-
-    kill_at, node = random.randint(11, 25), random.randint(0, 1)
-    with start(store, SECOND, nodes=2, processes=1) as pods:
-        pods.wait_for_step(kill_at)
-        os.kill(pods.ranks(node)[0], signal.SIGKILL)
-        assert pods.end() == [1, 1]
-        killed_at = pods.steps()[-1]
-        assert killed_at < 60, pods.log
-    saved_at = newest_marker(store)
-    assert killed_at - 10 <= saved_at <= killed_at
-
-    with start(store, SECOND, nodes=2, processes=1) as pods:
-        pods.wait_for_step(killed_at + 3)
-        pods.processes[node].send_signal(signal.SIGTERM)
-        assert 0 not in pods.end(), "a run that was cut short is not done"
-        log = pods.log
-        resumed_at, stopped_at = pods.steps()[0] - 1, pods.steps()[-1]
-    assert f"goes on from its own step {saved_at}" in log
-    assert resumed_at == saved_at
-    assert newest_marker(store) == stopped_at < 60, "it saved where it was"
-    assert progress(store, SECOND)["step"] == stopped_at
-    assert not (run_of(store) / "model").exists()
-
-    with start(store, SECOND, nodes=1, processes=2) as pods:
-        assert pods.end() == [0], pods.log
-        assert pods.steps()[0] == stopped_at + 1
-    assert same(state(store, 60), state(straight[0], 60)), (kill_at, node, killed_at, stopped_at)
-    assert marker(store, 60)["metrics"] == marker(straight[0], 60)["metrics"]
-    assert marker(store, 60)["parent"] is None
 
 
 def test_a_finished_run_goes_on_to_a_later_end(straight, start, tmp_path):

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from training.errors import UserError
+from training.errors import AccessDeniedError, UserError
 from training.storage import Entry, Storage, open_storage
 
 if typing.TYPE_CHECKING:
@@ -173,13 +173,17 @@ def find(uri: str) -> tuple[Storage, list[Entry]]:
     """The objects of a data set: one, or all below a prefix in the order of their keys."""
     folder, _, name = uri.rpartition("/")
     storage = open_storage(f"{folder}/")
+    try:
+        entries = storage.list(name)
+    except AccessDeniedError:
+        raise UserError(f"DATASET_URI {uri} may not be read by this job: access denied") from None
     if name:
-        entries = [entry for entry in storage.list(name) if entry.key == name]
+        entries = [entry for entry in entries if entry.key == name]
         if not entries:
             raise UserError(f"DATASET_URI {uri} does not exist; end it with a slash if it is a prefix")
         return storage, entries
     # Hidden files and what batch systems leave beside their output (_SUCCESS) hold no texts.
-    entries = [entry for entry in storage.list("") if entry.size and entry.key.rpartition("/")[2][:1] not in "._"]
+    entries = [entry for entry in entries if entry.size and entry.key.rpartition("/")[2][:1] not in "._"]
     if not entries:
         raise UserError(f"DATASET_URI {uri} holds no objects")
     return storage, entries
@@ -191,6 +195,8 @@ def download(storage: Storage, uri: str, keys: Sequence[str], paths: Sequence[Pa
             list(pool.map(storage.download, keys, paths))
     except FileNotFoundError as error:
         raise UserError(f"DATASET_URI {uri} has changed since the job began: {error} is gone") from None
+    except AccessDeniedError:
+        raise UserError(f"DATASET_URI {uri} may not be read by this job: access denied") from None
 
 
 def count(uri: str, keys: Sequence[str], directory: Path, settings: "Settings", rank: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from training import layout
 from training.data import Batch, predicted
-from training.errors import UserError
+from training.errors import AccessDeniedError, UserError
 from training.storage import Storage, open_storage
 
 if typing.TYPE_CHECKING:
@@ -40,10 +40,13 @@ def locate(model_id: str, directory: Path) -> str:
     """
     if model_id.startswith(URIS):
         storage = open_storage(model_id)
-        # Such a folder is flat. What lies deeper are other formats of the same weights.
-        entries = [entry for entry in storage.list("") if "/" not in entry.key]
-        for entry in entries:
-            storage.download(entry.key, directory / entry.key)
+        try:
+            # Such a folder is flat. What lies deeper are other formats of the same weights.
+            entries = [entry for entry in storage.list("") if "/" not in entry.key]
+            for entry in entries:
+                storage.download(entry.key, directory / entry.key)
+        except AccessDeniedError:
+            raise UserError(f"MODEL_ID {model_id} may not be read by this job: access denied") from None
         return checked(model_id, directory)
     if model_id.startswith("/"):
         return checked(model_id, Path(model_id))
