@@ -47,7 +47,7 @@ soak: ## The trainer's tests with many seeds, which take long
 	.local/venv/trainer/bin/pytest -q trainer/tests -m soak
 
 trainer-image: ## Build the trainer's image, and the one without CUDA (needs Docker)
-	@command -v docker >/dev/null || { echo "Docker is not installed here, so there is no image" >&2; exit 1; }
+	@docker version >/dev/null 2>&1 || { echo "no image is built: there is no Docker here, or its daemon does not answer" >&2; exit 1; }
 	docker build --tag trainer:cuda trainer
 	docker build --tag trainer:cpu --target cpu trainer
 
