@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from training.errors import AccessDeniedError, UserError
-from training.storage import Entry, Storage, open_storage
+from training.storage import Entry, open_storage
 
 if typing.TYPE_CHECKING:
     import torch
@@ -142,7 +142,7 @@ def prepare(uri: str, settings: "Settings", directory: Path, world: "World") -> 
 
     All of them to each node's disk, or, when they are large, only to be counted: each process looks through a part.
     """
-    storage, entries = find(uri)
+    entries = world.on_rank_zero(lambda: find(uri))  # the same for all, whatever is written there meanwhile
     keys = [entry.key for entry in entries]
     size = sum(entry.size for entry in entries)
     streaming = settings.streaming
@@ -150,9 +150,7 @@ def prepare(uri: str, settings: "Settings", directory: Path, world: "World") -> 
         streaming = size > STREAMED and len(keys) >= world.size
     if not streaming:
         paths = [directory / f"{number:06d}.jsonl" for number in range(len(keys))]
-        if world.local_rank == 0:
-            download(storage, uri, keys, paths)
-        world.barrier()
+        world.agreed(lambda: download(uri, keys, paths) if world.local_rank == 0 else None)
         data: Data = Texts([named(uri, key) for key in keys], paths, settings.dataset_text_field)
     else:
         sizes = world.agreed(lambda: count(uri, keys[world.rank :: world.size], directory, settings, world.rank))
@@ -169,31 +167,31 @@ def prepare(uri: str, settings: "Settings", directory: Path, world: "World") -> 
     return data
 
 
-def find(uri: str) -> tuple[Storage, list[Entry]]:
+def find(uri: str) -> list[Entry]:
     """The objects of a data set: one, or all below a prefix in the order of their keys."""
     folder, _, name = uri.rpartition("/")
-    storage = open_storage(f"{folder}/")
-    try:
-        entries = storage.list(name)
-    except AccessDeniedError:
-        raise UserError(f"DATASET_URI {uri} may not be read by this job: access denied") from None
     if name:
-        entries = [entry for entry in entries if entry.key == name]
-        if not entries:
-            raise UserError(f"DATASET_URI {uri} does not exist; end it with a slash if it is a prefix")
-        return storage, entries
+        return [Entry(key=name, size=0, etag=None)]  # how large it is does not matter, and may not be the job's to list
+    try:
+        entries = open_storage(f"{folder}/").list("")
+    except AccessDeniedError:
+        raise UserError(f"DATASET_URI {uri} may not be listed by this job: access denied") from None
     # Hidden files and what batch systems leave beside their output (_SUCCESS) hold no texts.
     entries = [entry for entry in entries if entry.size and entry.key.rpartition("/")[2][:1] not in "._"]
     if not entries:
         raise UserError(f"DATASET_URI {uri} holds no objects")
-    return storage, entries
+    return entries
 
 
-def download(storage: Storage, uri: str, keys: Sequence[str], paths: Sequence[Path]) -> None:
+def download(uri: str, keys: Sequence[str], paths: Sequence[Path]) -> None:
+    folder, _, name = uri.rpartition("/")
+    storage = open_storage(f"{folder}/")
     try:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             list(pool.map(storage.download, keys, paths))
     except FileNotFoundError as error:
+        if name:
+            raise UserError(f"DATASET_URI {uri} does not exist; end it with a slash if it is a prefix") from None
         raise UserError(f"DATASET_URI {uri} has changed since the job began: {error} is gone") from None
     except AccessDeniedError:
         raise UserError(f"DATASET_URI {uri} may not be read by this job: access denied") from None
@@ -210,8 +208,7 @@ def count(uri: str, keys: Sequence[str], directory: Path, settings: "Settings", 
 
 
 def fetch_object(uri: str, key: str, path: Path, field: str) -> Texts:
-    storage = open_storage(f"{uri.rpartition('/')[0]}/")
-    download(storage, uri, [key], [path])
+    download(uri, [key], [path])
     return Texts([named(uri, key)], [path], field)
 
 

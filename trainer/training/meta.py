@@ -145,7 +145,7 @@ class Training:
         weights, moments = get_state_dict(self.network, self.optimizer, options=options)
         state = {"model": weights, "optimizer": moments, "scaler": self.scaler.state_dict(), "step": step}
         state[self._random_key()] = random_state.state(self.world)
-        return copied(state)
+        return state if self.world.gpu else copied(state)
 
     def write(self, state: dict[str, typing.Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ class Training:
 
 
 def copied(value: typing.Any) -> typing.Any:
-    """Tensors on the CPU are the training's own, and change with the next step."""
+    """With tensors of its own: where training is on the CPU, its state is no copy, and changes with the next step."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, Mapping):

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 def fetch(model_id: str, directory: Path, world: "World") -> str:
     """Bring the model to each node; together. Returns its folder on this one."""
-    found = locate(model_id, directory) if world.local_rank == 0 else None
-    return next(place for node, place in world.gather((world.node, found)) if node == world.node and place)
+    places = world.agreed(lambda: (world.node, locate(model_id, directory) if world.local_rank == 0 else None))
+    return next(place for node, place in places if node == world.node and place)
 
 
 def locate(model_id: str, directory: Path) -> str:
