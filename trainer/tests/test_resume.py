@@ -18,6 +18,7 @@ from pods import (
     FIRST,
     SECOND,
     exported,
+    last_words,
     marker,
     markers,
     newest_marker,
@@ -118,6 +119,8 @@ class Run:
             pods.processes[node].send_signal(signal.SIGTERM)
             assert 0 not in pods.end(), "a run that was cut short is not done"
             steps = pods.steps()
+        words = [line["cause"] for pod in (0, 1) for line in last_words(pods.logs[0].parent, pod)]
+        assert words == ["preempted"] * 2, "and nothing else happened to either"
         assert steps[0] == (before[-1] + 1 if before else 1)
         store = self.store()
         assert whole(store, self.framework)[-1] == steps[-1] < TOTAL, "it saved where it was"

@@ -208,7 +208,8 @@ class Checkpoints:
         everything = {key: size for sizes in uploaded for key, size in sizes.items()}
         self.world.on_rank_zero(lambda: self._commit(saving, everything))
         if self.world.local_rank == 0:
-            shutil.rmtree(saving.path) if saving.path.is_dir() else saving.path.unlink()
+            # Where rank 0 alone writes, other nodes have nothing.
+            shutil.rmtree(saving.path) if saving.path.is_dir() else saving.path.unlink(missing_ok=True)
 
     def _clear(self, step: int) -> None:
         """Whatever was saved under this step before, by this submission or another, is a checkpoint no longer."""
