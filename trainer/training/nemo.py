@@ -147,8 +147,8 @@ class Module(pl.LightningModule):
             model.shard(self.network, self.device_mesh["data_parallel"], policy)
 
     def configure_optimizers(self):
-        # With fp16, Lightning clips only what the optimizer leaves to its scaler.
-        adamw = optimizer.adamw(self.network, self.settings, fused=self.settings.precision != "fp16")
+        # In mixed precision Lightning clips no gradients of a fused one.
+        adamw = optimizer.adamw(self.network, self.settings, fused=self.settings.precision == "fp32")
         schedule = optimizer.schedule(adamw, self.settings, self.total)
         return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
