@@ -244,9 +244,15 @@ def test_a_checkpoint_has_the_form_of_its_framework(straight, name, processes):
         ("meta", 2, "meta", 1, None),
         ("meta", 1, "meta", 2, None),
         ("nemo", 2, "nemo", 1, None),
-        ("nemo", 1, "nemo sharded", 2, None),
         ("nemo sharded", 2, "nemo sharded", 1, None),
-        ("nemo sharded", 2, "nemo", 1, "step 20 is a sharded checkpoint: go on from it with sharded, or from another"),
+        ("nemo", 1, "nemo sharded", 1, "step 20 was saved without sharded: go on from it without sharded, or from"),
+        (
+            "nemo sharded",
+            2,
+            "nemo",
+            1,
+            "step 20 was saved with sharded: go on from it with sharded, or from another step",
+        ),
     ],
 )
 def test_another_world_goes_on(straight, start, tmp_path, before, processes_before, after, processes, says):

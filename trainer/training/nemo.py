@@ -50,8 +50,11 @@ def train(job: Job, world: World) -> bool:
         texts = data.prepare(job.dataset_uri, settings, directory / "data", world)
         source = model.fetch(job.model_id, directory / "model", world)
         resume = checkpoints.download(start, directory / "resume") if start else None
-        if resume and resume.is_dir() and not settings.sharded:
-            raise UserError(f"step {start.step} is a sharded checkpoint: go on from it with sharded, or from another")
+        if start and resume and resume.is_dir() != settings.sharded:
+            way = "with" if resume.is_dir() else "without"
+            raise UserError(
+                f"step {start.step} was saved {way} sharded: go on from it {way} sharded, or from another step"
+            )
         network, tokenizer = model.load(source)
         settings = configuration.complete(settings, network.config, world)
         order = data.Order(texts, settings, world)
