@@ -128,6 +128,7 @@ def test_without_a_file_for_it_nothing_is_written_and_nothing_fails(tmp_path, mo
         (UserError("seed must be at least 0"), "seed must be at least 0"),
         (ValueError("\n\n first \n second"), "ValueError: first"),
         (ValueError(), "ValueError"),
+        (PeerLostError("not all 2 processes came"), "not all 2 processes came"),
         (StorageError("a/b: gone"), "reading or writing objects failed, also after retries: StorageError: a/b: gone"),
     ],
 )

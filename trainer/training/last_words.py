@@ -20,7 +20,7 @@ HINTS = {
 
 def sentence(error: BaseException) -> str:
     """What a person is told about an exception."""
-    if isinstance(error, errors.KnownError):
+    if isinstance(error, errors.KnownError | errors.PeerLostError):
         return str(error)
     if errors.is_consequence(error):
         return "another process of the job is gone; its line or its log says why"
