@@ -1,8 +1,10 @@
 # The one command surface: each target is a line or two that calls cargo, pytest or the twin.
 .DEFAULT_GOAL := help
-.PHONY: faults help demo up down clean status build check test template trainer-test soak trainer-image e2e invoke invoke-all sam-local postman openapi client-test
+.PHONY: faults bench help demo up down clean status build check test template trainer-test soak trainer-image e2e invoke invoke-all sam-local postman openapi client-test
 
 EVENT = events/status-healthz.json
+# The whole workspace, or the dependencies would be compiled once more with other features.
+E2E = cargo test -q --workspace
 TWIN = cargo build -q -p twin --bins && target/debug/twin
 
 help: ## List the targets
@@ -30,7 +32,8 @@ build: ## Build the functions for deployment (sam from .local/venv/sam, or your 
 check: ## Formatting, lints and unit tests; needs no twin
 	cargo fmt --check
 	cargo clippy -q --workspace --all-targets -- -D warnings
-	cargo test -q --workspace --exclude e2e
+	cargo clippy -q --workspace --test '*' -- -D warnings
+	cargo test -q --workspace
 
 test: check up template trainer-test invoke-all denials postman client-test e2e ## Everything, against a twin that it starts and stops
 	@target/debug/twin down
@@ -78,10 +81,14 @@ client-test: .local/venv/client ## Generate a client from openapi.json and use i
 	@touch $@
 
 e2e: ## End-to-end tests against the running twin; the last group needs it for itself
-	cargo test -q -p e2e --test jobs --test submitting --test reading
-	cargo test -q -p e2e --test hostile --test manifests --test listing
-	cargo test -q -p e2e --test training --test access --test outages -- --test-threads=1
-	cargo test -q -p e2e --test faults -- --nocapture
+	$(E2E) --test jobs --test submitting --test reading --test tracing
+	$(E2E) --test hostile --test manifests --test listing --test refusals
+	$(E2E) --test training --test access --test outages -- --test-threads=1
+	$(E2E) --test faults -- --nocapture
+
+bench: ## What a cold start and a first request cost, on the running twin
+	cargo build -q --release -p empty
+	cargo bench -q --workspace --profile dev --bench cold_start
 
 faults: ## The table of faults alone, on the running twin
-	cargo test -q -p e2e --test faults -- --nocapture
+	$(E2E) --test faults -- --nocapture

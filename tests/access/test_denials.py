@@ -8,8 +8,10 @@ table is printed at the end (conftest.py).
 """
 
 import base64
+import json
 import os
 import re
+import subprocess
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -40,12 +42,12 @@ BUCKET: list[tuple[str, str, str, bool]] = [
             "DELETE": [],
         },
         "status": {
-            "GET": ["progress/x", "index/v1/000000000001", "checkpoints/step-000001.json"],
+            "GET": ["owner", "progress/x", "index/v1/000000000001", "checkpoints/step-000001.json"],
             "PUT": [],
             "DELETE": [],
         },
         "indexer": {
-            "GET": ["index/v1/000000000001", "checkpoints/step-000001.json"],
+            "GET": ["checkpoints/step-000001.json"],
             "PUT": ["index/v1/000000000001"],
             "DELETE": ["index/v1/000000000001"],
         },
@@ -195,7 +197,7 @@ def test_the_cluster_is_open_where_the_role_needs_it(
         authority = tmp_path / "ca.pem"
         authority.write_bytes(base64.b64decode(cluster["certificate-authority-data"]))
     headers = {"Authorization": f"Bearer {token(sessions[role], settings)}"}
-    wrong = []
+    wrong, flows = [], set()
     for what, method, path in KUBERNETES:
         body = {
             "POST": {"apiVersion": "v1", "kind": "Unknown", "metadata": {"name": "denials"}},
@@ -215,7 +217,18 @@ def test_the_cluster_is_open_where_the_role_needs_it(
         table.append((role, f"kubernetes {what}", f"denied ({answer.status_code})" if denied else "allowed"))
         if denied == (what in GRANTED[role]):
             wrong.append((what, answer.status_code, answer.text[:200]))
+        # Reads of logs are never queued.
+        if not denied and what != "read logs":
+            flows.add(answer.headers.get("X-Kubernetes-PF-FlowSchema-UID"))
     assert wrong == []
+    schema = "/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas/training-control-plane"
+    assert flows <= {json.loads(kubectl(settings, "get", "--raw", schema))["metadata"]["uid"]}
+
+
+def kubectl(settings: dict[str, str], *arguments: str) -> str:
+    """Asked as the cluster's administrator."""
+    command = [ROOT / ".local/bin/kubectl", "--kubeconfig", settings["KUBECONFIG"], *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def token(session: boto3.Session, settings: dict[str, str]) -> str:

@@ -104,3 +104,15 @@ def test_the_bound_groups_are_those_of_the_access_entries(objects: Objects) -> N
 
 def test_training_pods_get_no_token_for_the_cluster(objects: Objects) -> None:
     assert objects["ServiceAccount", default("TrainerServiceAccount")]["automountServiceAccountToken"] is False
+
+
+def test_the_flow_schema_is_of_the_functions_and_of_what_they_may_do() -> None:
+    [((kind, _), schema)] = render(ROOT / "infra/cluster/flow-schema").items()
+    assert kind == "FlowSchema"
+    [rule] = schema["spec"]["rules"]
+    assert {subject["group"]["name"] for subject in rule["subjects"]} == GRANTS.keys()
+    [resources] = rule["resourceRules"]
+    granted = [grant for grants in GRANTS.values() for grant in grants.items() if grant[0][1] != "pods/log"]
+    assert set(resources["apiGroups"]) == {group for (group, _, _), _ in granted}
+    assert set(resources["resources"]) == {resource for (_, resource, _), _ in granted}
+    assert set(resources["verbs"]) == {verb for _, verbs in granted for verb in verbs}

@@ -40,13 +40,13 @@ GRANTS = {
         ("eks:DescribeCluster", CLUSTER),
         ("s3:ListBucket", BUCKET),
         ("s3:GetObject", f"{BUCKET}/*/progress/*"),
+        ("s3:GetObject", f"{BUCKET}/*/owner"),
         ("s3:GetObject", f"{BUCKET}/*/index/v1/*"),
         ("s3:GetObject", f"{BUCKET}/*/checkpoints/step-*.json"),
     },
     "IndexerFunction": {
         ("s3:ListBucket", BUCKET),
-        ("s3:GetObject", f"{BUCKET}/*/checkpoints/*.json"),
-        ("s3:GetObject", f"{BUCKET}/*/index/v1/*"),
+        ("s3:GetObject", f"{BUCKET}/*/checkpoints/step-*.json"),
         ("s3:PutObject", f"{BUCKET}/*/index/v1/*"),
         ("s3:DeleteObject", f"{BUCKET}/*/index/v1/*"),
         ("sqs:SendMessage", "<DeadLetters.Arn>"),
@@ -327,6 +327,31 @@ def test_the_bucket_outlives_the_stack_and_is_private(deployment: Deployment) ->
         "IgnorePublicAcls": True,
         "RestrictPublicBuckets": True,
     }
+
+
+# The whole of what a rule may do: nothing here ends an object that is there, whatever its key.
+NONCURRENT_ONLY = {"NoncurrentVersionExpiration", "ExpiredObjectDeleteMarker", "AbortIncompleteMultipartUpload"}
+
+
+def test_nothing_that_is_there_expires_by_itself(deployment: Deployment) -> None:
+    rules = deployment.of_type("AWS::S3::Bucket")["RunsBucket"]["LifecycleConfiguration"]["Rules"]
+    done = {}
+    for rule in rules:
+        assert rule["Status"] == "Enabled"
+        # For the whole bucket: runs lie at any depth, so no prefix could name their checkpoints alone.
+        assert rule.keys() - {"Id", "Status"} <= NONCURRENT_ONLY, rule
+        done |= {key: value for key, value in rule.items() if key in NONCURRENT_ONLY}
+    assert done == {
+        "NoncurrentVersionExpiration": {"NoncurrentDays": "7"},
+        "ExpiredObjectDeleteMarker": True,
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 2},
+    }
+
+
+def test_how_long_deleted_checkpoints_are_kept_is_a_parameter() -> None:
+    rules = Deployment(NoncurrentVersionDays="30").of_type("AWS::S3::Bucket")["RunsBucket"]["LifecycleConfiguration"]
+    [days] = [rule["NoncurrentVersionExpiration"] for rule in rules["Rules"] if "NoncurrentVersionExpiration" in rule]
+    assert days == {"NoncurrentDays": "30"}
 
 
 def test_markers_that_come_and_go_reach_the_indexer(deployment: Deployment) -> None:

@@ -6,9 +6,17 @@ use std::time::{Duration, Instant, SystemTime};
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_sdk_eks::Client as EksClient;
 use base64::{Engine, prelude::BASE64_STANDARD};
-use kube::{Client, Config, config::AuthInfo};
+use http::{Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use kube::{
+    Client, Config,
+    client::{ClientBuilder, DynBody},
+    config::AuthInfo,
+};
+use serde_json::json;
 use thiserror::Error;
 use tokio::sync::Mutex;
+use tower::util::MapResponseLayer;
 use training_core::{
     namespace::Namespaces,
     settings::{SettingError, Settings},
@@ -194,13 +202,40 @@ impl Access {
         config.read_timeout = None;
         // kube would repeat a POST for minutes; what may be repeated is decided by the caller.
         config.default_retry = false;
-        Client::try_from(config).map_err(|error| EndpointError::Client(Box::new(error)))
+        client_of(config).map_err(|error| EndpointError::Client(Box::new(error)))
     }
+}
+
+fn client_of(config: Config) -> kube::Result<Client> {
+    Ok(ClientBuilder::try_from(config)?.with_layer(&MapResponseLayer::new(keep_retry_after)).build())
+}
+
+/// Priority and fairness answers in plain text and says only in a header how long to wait, and kube drops the headers of
+/// refusals. So such an answer becomes the `Status` that other parts of the API server send.
+fn keep_retry_after(response: Response<Box<DynBody>>) -> Response<Box<DynBody>> {
+    let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let is_status = header(header::CONTENT_TYPE).is_some_and(|media_type| media_type.starts_with("application/json"));
+    let seconds = header(header::RETRY_AFTER).and_then(|seconds| seconds.parse::<u32>().ok());
+    let (StatusCode::TOO_MANY_REQUESTS, Some(seconds), false) = (response.status(), seconds, is_status) else {
+        return response;
+    };
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "TooManyRequests",
+        "code": StatusCode::TOO_MANY_REQUESTS.as_u16(), "message": "the API server has too much to do",
+        "details": {"retryAfterSeconds": seconds},
+    });
+    let body = Full::from(status.to_string()).map_err(Into::into);
+    response.map(|_| Box::new(body) as Box<DynBody>)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ClusterError;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
 
     const PEM: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
 
@@ -220,5 +255,39 @@ mod tests {
         ] {
             assert!(Endpoint::new(url, authority).is_err(), "{url} {authority}");
         }
+    }
+
+    /// What a call comes to that is answered with these lines.
+    async fn answered(head: &str, body: &str) -> ClusterError {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let answer = format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let _ = stream.read(&mut [0; 4096]).await.expect("a request");
+            stream.write_all(answer.as_bytes()).await.expect("an answer");
+        });
+        let mut config = Config::new(format!("http://{address}").parse().expect("a URI"));
+        config.default_retry = false;
+        let client = client_of(config).expect("a client");
+        client.apiserver_version().await.expect_err("refused").into()
+    }
+
+    #[tokio::test]
+    async fn how_long_to_wait_is_kept_wherever_the_api_server_says_it() {
+        let status = r#"{"kind": "Status", "code": 429, "message": "no", "details": {"retryAfterSeconds": 3}}"#;
+        for (head, body, seconds) in [
+            ("429 Too Many Requests\r\nRetry-After: 7\r\nContent-Type: text/plain; charset=utf-8", "Too many", Some(7)),
+            ("429 Too Many Requests\r\nRetry-After: 7", "Too many requests", Some(7)),
+            ("429 Too Many Requests\r\nRetry-After: 3\r\nContent-Type: application/json", status, Some(3)),
+            ("429 Too Many Requests", "Too many requests", None),
+            ("429 Too Many Requests\r\nRetry-After: Tue, 24 Nov 2026 00:00:00 GMT", "Too many requests", None),
+        ] {
+            let error = answered(head, body).await;
+            let ClusterError::Throttled { retry_after_seconds, .. } = &error else { panic!("{head}: {error:?}") };
+            assert_eq!(*retry_after_seconds, seconds, "{head}");
+        }
+        let unavailable = answered("503 Service Unavailable\r\nRetry-After: 7", "starting").await;
+        assert!(matches!(unavailable, ClusterError::Busy(_)), "{unavailable:?}");
     }
 }

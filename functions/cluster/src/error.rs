@@ -58,7 +58,11 @@ pub enum ClusterError {
     Unreachable(#[source] Box<kube::Error>),
     /// The call took longer than its budget; it may have had its effect.
     #[error("the cluster did not answer in time")]
-    TimedOut,
+    TimedOut(
+        /// The API server's answer, where it was the API server that gave up.
+        #[source]
+        Option<Box<Status>>,
+    ),
     /// The cluster's endpoint or our token cannot be had.
     #[error("cannot sign in to the cluster")]
     SignIn(#[source] EndpointError),
@@ -93,7 +97,7 @@ impl ClusterError {
     #[must_use]
     pub fn is_ambiguous(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::TimedOut | Self::Busy(_) | Self::Unexpected(_) => true,
+            Self::Unreachable(_) | Self::TimedOut(_) | Self::Busy(_) | Self::Unexpected(_) => true,
             Self::NotFound
             | Self::AlreadyExists
             | Self::Changed
@@ -127,8 +131,10 @@ impl ClusterError {
             (410, _) => Self::ContinueExpired,
             // A token of another cluster, or of this one before it was restored from a backup.
             _ if message.contains("Too large resource version") => Self::ContinueExpired,
-            // A webhook's refusal is a 403 too, and only its words tell it from RBAC's; so are the next two.
-            (403, _) if message.starts_with("admission webhook ") => Self::Rejected(Rejection::of(*status)),
+            // A webhook's or a policy's refusal is a 403 too, and only its words tell it from RBAC's; so are the next two.
+            (403, _) if message.starts_with("admission webhook ") || is_of_policy(message) => {
+                Self::Rejected(Rejection::of(*status))
+            }
             (403, _) if message.contains("exceeded quota") => Self::QuotaExceeded(status.message),
             (403, _) if message.contains("because it is being terminated") => Self::NamespaceTerminating,
             (413, _) => Self::TooLarge,
@@ -141,7 +147,8 @@ impl ClusterError {
                 let seconds = status.details.as_ref().map(|details| details.retry_after_seconds);
                 Self::Throttled { retry_after_seconds: seconds.filter(|seconds| *seconds > 0), status }
             }
-            (503 | 504, _) => Self::Busy(status),
+            (503, _) => Self::Busy(status),
+            (504, _) => Self::TimedOut(Some(status)),
             _ => Self::Unexpected(Box::new(kube::Error::Api(status))),
         }
     }
@@ -175,6 +182,11 @@ pub(crate) fn is_not_connected(error: &kube::Error) -> bool {
     false
 }
 
+/// Whether a `ValidatingAdmissionPolicy` speaks, after the API server's "<resource> \"<name>\" is forbidden: ".
+fn is_of_policy(message: &str) -> bool {
+    message.contains(" is forbidden: ValidatingAdmissionPolicy '") && message.contains(" denied request: ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,10 +218,17 @@ mod tests {
             (409, "Conflict", "Precondition failed: UID in precondition: a, UID in object meta: b", "Changed"),
             (403, "Forbidden", r#"admission webhook "validator.pytorchjob" denied the request: no"#, "Rejected"),
             (403, "Forbidden", r#"pytorchjobs.kubeflow.org is forbidden: User "x" cannot create"#, "Denied"),
+            (
+                403,
+                "Forbidden",
+                r#"pytorchjobs.kubeflow.org "x" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no"#,
+                "Rejected",
+            ),
             (401, "Unauthorized", "Unauthorized", "Denied"),
             (422, "Invalid", "spec: Invalid value", "Rejected"),
             (429, "TooManyRequests", "too many requests, please try again later", "Throttled"),
             (503, "ServiceUnavailable", "storage is (re)initializing", "Busy"),
+            (504, "Timeout", "request did not complete within the allotted timeout", "TimedOut"),
             (
                 403,
                 "Forbidden",

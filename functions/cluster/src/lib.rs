@@ -100,7 +100,7 @@ impl Cluster {
             Ok(operation(self.entrance.client().await?).await?)
         };
         let started = Instant::now();
-        let answer = tokio::time::timeout(CALL_BUDGET, attempts).await.unwrap_or(Err(ClusterError::TimedOut));
+        let answer = tokio::time::timeout(CALL_BUDGET, attempts).await.unwrap_or(Err(ClusterError::TimedOut(None)));
         let spent = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.time_spent.fetch_add(spent, Ordering::Relaxed);
         answer

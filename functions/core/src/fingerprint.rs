@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::request::defaults;
+use crate::request::{ResumeTarget, defaults};
 
 /// Begins every stored fingerprint, so that another way of making them can be told from this one.
 const VERSION: &str = "v1:";
@@ -22,21 +22,12 @@ pub struct Fingerprint(BTreeMap<String, String>);
 // === impl Fingerprint ===
 
 impl Fingerprint {
-    /// The fingerprint of a request's body. Null means absent, and slashes at the end of the base mean nothing.
+    /// The fingerprint of a request's body. Null means absent; slashes at the end of the base and zeros before a step mean
+    /// nothing.
     #[must_use]
     pub fn of(body: &Map<String, Value>) -> Self {
         let digests = body.iter().filter(|(field, value)| !says_nothing(field, value));
-        Self(
-            digests
-                .map(|(field, value)| {
-                    let value = match value {
-                        Value::String(text) if field == "checkpoint_base_uri" => text.trim_end_matches('/').into(),
-                        other => other.clone(),
-                    };
-                    (field.clone(), digest(&value))
-                })
-                .collect(),
-        )
+        Self(digests.map(|(field, value)| (field.clone(), digest(&parsed(field, value)))).collect())
     }
 
     /// The text that is stored with the job.
@@ -58,6 +49,18 @@ impl Fingerprint {
     pub fn differences<'a>(&'a self, other: &'a Self) -> BTreeSet<&'a str> {
         let fields: BTreeSet<&str> = self.0.keys().chain(other.0.keys()).map(String::as_str).collect();
         fields.into_iter().filter(|field| self.0.get(*field) != other.0.get(*field)).collect()
+    }
+}
+
+/// A field's value without what means nothing in it.
+fn parsed(field: &str, value: &Value) -> Value {
+    match (field, value) {
+        ("checkpoint_base_uri", Value::String(text)) => text.trim_end_matches('/').into(),
+        // Zeros before a step.
+        ("resume_from_checkpoint", Value::String(text)) => {
+            text.parse().map_or_else(|_| value.clone(), |target: ResumeTarget| target.to_string().into())
+        }
+        _ => value.clone(),
     }
 }
 
@@ -112,6 +115,10 @@ mod tests {
         );
         assert_eq!(one, two);
         assert_eq!(Fingerprint::from_annotation(&one.to_annotation()), Some(one));
+        let resumed = |from: &str| of(&json!({"resume_from_checkpoint": from}));
+        assert_eq!(resumed("step-000500"), resumed("step-500"));
+        assert_ne!(resumed("step-5000"), resumed("step-500"));
+        assert_ne!(resumed("latest"), resumed("best"));
     }
 
     #[test]

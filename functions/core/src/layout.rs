@@ -198,7 +198,13 @@ impl RunPrefix {
     /// Whether a full key is one of the run's markers.
     #[must_use]
     pub fn is_marker(&self, key: &str) -> bool {
-        key.strip_prefix(&self.0.key).and_then(|rest| parse_marker_key(rest.strip_prefix('/')?)).is_some()
+        self.marker_step(key).is_some()
+    }
+
+    /// The step whose marker a full key is.
+    #[must_use]
+    pub fn marker_step(&self, key: &str) -> Option<Step> {
+        parse_marker_key(key.strip_prefix(&self.0.key)?.strip_prefix('/')?)
     }
 
     /// The step whose index entry a full key is.

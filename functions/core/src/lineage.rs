@@ -27,6 +27,14 @@ pub struct Lineage {
     reach: HashMap<String, u64>,
 }
 
+/// A lineage that is followed from checkpoint to checkpoint, back in time.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    lineage: Lineage,
+    /// The ancestor to count next, and the greatest of its steps that counts.
+    next: Option<(String, u64)>,
+}
+
 /// Which end of a metric is the good one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -66,25 +74,42 @@ impl Lineage {
     /// The lineage of all of a run's checkpoints, in any order.
     #[must_use]
     pub fn of(checkpoints: &[Known]) -> Self {
-        // Of each submission its first checkpoint, which surely has the parent from which it started.
-        let mut first: BTreeMap<&str, &Known> = BTreeMap::new();
+        let mut by_submission: BTreeMap<&str, Vec<&Known>> = BTreeMap::new();
         for known in checkpoints {
-            let Some(submission) = known.submission.as_deref() else { continue };
-            let first = first.entry(submission).or_insert(known);
-            if known.step < first.step {
-                *first = known;
+            if let Some(submission) = known.submission.as_deref() {
+                by_submission.entry(submission).or_default().push(known);
             }
         }
-        let mut reach = HashMap::new();
-        let mut next = first.keys().next_back().map(|newest| ((*newest).to_owned(), u64::MAX));
+        let mut lineage = Self { reach: HashMap::new() };
+        let mut next = by_submission.keys().next_back().map(|newest| ((*newest).to_owned(), u64::MAX));
         while let Some((submission, limit)) = next {
-            let parent = first.get(submission.as_str()).and_then(|known| known.parent.as_ref());
-            next = parent.map(|parent| (canonical(&parent.submission), limit.min(parent.step)));
-            reach.insert(submission, limit);
-            // Nobody is their own ancestor, except in markers that lie.
-            next = next.filter(|(submission, _)| !reach.contains_key(submission));
+            let of_it = by_submission.get(submission.as_str()).map(Vec::as_slice).unwrap_or_default();
+            // All of them say the same, unless a restart found them torn and started elsewhere: the newest that counts
+            // is right then.
+            let counting = of_it.iter().filter(|known| known.step <= limit).max_by_key(|known| known.step);
+            let parent = counting.or(of_it.iter().min_by_key(|known| known.step));
+            let parent = parent.and_then(|known| known.parent.as_ref());
+            next = lineage.go_on(submission, limit, parent);
         }
-        Self { reach }
+        lineage
+    }
+
+    /// The lineage of a run whose highest checkpoint is known to be the newest submission's.
+    #[must_use]
+    pub fn from_highest(highest: &IndexEntry) -> Trace {
+        let lineage = Self { reach: HashMap::new() };
+        let submission = highest.submission.clone().map(|submission| (submission, u64::MAX));
+        let mut trace = Trace { lineage, next: submission };
+        trace.meet(highest);
+        trace
+    }
+
+    /// Count a submission up to a limit; the ancestor to count after it, and its limit.
+    fn go_on(&mut self, submission: String, limit: u64, parent: Option<&Parent>) -> Option<(String, u64)> {
+        self.reach.insert(submission, limit);
+        let next = parent.map(|parent| (canonical(&parent.submission), limit.min(parent.step)));
+        // Nobody is their own ancestor, except in markers that lie.
+        next.filter(|(submission, _)| !self.reach.contains_key(submission))
     }
 
     /// Whether a checkpoint is not of this lineage. Where no checkpoint names a submission, all are.
@@ -95,6 +120,33 @@ impl Lineage {
             Some(None) => true,
             None => !self.reach.is_empty(),
         }
+    }
+}
+
+// === impl Trace ===
+
+impl Trace {
+    /// The step whose checkpoint tells how the lineage goes on: the last one that counts of the next ancestor.
+    #[must_use]
+    pub fn next_step(&self) -> Option<u64> {
+        self.next.as_ref().map(|(_, limit)| *limit)
+    }
+
+    /// Go on with the checkpoint of that step; whether it is the ancestor's, and so tells anything.
+    pub fn meet(&mut self, entry: &IndexEntry) -> bool {
+        match self.next.take() {
+            Some((submission, limit)) if entry.submission.as_deref() == Some(submission.as_str()) => {
+                self.next = self.lineage.go_on(submission, limit, entry.parent.as_ref());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The lineage, which is whole when there is no next step.
+    #[must_use]
+    pub fn into_lineage(self) -> Lineage {
+        self.lineage
     }
 }
 
@@ -179,8 +231,19 @@ mod tests {
             ),
             (
                 "lies go in no circle",
-                vec![known(10, A, Some((B, 50))), known(20, B, Some((A, 10))), known(30, B, Some((B, 1)))],
+                vec![known(10, A, Some((B, 50))), known(20, B, Some((A, 10))), known(30, B, Some((A, 10)))],
                 vec![30, 20, 10],
+            ),
+            ("nobody is their own parent", vec![known(10, A, None), known(30, B, Some((B, 1)))], vec![30]),
+            (
+                "of two parents the newest checkpoint's counts",
+                vec![known(10, A, None), known(20, A, None), known(15, B, Some((A, 20))), known(30, B, Some((A, 10)))],
+                vec![30, 15, 10],
+            ),
+            (
+                "a parent whose resumed checkpoint is gone still has parents",
+                vec![known(5, A, None), known(20, B, Some((A, 5))), known(30, C, Some((B, 10)))],
+                vec![30, 5],
             ),
             ("a parent in capitals", vec![known(10, A, None), known(20, B, Some((&upper, 10)))], vec![20, 10]),
         ] {

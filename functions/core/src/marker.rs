@@ -72,7 +72,7 @@ pub enum State {
 }
 
 /// Why an object is not a marker that this release reads; the word is the field at fault.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum MarkerError {
     /// Not a JSON object.
     #[error("is not a JSON object")]

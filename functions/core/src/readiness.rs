@@ -27,10 +27,10 @@ pub struct Readiness {
     pub ready: bool,
     /// The secret that holds the tokens.
     pub token: Check,
-    /// The API server, the `PyTorchJob` resource and the namespace.
-    pub cluster: Check,
-    /// The runs bucket.
-    pub storage: Check,
+    /// The API server, the `PyTorchJob` resource and the namespace; null while no token can be checked.
+    pub cluster: Option<Check>,
+    /// The runs bucket; null while no token can be checked.
+    pub storage: Option<Check>,
 }
 
 /// How one of them answers.
@@ -48,10 +48,11 @@ pub struct Check {
 // === impl Readiness ===
 
 impl Readiness {
-    /// The state of all, given what each of them said.
+    /// The state of all, given what each of them said. What was not asked is not ready.
     #[must_use]
-    pub fn new(token: Check, cluster: Check, storage: Check) -> Self {
-        Self { ready: token.ok && cluster.ok && storage.ok, token, cluster, storage }
+    pub fn new(token: Check, cluster: Option<Check>, storage: Option<Check>) -> Self {
+        let is_ok = |check: &Option<Check>| check.as_ref().is_some_and(|check| check.ok);
+        Self { ready: token.ok && is_ok(&cluster) && is_ok(&storage), token, cluster, storage }
     }
 }
 

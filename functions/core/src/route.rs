@@ -52,8 +52,9 @@ pub enum Unrouted {
 // === impl Route ===
 
 impl<'a> Route<'a> {
-    /// The route of a request, by its method and its path as the client wrote it: nothing is decoded or normalised, so
-    /// a trailing slash or an escaped one makes another path.
+    /// The route of a request, by its method and its path as the event has it: nothing is decoded or normalised here. An
+    /// HTTP API has decoded it before, so that `/train/x%2Flogs` is the route of `/train/x/logs`: harmless, because no
+    /// name has a slash and no route means less than another.
     ///
     /// # Errors
     /// There is none.
@@ -137,7 +138,7 @@ mod tests {
             ("GET", "/train/a/checkpoints/500", Route::Checkpoint("a", "500")),
             ("GET", "/train/a/logs", Route::Logs("a")),
             ("GET", "/train/a/events", Route::Events("a")),
-            // A name that cannot be one is still a name: the job is not found.
+            // What no gateway has decoded is part of the name, which then no job has.
             ("GET", "/train/a%2Fb", Route::Status("a%2Fb")),
         ] {
             assert_eq!(Route::of(method, path), Ok(route), "{method} {path}");

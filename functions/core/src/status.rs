@@ -151,6 +151,17 @@ pub struct Checkpoints<'a> {
     pub entries: &'a [IndexEntry],
 }
 
+/// What a look for the trainer's progress has found.
+#[derive(Clone, Debug)]
+pub enum Look {
+    /// Nobody looked, or what was found cannot be read.
+    Unknown,
+    /// No progress.
+    Nothing,
+    /// The newest progress.
+    Found(Progress),
+}
+
 // === impl Status ===
 
 impl Status {
@@ -253,12 +264,16 @@ impl TrainingJobStatus {
         job: &PyTorchJob,
         namespaces: &Namespaces,
         pods: &[Pod],
-        progress: Option<Progress>,
+        progress: Look,
         checkpoints: Option<Checkpoints<'_>>,
     ) -> Self {
         let mut summary = JobSummary::new(job, namespaces);
         let submission = summary.submission.as_deref();
-        let progress = progress.filter(|progress| Some(progress.submission.as_str()) == submission);
+        let has_looked = !matches!(progress, Look::Unknown);
+        let progress = match progress {
+            Look::Found(progress) => Some(progress).filter(|found| Some(found.submission.as_str()) == submission),
+            Look::Nothing | Look::Unknown => None,
+        };
         let checkpoints = checkpoints.and_then(|Checkpoints { bucket, entries }| {
             let newest = newest_complete(entries, submission?)?;
             let latest_uri = format!("s3://{bucket}/{}", newest.marker_key);
@@ -266,7 +281,7 @@ impl TrainingJobStatus {
         });
         let diagnosis = if summary.phase.is_finished() { None } else { diagnosis::of_pods(pods) };
         if job.metadata.deletion_timestamp.is_none()
-            && let Some(detail) = closer_detail(summary.phase, progress.as_ref(), diagnosis.as_ref())
+            && let Some(detail) = closer_detail(summary.phase, has_looked, progress.as_ref(), diagnosis.as_ref())
         {
             summary.detail = detail;
         }
@@ -312,7 +327,12 @@ fn detail(phase: Phase, condition: Option<&JobCondition>) -> String {
 }
 
 /// What pods and progress tell beyond that.
-fn closer_detail(phase: Phase, progress: Option<&Progress>, diagnosis: Option<&Diagnosis>) -> Option<String> {
+fn closer_detail(
+    phase: Phase,
+    has_looked: bool,
+    progress: Option<&Progress>,
+    diagnosis: Option<&Diagnosis>,
+) -> Option<String> {
     let reached = |progress: &Progress| {
         let total = progress.total.map(|total| format!(" of {total}")).unwrap_or_default();
         let loss = progress.loss.map(|loss| format!(", loss {loss:.4}")).unwrap_or_default();
@@ -322,7 +342,7 @@ fn closer_detail(phase: Phase, progress: Option<&Progress>, diagnosis: Option<&D
         (Phase::Pending, Some(diagnosis), _) => Some(format!("waiting: {}", diagnosis.message)),
         (Phase::Running | Phase::Restarting, Some(diagnosis), _) => Some(format!("held up: {}", diagnosis.message)),
         (Phase::Running, None, Some(progress)) => Some(format!("running, {}", reached(progress))),
-        (Phase::Running, None, None) => Some("running, no step finished yet".to_owned()),
+        (Phase::Running, None, None) => has_looked.then(|| "running, no step finished yet".to_owned()),
         (Phase::Restarting, None, Some(progress)) => Some(format!("restarting, had reached {}", reached(progress))),
         (Phase::Succeeded, _, Some(progress)) => Some(format!("succeeded at {}", reached(progress))),
         (Phase::Pending | Phase::Restarting | Phase::Succeeded, _, None)
@@ -392,11 +412,14 @@ mod tests {
             (&["Created", "Restarting", "Failed"], Phase::Failed, Status::Failed),
             (&["Created", "Succeeded", "Failed"], Phase::Failed, Status::Failed),
         ] {
-            let answer = TrainingJobStatus::new(&job(&conditions(true_ones)), &namespaces(), &[], None, None);
+            let answer = TrainingJobStatus::new(&job(&conditions(true_ones)), &namespaces(), &[], Look::Unknown, None);
             assert_eq!((answer.summary.phase, answer.summary.status), (phase, status), "{true_ones:?}");
         }
         let over = json!([{"type": "Created", "status": "True"}, {"type": "Running", "status": "False"}]);
-        assert_eq!(TrainingJobStatus::new(&job(&over), &namespaces(), &[], None, None).summary.phase, Phase::Pending);
+        assert_eq!(
+            TrainingJobStatus::new(&job(&over), &namespaces(), &[], Look::Unknown, None).summary.phase,
+            Phase::Pending
+        );
     }
 
     #[test]
@@ -405,7 +428,7 @@ mod tests {
             &job(&conditions(&["Running"])),
             &namespaces(),
             &[],
-            Some(progress(SUBMISSION)),
+            Look::Found(progress(SUBMISSION)),
             None,
         );
         let text = serde_json::to_string(&answer).expect("serialisable");
@@ -439,16 +462,28 @@ mod tests {
         for phase in ["Created", "Running", "Succeeded", "Failed"] {
             let mut job = job(&conditions(&[phase]));
             job.metadata.deletion_timestamp = Some(Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
-            let answer = TrainingJobStatus::new(&job, &namespaces(), &[], Some(progress(SUBMISSION)), None);
+            let answer = TrainingJobStatus::new(&job, &namespaces(), &[], Look::Found(progress(SUBMISSION)), None);
             assert!(answer.summary.detail.starts_with("is being deleted"), "{phase}: {}", answer.summary.detail);
         }
+    }
+
+    #[test]
+    fn what_nobody_looked_for_is_not_said_to_be_missing() {
+        let detail = |phase: &str, look| {
+            TrainingJobStatus::new(&job(&conditions(&[phase])), &namespaces(), &[], look, None).summary.detail
+        };
+        assert_eq!(detail("Running", Look::Unknown), "running");
+        assert_eq!(detail("Running", Look::Nothing), "running, no step finished yet");
+        assert_eq!(detail("Running", Look::Found(progress("another"))), "running, no step finished yet");
+        assert_eq!(detail("Restarting", Look::Nothing), "restarting");
     }
 
     #[test]
     fn progress_of_another_submission_is_not_this_jobs() {
         let other = progress("01970000-0000-7000-8000-000000000001");
         assert_eq!(
-            TrainingJobStatus::new(&job(&conditions(&["Running"])), &namespaces(), &[], Some(other), None).progress,
+            TrainingJobStatus::new(&job(&conditions(&["Running"])), &namespaces(), &[], Look::Found(other), None)
+                .progress,
             None
         );
     }
@@ -464,13 +499,14 @@ mod tests {
             pod(json!({"containerStatuses": [{"name": "pytorch", "image": "x", "imageID": "", "ready": false,
             "restartCount": 0, "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]}));
         let pending = job(&conditions(&["Created"]));
-        let answer = TrainingJobStatus::new(&pending, &namespaces(), &[pulling.clone(), waiting], None, None);
+        let answer = TrainingJobStatus::new(&pending, &namespaces(), &[pulling.clone(), waiting], Look::Unknown, None);
         assert_eq!(answer.diagnosis.as_ref().map(|diagnosis| diagnosis.code), Some("unschedulable"));
         assert_eq!(answer.summary.detail, format!("waiting: {scheduler}"));
-        let answer = TrainingJobStatus::new(&pending, &namespaces(), std::slice::from_ref(&pulling), None, None);
+        let answer =
+            TrainingJobStatus::new(&pending, &namespaces(), std::slice::from_ref(&pulling), Look::Unknown, None);
         assert_eq!(answer.diagnosis.map(|diagnosis| diagnosis.code), Some("image_pull"));
         let finished = job(&conditions(&["Succeeded"]));
-        assert_eq!(TrainingJobStatus::new(&finished, &namespaces(), &[pulling], None, None).diagnosis, None);
+        assert_eq!(TrainingJobStatus::new(&finished, &namespaces(), &[pulling], Look::Unknown, None).diagnosis, None);
     }
 
     #[test]
@@ -494,8 +530,13 @@ mod tests {
             entry(30, State::Complete, SUBMISSION),
         ];
         let checkpoints = Checkpoints { bucket: "b", entries: &entries };
-        let answer =
-            TrainingJobStatus::new(&job(&conditions(&["Running"])), &namespaces(), &[], None, Some(checkpoints));
+        let answer = TrainingJobStatus::new(
+            &job(&conditions(&["Running"])),
+            &namespaces(),
+            &[],
+            Look::Unknown,
+            Some(checkpoints),
+        );
         let newest = answer.checkpoints.expect("a checkpoint");
         assert_eq!((newest.latest_step, newest.latest_uri.as_str()), (30, "s3://b/k30"));
     }

@@ -131,7 +131,7 @@ pub fn cluster_failure(error: ClusterError) -> Failure {
             "the cluster is not ready for jobs (namespace, PyTorchJob resource or operator missing); tell its operator",
             error,
         ),
-        ClusterError::TimedOut => of(
+        ClusterError::TimedOut(_) => of(
             Code::ClusterTimeout,
             "the cluster did not answer in time; send the same request again: nothing is done twice",
             error,

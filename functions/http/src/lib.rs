@@ -13,15 +13,9 @@ pub mod token;
 use std::time::Duration;
 
 pub use answer::{Answer, Failure};
-use aws_sdk_secretsmanager::config::timeout::TimeoutConfig;
 pub use serve::{request_of, serve};
 
-/// Time limits of all AWS calls: API Gateway gives up after 30 s, and the SDK alone would wait for ever.
-#[must_use]
-pub fn aws_timeouts() -> TimeoutConfig {
-    TimeoutConfig::builder()
-        .connect_timeout(Duration::from_secs(2))
-        .operation_attempt_timeout(Duration::from_secs(3))
-        .operation_timeout(Duration::from_secs(7))
-        .build()
-}
+/// How long one attempt at a call of AWS may take.
+pub const AWS_ATTEMPT_WITHIN: Duration = Duration::from_secs(3);
+/// How long a call of AWS may take with its repetitions: API Gateway gives up after 30 s.
+pub const AWS_CALL_WITHIN: Duration = Duration::from_secs(7);

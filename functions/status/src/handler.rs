@@ -44,12 +44,16 @@ impl Handler {
 
     async fn route(&self, request: &Request) -> Result<Answer, Failure> {
         match boundary::route(request)? {
-            Route::Health => Answer::json(200, &Health { status: HealthWord::Ok }),
+            Route::Health => {
+                boundary::query(request).finish()?;
+                Answer::json(200, &Health { status: HealthWord::Ok })
+            }
             Route::OpenApi => {
+                boundary::query(request).finish()?;
                 let body = OPENAPI.as_bytes().to_vec();
                 Ok(Answer { status: 200, content_type: "application/json", body, headers: Vec::new() })
             }
-            Route::Readiness => self.readiness(self.admit(request).await?).await,
+            Route::Readiness => self.readiness(self.admit(request).await).await,
             Route::List => self.list(self.admit(request).await?).await,
             Route::Status(name) => Box::pin(self.status(name, self.admit(request).await?)).await,
             Route::Checkpoints(name) => Box::pin(self.checkpoints(name, self.admit(request).await?)).await,

@@ -9,11 +9,10 @@ use training_core::{
     index::IndexEntry,
     layout::{RunKey, RunPrefix},
     links::{PageLinks, link},
-    names::{Framework, RunId, Step, Submission},
+    names::{Framework, RunId, Step},
     problem::{FieldError, Problem},
-    progress::Progress,
     pytorchjob::{PyTorchJob, key},
-    status::{Checkpoints, JobList, JobSummary, Phase, Status, TrainingJobStatus, newest_complete},
+    status::{Checkpoints, JobList, JobSummary, Look, Phase, Status, TrainingJobStatus, newest_complete},
 };
 use training_http::{Answer, Failure, answer::cluster_failure};
 
@@ -102,18 +101,25 @@ impl Handler {
     }
 
     /// The newest progress. A bucket that cannot be read does not hide what the cluster says.
-    async fn progress(&self, job: &PyTorchJob, prefix: Option<&RunPrefix>) -> Option<Progress> {
-        let submission: Submission = TrainingJobStatus::submission_of(job)?;
-        let prefix = prefix?;
-        let object = self.store.get(prefix.bucket(), &prefix.key(&RunKey::Progress(&submission))).await;
-        let object = object.inspect_err(|error| warn!(cause = chain(error), "no progress")).ok()??;
+    async fn progress(&self, job: &PyTorchJob, prefix: Option<&RunPrefix>) -> Look {
+        let (Some(prefix), Some(submission)) = (prefix, TrainingJobStatus::submission_of(job)) else {
+            return Look::Unknown;
+        };
+        let object = match self.store.get(prefix.bucket(), &prefix.key(&RunKey::Progress(&submission))).await {
+            Ok(Some(object)) => object,
+            Ok(None) => return Look::Nothing,
+            Err(error) => {
+                warn!(cause = chain(&error), "no progress");
+                return Look::Unknown;
+            }
+        };
         if object.body.len() > MAX_PROGRESS_BYTES {
             warn!(%submission, bytes = object.body.len(), "the progress object is too large");
-            return None;
+            return Look::Unknown;
         }
         serde_json::from_slice(&object.body)
             .inspect_err(|error| warn!(cause = chain(error), %submission, "the progress object is not readable"))
-            .ok()
+            .map_or(Look::Unknown, Look::Found)
     }
 
     /// The newest index entries, down to a complete one of the job's own submission. A bucket that cannot be read does not

@@ -116,7 +116,7 @@ async fn read(mut log: LogStream, deadline: Instant) -> Result<(String, bool, bo
         Ok(Err(error)) => {
             Err(Failure::with_cause(Code::ClusterUnavailable, "the log cannot be read now; try again", error))
         }
-        Err(_) => Err(cluster_failure(ClusterError::TimedOut)),
+        Err(_) => Err(cluster_failure(ClusterError::TimedOut(None))),
     }
 }
 

@@ -5,6 +5,7 @@ use tracing::warn;
 use training_core::{
     cause::chain,
     namespace::Namespace,
+    problem::Code,
     readiness::{Check, Readiness},
 };
 use training_http::{
@@ -17,11 +18,20 @@ use crate::handler::{Asked, Handler};
 // === impl Handler ===
 
 impl Handler {
-    pub(crate) async fn readiness(&self, asked: Asked) -> Result<Answer, Failure> {
-        let namespace = self.namespace(asked)?;
-        let (cluster, storage) = tokio::join!(self.cluster_answers(&namespace), self.storage_answers());
-        // The token of this very request was checked against its secret.
-        let readiness = Readiness::new(Check::ok(), check("cluster", cluster), check("storage", storage));
+    pub(crate) async fn readiness(&self, asked: Result<Asked, Failure>) -> Result<Answer, Failure> {
+        let readiness = match asked {
+            // Nobody can be let in now, and for nobody the cluster and the bucket are asked.
+            Err(failure) if failure.problem.code == Code::AuthUnavailable => {
+                Readiness::new(check("token", Err(failure)), None, None)
+            }
+            asked => {
+                let namespace = self.namespace(asked?)?;
+                let (cluster, storage) = tokio::join!(self.cluster_answers(&namespace), self.storage_answers());
+                let (cluster, storage) = (check("cluster", cluster), check("storage", storage));
+                // The token of this very request was checked against its secret.
+                Readiness::new(Check::ok(), Some(cluster), Some(storage))
+            }
+        };
         Answer::json(if readiness.ready { 200 } else { 503 }, &readiness)
     }
 

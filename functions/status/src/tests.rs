@@ -1,9 +1,14 @@
 //! The whole function with the wire faked: an API server that gives the answers written down here, a bucket in memory, and a
 //! secret.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
-use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
+use aws_sdk_secretsmanager::operation::get_secret_value::{GetSecretValueError, GetSecretValueOutput};
 use aws_smithy_mocks::{RuleMode, mock, mock_client};
 use kube::client::Body as KubeBody;
 use lambda_http::{
@@ -73,7 +78,11 @@ impl World {
     }
 
     async fn send(&self, method: &str, path: &str, token: Option<&str>) -> Answer {
-        let response = self.handler.handle(request(method, path, token)).await.expect("an answer");
+        self.answer(request(method, path, token)).await
+    }
+
+    async fn answer(&self, request: Request) -> Answer {
+        let response = self.handler.handle(request).await.expect("an answer");
         let (parts, body) = response.into_parts();
         let text = match body {
             Body::Text(text) => text,
@@ -193,6 +202,57 @@ fn running(name: &str, restarts: u32) -> Value {
     pod(name, "u1", restarts, &json!({"running": {}}))
 }
 
+/// The objects of a complete checkpoint, with its entry of the index.
+fn checkpoint(step: u64, submission: &str, loss: f64) -> [(String, String); 3] {
+    let path = format!("checkpoint-{step}/a");
+    let marker = json!({"layout": 1, "framework": "hf", "step": step, "saved_at": 1.5, "submission": submission,
+        "files": [{"path": path, "size": 1}], "metrics": {"loss": loss}, "metadata": {}});
+    let entry = json!({"index": 1, "step": step, "state": "complete", "submission": submission, "saved_at": 1.5,
+        "size_bytes": 1, "file_count": 1, "metrics": {"loss": loss}, "parent": null, "marker_key": "k", "marker_etag": "e"});
+    [
+        (format!("{RUN}/checkpoints/step-{step:06}.json"), marker.to_string()),
+        (format!("{RUN}/checkpoints/{path}"), "x".to_owned()),
+        (format!("{RUN}/index/v1/{:012}", 999_999_999_999 - step), entry.to_string()),
+    ]
+}
+
+#[tokio::test]
+async fn each_event_of_the_folder_is_answered_as_its_table_says() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../events");
+    let expected: BTreeMap<String, Value> =
+        serde_json::from_slice(&fs::read(folder.join("expected.json")).expect("the table")).expect("JSON");
+    let world = || {
+        let job = job("hf-demo");
+        let script = vec![
+            job_row(&job),
+            row("continue=garbage", 400, refusal(400, "continue key is not valid")),
+            row(format!("{JOBS}?"), 200, list(std::slice::from_ref(&job), "")),
+            row(EVENTS, 200, list(&[], "")),
+            row("/log?", 200, ""),
+            row(format!("{PODS}?"), 200, list(&[running("hf-demo-master-0", 0)], "")),
+            row(format!("{PODS}/hf-demo-master-0"), 200, running("hf-demo-master-0", 0)),
+            row(format!("{PODS}/hf-demo-worker-0"), 200, running("hf-demo-worker-0", 0)),
+        ];
+        World::new(script, testing::holding(checkpoint(20, SUBMISSION, 1.0)))
+    };
+    let mut judged = 0;
+    for (file, expected) in expected.iter().filter(|(file, _)| file.starts_with("status-")) {
+        let event = fs::read_to_string(folder.join(file)).expect("an event").replace("${TRAINER_API_TOKEN}", TOKEN);
+        let request = training_http::request_of(serde_json::from_str(&event).expect("an event"));
+        let answer = world().answer(request).await;
+        // Where the table leaves it open, it depends on what is there, and here everything is.
+        let status = expected["status"].as_u64().unwrap_or(200);
+        assert_eq!(
+            (u64::from(answer.status), &answer.body["code"]),
+            (status, &expected["code"]),
+            "{file} {}",
+            answer.text
+        );
+        judged += 1;
+    }
+    assert!(judged > 45, "only {judged} events");
+}
+
 #[tokio::test]
 async fn nothing_is_told_without_a_token() {
     let world = World::with_cluster(vec![]);
@@ -215,6 +275,9 @@ async fn nothing_is_told_without_a_token() {
     assert_eq!(world.sent(), [""; 0], "the cluster was asked for a stranger");
     let health = world.send("GET", "/healthz", None).await;
     assert_eq!((health.status, health.text.as_str()), (200, r#"{"status":"ok"}"#));
+    for path in ["/healthz?x=1", "/openapi.json?format=yaml"] {
+        assert_eq!(world.send("GET", path, None).await.code(), "invalid_request", "{path}");
+    }
     let openapi = world.send("GET", "/openapi.json", None).await;
     assert_eq!((openapi.status, openapi.header("content-type")), (200, Some("application/json")));
     assert!(openapi.body.is_object());
@@ -328,6 +391,7 @@ async fn failures_behind_the_function_say_what_to_do_and_nothing_else() {
         (answer.status, &answer.body["status"], &answer.body["checkpoints"]),
         (200, &json!("running"), &Value::Null)
     );
+    assert_eq!(answer.detail(), "running", "nobody could look how far it is");
 }
 
 #[tokio::test]
@@ -388,18 +452,6 @@ async fn a_job_is_told_with_its_progress_and_its_own_pods() {
 #[tokio::test]
 async fn checkpoints_are_told_and_chosen() {
     let older = "01970000-0000-7000-8000-000000000001";
-    let checkpoint = |step: u64, submission: &str, loss: f64| {
-        let path = format!("checkpoint-{step}/a");
-        let marker = json!({"layout": 1, "framework": "hf", "step": step, "saved_at": 1.5, "submission": submission,
-            "files": [{"path": path, "size": 1}], "metrics": {"loss": loss}, "metadata": {}});
-        let entry = json!({"index": 1, "step": step, "state": "complete", "submission": submission, "saved_at": 1.5,
-            "size_bytes": 1, "file_count": 1, "metrics": {"loss": loss}, "parent": null, "marker_key": "k", "marker_etag": "e"});
-        [
-            (format!("{RUN}/checkpoints/step-{step:06}.json"), marker.to_string()),
-            (format!("{RUN}/checkpoints/{path}"), "x".to_owned()),
-            (format!("{RUN}/index/v1/{:012}", 999_999_999_999 - step), entry.to_string()),
-        ]
-    };
     let objects = [
         checkpoint(10, SUBMISSION, 3.0),
         checkpoint(20, SUBMISSION, 1.0),
@@ -596,4 +648,20 @@ async fn readiness_tells_each_dependency() {
             assert_eq!(check["detail"].is_null(), code.is_null());
         }
     }
+}
+
+#[tokio::test]
+async fn readiness_without_a_readable_secret_asks_nothing_else() {
+    let mut world = World::with_cluster(vec![row(JOBS, 200, list(&[], ""))]);
+    let gone = mock!(aws_sdk_secretsmanager::Client::get_secret_value)
+        .then_error(|| GetSecretValueError::unhandled("Secrets Manager is away"));
+    let secrets = mock_client!(aws_sdk_secretsmanager, RuleMode::MatchAny, &[&gone]);
+    world.handler.token = TokenCheck::new(secrets, "arn".to_owned());
+    let answer = world.get("/readyz").await;
+    assert_eq!((answer.status, &answer.body["ready"]), (503, &json!(false)), "{}", answer.text);
+    assert_eq!(answer.body["token"]["code"], "auth_unavailable");
+    assert_eq!((&answer.body["cluster"], &answer.body["storage"]), (&Value::Null, &Value::Null));
+    assert_eq!(world.sent(), [""; 0], "the cluster was asked for nobody");
+    // Who sends no token is told so.
+    assert_eq!(world.send("GET", "/readyz", None).await.code(), "missing_token");
 }

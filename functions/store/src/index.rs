@@ -1,19 +1,25 @@
 //! The checkpoints of a run as the index tells them, and as they are now: the index is of each marker's last event, so
 //! whoever is to load a checkpoint gets one whose files were looked at again.
+//!
+//! Which checkpoints count is decided by the run's newest submission, and entries are in the order of their steps. Nearly
+//! always the highest step is the newest submission's: `owner` says so, and then a few requests are enough, however many
+//! checkpoints there are. Else (a run begun anew that is not yet beyond its former life, or markers that name no
+//! submission) every entry is read.
 
 use futures::{StreamExt, TryStreamExt, future, stream};
 use training_core::{
     index::IndexEntry,
     layout::{RunKey, RunPrefix},
     lineage::{Known, Lineage, Mode, Preference, candidates},
-    marker::{Marker, State},
-    names::Step,
+    marker::State,
+    names::{Step, Submission},
+    owner::Owner,
 };
 
-use crate::{Store, StoreError};
+use crate::{Found, Store, StoreError};
 
 /// Objects read at once.
-const PARALLEL_READS: usize = 16;
+const PARALLEL_READS: usize = 32;
 /// Keys of one listing: as many as S3 gives.
 const LISTING: u32 = 1_000;
 
@@ -51,19 +57,25 @@ impl Store {
         Ok(IndexPage { entries: self.entries(prefix, keys, |entry| entry).await?, next })
     }
 
-    /// Which of a run's checkpoints belong to its newest submission. Reads every entry.
+    /// Which of a run's checkpoints belong to its newest submission.
     ///
     /// # Errors
     /// As [`Store::index_page`].
     pub async fn lineage(&self, prefix: &RunPrefix) -> Result<Lineage, StoreError> {
-        Ok(Lineage::of(&self.known(prefix, "").await?))
+        match Box::pin(self.lineage_of_owner(prefix)).await? {
+            Some(lineage) => Ok(lineage),
+            None => Ok(Lineage::of(&self.known(prefix, "").await?)),
+        }
     }
 
-    /// The newest checkpoint that is complete now and not superseded. Reads every entry.
+    /// The newest checkpoint that is complete now and not superseded.
     ///
     /// # Errors
     /// As [`Store::index_page`].
     pub async fn latest(&self, prefix: &RunPrefix) -> Result<Option<IndexEntry>, StoreError> {
+        if let Some(entry) = Box::pin(self.latest_of_owner(prefix)).await? {
+            return Ok(Some(entry));
+        }
         let known = self.known(prefix, "").await?;
         self.first_complete(prefix, &candidates(&known, Preference::Newest)).await
     }
@@ -83,16 +95,51 @@ impl Store {
     /// # Errors
     /// S3 cannot be reached or denies the request.
     pub async fn checkpoint(&self, prefix: &RunPrefix, step: Step) -> Result<Option<IndexEntry>, StoreError> {
-        let bucket = prefix.bucket();
-        let Some(object) = self.get(bucket, &prefix.key(&RunKey::Marker(step))).await? else { return Ok(None) };
-        let Ok(marker) = Marker::parse_at(&object.body, prefix, step) else { return Ok(None) };
-        let listing = if marker.files.as_ref().is_some_and(|files| !files.is_empty()) {
-            let folder = prefix.checkpoints_folder();
-            self.list_files(bucket, &folder, &format!("{folder}{}", marker.listing_prefix())).await?
-        } else {
-            Vec::new()
-        };
-        Ok(Some(IndexEntry::new(prefix, &marker, object.etag, &listing)))
+        match self.look(prefix, step).await?.found {
+            Found::Checkpoint(entry) => Ok(Some(entry)),
+            Found::Nothing | Found::Unusable(_) => Ok(None),
+        }
+    }
+
+    /// The submission that may write into the run, and so its newest; `None` where nothing tells.
+    async fn owner(&self, prefix: &RunPrefix) -> Result<Option<Submission>, StoreError> {
+        let Some(object) = self.get(prefix.bucket(), &prefix.key(&RunKey::Owner)).await? else { return Ok(None) };
+        let owner: Option<Owner> = serde_json::from_slice(&object.body).ok();
+        Ok(owner.and_then(|owner| owner.submission.parse().ok()))
+    }
+
+    /// The highest step that has an entry.
+    async fn highest(&self, prefix: &RunPrefix) -> Result<Option<Step>, StoreError> {
+        let Listed { keys, .. } = self.index_keys(prefix, 1, None).await?;
+        Ok(keys.first().and_then(|key| prefix.index_step(key)))
+    }
+
+    /// The highest checkpoint, where it is the owner's and complete now.
+    async fn latest_of_owner(&self, prefix: &RunPrefix) -> Result<Option<IndexEntry>, StoreError> {
+        let (owner, highest) = future::try_join(self.owner(prefix), self.highest(prefix)).await?;
+        let (Some(owner), Some(step)) = (owner, highest) else { return Ok(None) };
+        let is_owners = |entry: &IndexEntry| entry.submission.as_deref() == Some(owner.as_str());
+        let entry = self.checkpoint(prefix, step).await?;
+        Ok(entry.filter(|entry| entry.state == State::Complete && is_owners(entry)))
+    }
+
+    /// The lineage where the highest checkpoint is the owner's, and each ancestor still has the checkpoint from which its
+    /// child went on: one read a submission.
+    async fn lineage_of_owner(&self, prefix: &RunPrefix) -> Result<Option<Lineage>, StoreError> {
+        let (owner, highest) = future::try_join(self.owner(prefix), self.index_page(prefix, 1, None)).await?;
+        let (Some(owner), Some(highest)) = (owner, highest.entries.first()) else { return Ok(None) };
+        if highest.submission.as_deref() != Some(owner.as_str()) {
+            return Ok(None);
+        }
+        let mut trace = Lineage::from_highest(highest);
+        while let Some(step) = trace.next_step() {
+            let Ok(step) = Step::new(step) else { return Ok(None) };
+            let entry = self.entries(prefix, vec![prefix.key(&RunKey::IndexEntry(step))], |entry| entry).await?;
+            if !entry.first().is_some_and(|entry| trace.meet(entry)) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(trace.into_lineage()))
     }
 
     /// The first of some steps whose checkpoint is complete now. The first is looked at alone, as it nearly always is.
@@ -161,6 +208,7 @@ mod tests {
     use super::*;
     use crate::testing::{ETAG, denied, holding};
     use serde_json::{Value, json};
+    use training_core::marker::Marker;
 
     const A: &str = "01970000-0000-7000-8000-00000000000a";
     const B: &str = "01980000-0000-7000-8000-00000000000b";

@@ -2,6 +2,7 @@
 //! text; what they mean is `training_core::layout`.
 
 mod index;
+mod indexing;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
@@ -10,6 +11,7 @@ use thiserror::Error;
 use training_core::marker::File;
 
 pub use index::IndexPage;
+pub use indexing::{Found, IndexingError, Look};
 
 /// Largest object that is read, in bytes: all that the functions read is text, and a function has little memory.
 const MAX_OBJECT_BYTES: i64 = 16 * 1024 * 1024;
@@ -25,8 +27,18 @@ pub struct Store {
 pub struct Object {
     /// The content.
     pub body: Vec<u8>,
+    /// Which object it was.
+    pub identity: Identity,
+}
+
+/// Which object stands at a key. Where the bucket keeps versions, one that was written again with the same content is
+/// another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
     /// `ETag` with its quotes.
     pub etag: String,
+    /// Version, in a bucket that keeps them.
+    pub version: Option<String>,
 }
 
 /// What must be there for a conditional write.
@@ -72,18 +84,18 @@ impl Store {
         if let Some(bytes) = output.content_length.filter(|bytes| *bytes > MAX_OBJECT_BYTES) {
             return Err(failed(format!("it has {bytes} bytes, and at most {MAX_OBJECT_BYTES} are read").into()));
         }
-        let etag = output.e_tag.unwrap_or_default();
+        let identity = Identity { etag: output.e_tag.unwrap_or_default(), version: output.version_id };
         let body = output.body.collect().await.map_err(|error| failed(Box::new(error)))?;
-        Ok(Some(Object { body: body.to_vec(), etag }))
+        Ok(Some(Object { body: body.to_vec(), identity }))
     }
 
-    /// The `ETag` of an object; `None` when there is none.
+    /// Which object stands at a key; `None` when there is none.
     ///
     /// # Errors
     /// S3 cannot be reached or denies the request.
-    pub async fn etag(&self, bucket: &str, key: &str) -> Result<Option<String>, StoreError> {
+    pub async fn identity(&self, bucket: &str, key: &str) -> Result<Option<Identity>, StoreError> {
         match self.client.head_object().bucket(bucket).key(key).send().await {
-            Ok(output) => Ok(Some(output.e_tag.unwrap_or_default())),
+            Ok(output) => Ok(Some(Identity { etag: output.e_tag.unwrap_or_default(), version: output.version_id })),
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(StoreError::new("look at", bucket, key, Box::new(error))),
         }
@@ -122,6 +134,37 @@ impl Store {
             Err(error) if is_another(&error) => Ok(None),
             Err(error) => Err(StoreError::new("write", bucket, key, Box::new(error))),
         }
+    }
+
+    /// All keys directly in the folder that `prefix` lies in that begin with it.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn list_names(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let request = self.client.list_objects_v2().bucket(bucket).prefix(prefix).delimiter("/");
+        let mut pages = request.into_paginator().send();
+        let mut keys = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| StoreError::new("list", bucket, prefix, Box::new(error)))?;
+            keys.extend(page.contents.into_iter().flatten().filter_map(|object| object.key));
+        }
+        Ok(keys)
+    }
+
+    /// The names of the folders directly in a folder, each with its slash; `folder` is empty or ends in one.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn list_folders(&self, bucket: &str, folder: &str) -> Result<Vec<String>, StoreError> {
+        let request = self.client.list_objects_v2().bucket(bucket).prefix(folder).delimiter("/");
+        let mut pages = request.into_paginator().send();
+        let mut names = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| StoreError::new("list", bucket, folder, Box::new(error)))?;
+            let prefixes = page.common_prefixes.into_iter().flatten().filter_map(|common| common.prefix);
+            names.extend(prefixes.filter_map(|prefix| Some(prefix.strip_prefix(folder)?.to_owned())));
+        }
+        Ok(names)
     }
 
     /// Whether a key directly in the folder that `prefix` lies in begins with it and is a wanted one.
@@ -244,7 +287,7 @@ mod tests {
             .then_output(|| GetObjectOutput::builder().e_tag("\"e\"").body(ByteStream::from_static(b"x")).build());
         let store = Store::new(mock_client!(aws_sdk_s3, &[&rule]));
         let object = store.get("bucket", "key").await.expect("an answer").expect("an object");
-        assert_eq!((object.body.as_slice(), object.etag.as_str()), (&b"x"[..], "\"e\""));
+        assert_eq!((object.body.as_slice(), object.identity.etag.as_str()), (&b"x"[..], "\"e\""));
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use training_core::{
     namespace::Namespace,
     problem::{Code, Problem},
     pytorchjob::{PyTorchJob, key},
-    status::{Phase, TrainingJobStatus},
+    status::{Look, Phase, TrainingJobStatus},
 };
 use training_http::{Answer, Failure, answer::cluster_failure};
 
@@ -96,7 +96,7 @@ impl<'a> Change<'a> {
     }
 
     fn accepted(&self, job: &PyTorchJob) -> Result<Answer, Failure> {
-        let report = TrainingJobStatus::new(job, &self.handler.rules.namespaces, &[], None, None);
+        let report = TrainingJobStatus::new(job, &self.handler.rules.namespaces, &[], Look::Unknown, None);
         let location = report.summary.links.itself.clone();
         Ok(Answer::json(202, &report)?.with_header(header::LOCATION, location))
     }

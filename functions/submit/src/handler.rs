@@ -14,7 +14,7 @@ use training_core::{
     problem::{Code, Problem, bounded},
     request::{Rules, TrainingJobRequest},
     route::Route,
-    status::TrainingJobStatus,
+    status::{Look, TrainingJobStatus},
     token::{Caller, Scope},
 };
 use training_http::{Answer, Failure, boundary, token::TokenCheck};
@@ -104,7 +104,7 @@ impl Handler {
             Placed::Created(job) => (201, job),
             Placed::Replayed(job) => (200, job),
         };
-        let report = TrainingJobStatus::new(&job, &self.rules.namespaces, &[], None, None);
+        let report = TrainingJobStatus::new(&job, &self.rules.namespaces, &[], Look::Unknown, None);
         let location = report.summary.links.itself.clone();
         let answer = match effect {
             Effect::DryRun => Answer::json(200, &DryRun::new(report, status, job))?,

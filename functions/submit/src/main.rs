@@ -7,7 +7,6 @@ mod submission;
 #[cfg(test)]
 mod tests;
 
-use aws_config::BehaviorVersion;
 use config::Config;
 use handler::Handler;
 use lambda_http::{Error, tracing};
@@ -20,8 +19,7 @@ use training_store::Store;
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
     let config = Config::read(&Settings::new(|name| std::env::var(name).ok()))?;
-    let aws =
-        aws_config::defaults(BehaviorVersion::latest()).timeout_config(training_http::aws_timeouts()).load().await;
+    let aws = training_aws::config(training_http::AWS_ATTEMPT_WITHIN, training_http::AWS_CALL_WITHIN).await?;
     let credentials = aws.credentials_provider().ok_or("no AWS credentials provider")?;
     let region = aws.region().ok_or("AWS_REGION is not set")?.to_string();
     let access = Access::new(config.cluster, aws_sdk_eks::Client::new(&aws), credentials, region);

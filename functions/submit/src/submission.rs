@@ -168,11 +168,14 @@ impl<'a> Submitting<'a> {
     async fn start(&self) -> Result<Tried, Failure> {
         let previous = self.read_owner().await?;
         let owner = previous.as_ref().map(|(owner, _)| owner);
+        let standing = self.standing(owner).await?;
+        if matches!(standing, Standing::Active) {
+            // Before all else: what its job has written is no reason to restart it.
+            return Err(owner.map_or_else(unknown_owner, run_active));
+        }
         let job = self.prepare(owner).await?;
-        match self.standing(owner).await? {
-            Standing::Free => {}
-            Standing::Busy => return Ok(Tried::LookAgain),
-            Standing::Active => return Err(owner.map_or_else(unknown_owner, run_active)),
+        if matches!(standing, Standing::Busy) {
+            return Ok(Tried::LookAgain);
         }
         if self.effect == Effect::DryRun {
             return match self.jobs.create(&job, Effect::DryRun).await {
@@ -326,11 +329,14 @@ impl<'a> Submitting<'a> {
     async fn rehearse_replacing(&self, found: &PyTorchJob) -> Result<Tried, Failure> {
         let previous = self.read_owner().await?;
         let owner = previous.as_ref().map(|(owner, _)| owner);
+        let standing = self.standing(owner).await?;
+        if matches!(standing, Standing::Active) {
+            // Before all else: what its job has written is no reason to restart it.
+            return Err(owner.map_or_else(unknown_owner, run_active));
+        }
         let job = self.prepare(owner).await?;
-        match self.standing(owner).await? {
-            Standing::Free => {}
-            Standing::Busy => return Ok(Tried::LookAgain),
-            Standing::Active => return Err(owner.map_or_else(unknown_owner, run_active)),
+        if matches!(standing, Standing::Busy) {
+            return Ok(Tried::LookAgain);
         }
         if found.metadata.deletion_timestamp.is_none() {
             match self.jobs.delete(found, Effect::DryRun).await {
@@ -357,7 +363,7 @@ impl Submitting<'_> {
             return Ok(None);
         };
         let owner = serde_json::from_slice(&object.body).map_err(|_| self.not_understood())?;
-        Ok(Some((owner, object.etag)))
+        Ok(Some((owner, object.identity.etag)))
     }
 
     /// Where the run stands with this owner.

@@ -48,7 +48,8 @@ pub(crate) async fn apply(paths: &Paths, ports: &Ports, tools: &Tools) -> Result
             let overlay = write_overlay(paths, namespace)?;
             kubectl(paths, &["apply", "--server-side", "--force-conflicts", "-k"], overlay).await?;
         }
-        Ok(())
+        let flow_schema = paths.source("infra/cluster/flow-schema");
+        kubectl(paths, &["apply", "--server-side", "--force-conflicts", "-k"], flow_schema).await
     };
     stamp.make(tools.progress.step("applying the operator's manifests and infra/cluster", objects)).await
 }

@@ -32,6 +32,10 @@ pub(crate) struct Fault {
     #[arg(long, global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) service: Option<String>,
+    /// Not the first so many of these requests.
+    #[arg(long, global = true, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) after: Option<u32>,
     /// Only the first so many of these requests.
     #[arg(long, global = true, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,8 +120,12 @@ impl Fault {
             return Ok(());
         }
         ensure!(has_certificate || self.kind != Kind::Authority, "this proxy has no certificate");
-        let is_of_all = self.method.is_none() && self.path.is_none() && self.service.is_none() && self.times.is_none();
-        ensure!(is_of_all, "this fault is one of all requests: it takes no --method, --path, --service or --times");
+        let is_of_all = self.method.is_none() && self.path.is_none() && self.service.is_none();
+        let is_of_all = is_of_all && self.after.is_none() && self.times.is_none();
+        ensure!(
+            is_of_all,
+            "this fault is one of all requests: it takes no --method, --path, --service, --after or --times"
+        );
         Ok(())
     }
 
@@ -137,6 +145,24 @@ impl Fault {
             && self.method.as_ref().is_none_or(|method| request.method.as_str().eq_ignore_ascii_case(method))
             && self.path.as_ref().is_none_or(|part| path.contains(part.as_str()))
             && self.service.as_ref().is_none_or(|service| signature.contains(&format!("/{service}/aws4_request")))
+    }
+}
+
+// === impl Present ===
+
+impl Present {
+    /// Whether this is a request with which it goes wrong; those that are let pass are counted.
+    fn strikes(&mut self, request: &Parts) -> bool {
+        if !self.fault.is_of(request) {
+            return false;
+        }
+        match &mut self.fault.after {
+            None | Some(0) => true,
+            Some(after) => {
+                *after -= 1;
+                false
+            }
+        }
     }
 }
 
@@ -171,7 +197,7 @@ impl Faults {
         let mut present = self.present();
         let now = Instant::now();
         present.retain(|present| present.until > now);
-        let index = present.iter().position(|present| present.fault.is_of(request))?;
+        let index = present.iter_mut().position(|present| present.strikes(request))?;
         let struck = present.get_mut(index)?;
         let kind = struck.fault.kind.clone();
         if let Some(times) = &mut struck.fault.times {
@@ -258,6 +284,7 @@ mod tests {
         for (line, has_certificate, is_good) in [
             ("refuse", false, true),
             ("refuse --times 2", true, false),
+            ("refuse --after 2", true, false),
             ("authority", true, true),
             ("authority", false, false),
             ("authority --path x", true, false),
@@ -282,6 +309,9 @@ mod tests {
         assert_eq!(faults.list(), [(fault("lose --seconds 5"), 5)]);
         tokio::time::advance(Duration::from_secs(5)).await;
         assert_eq!((struck(), faults.list().len()), (None, 0));
+        faults.add(fault("cut --after 2 --times 1"));
+        faults.add(fault("lose --method PUT"));
+        assert_eq!([struck(), struck(), struck(), struck()], [None, None, Some(Kind::Cut), None]);
         faults.add(fault("cut"));
         faults.clear();
         assert_eq!(struck(), None);

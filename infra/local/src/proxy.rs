@@ -263,7 +263,7 @@ mod tests {
 
     impl Scene {
         fn fault(&self, kind: Kind, times: Option<u32>) {
-            self.faults.add(Fault { kind, method: None, path: None, service: None, times, seconds: 60 });
+            self.faults.add(Fault { kind, method: None, path: None, service: None, after: None, times, seconds: 60 });
         }
 
         async fn post(&self) -> reqwest::Result<(u16, String)> {
@@ -362,7 +362,15 @@ mod tests {
         let (believing, strange) = (client(pki::CA), client(pki::OTHER_CA));
         let url = format!("https://{address}/");
         assert_eq!(believing.get(&url).send().await.unwrap().status(), 204);
-        faults.add(Fault { kind: Kind::Authority, method: None, path: None, service: None, times: None, seconds: 60 });
+        faults.add(Fault {
+            kind: Kind::Authority,
+            method: None,
+            path: None,
+            service: None,
+            after: None,
+            times: None,
+            seconds: 60,
+        });
         drop(connect(address).await);
         assert!(believing.get(&url).send().await.is_err());
         assert_eq!(strange.get(&url).send().await.unwrap().status(), 204);

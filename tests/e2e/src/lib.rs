@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod generate;
 pub mod logs;
 pub mod malformed;
+pub mod relay;
 pub mod runtime;
 
 use std::{
@@ -26,7 +27,8 @@ const POLL: Duration = Duration::from_millis(300);
 pub struct World {
     /// The caller's side.
     pub twin: Twin,
-    root: PathBuf,
+    /// The project's folder.
+    pub root: PathBuf,
 }
 
 // === impl World ===
@@ -139,10 +141,18 @@ impl World {
     /// # Errors
     /// It refuses.
     pub async fn tell(&self, arguments: &[&str]) -> Result<()> {
+        self.told(arguments).await.map(drop)
+    }
+
+    /// What the twin says to something, as `twin <arguments>` prints it.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub async fn told(&self, arguments: &[&str]) -> Result<String> {
         let output =
             Command::new(self.root.join("target/debug/twin")).args(arguments).current_dir(&self.root).output().await?;
         ensure!(output.status.success(), "twin {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// All keys below a run's prefix.

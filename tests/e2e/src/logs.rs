@@ -32,9 +32,14 @@ pub async fn failures(world: &World, function: &str, request_id: &str) -> Result
             token => query["nextToken"] = token.clone(),
         }
     }
-    // JSON or text, as the deployment has it.
-    lines.retain(|line| line.contains(request_id) && (line.starts_with("ERROR") || level(line) == "ERROR"));
+    lines.retain(|line| line.contains(request_id) && tells_of_failure(line));
     Ok(lines)
+}
+
+/// Whether a line, in JSON or as text, tells that something failed.
+#[must_use]
+pub fn tells_of_failure(line: &str) -> bool {
+    line.starts_with("ERROR") || level(line) == "ERROR"
 }
 
 /// The cause that a line names; empty when it names none.

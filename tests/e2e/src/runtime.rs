@@ -7,12 +7,13 @@ use std::{
     collections::HashMap,
     fs::File,
     net::Ipv4Addr,
+    path::{Path as FilePath, PathBuf},
     process::Stdio,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -29,7 +30,7 @@ use tempfile::NamedTempFile;
 use tokio::{
     net::TcpListener,
     process::{Child, Command},
-    sync::{Mutex as AsyncMutex, mpsc, oneshot},
+    sync::{Mutex as AsyncMutex, mpsc, oneshot, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -40,14 +41,18 @@ use crate::World;
 const ANSWERS_WITHIN: Duration = Duration::from_secs(35);
 /// Largest answer that Lambda takes from a function: 6 MB.
 const MAX_RESPONSE_BYTES: usize = 6 * 1024 * 1024;
+/// The X-Ray trace of every invocation.
+pub const TRACE_ID: &str = "Root=1-6742a1f0-0a1b2c3d4e5f60718293a4b5;Sampled=0";
 const EXPLAIN_ENVIRONMENT: &str =
     "import invoke, json, sys; print(json.dumps(invoke.environment(sys.argv[1], invoke.read_settings())))";
 
-/// A running function. It ends with this value, and with the thread that started it.
+/// A running function. It ends with this value.
 pub struct Function {
     process: Child,
     api: JoinHandle<()>,
     events: mpsc::Sender<Invocation>,
+    started: Instant,
+    first_next: watch::Receiver<Option<Instant>>,
     ids: AtomicU64,
     log: NamedTempFile,
 }
@@ -68,6 +73,7 @@ enum Outcome {
 struct Api {
     events: AsyncMutex<mpsc::Receiver<Invocation>>,
     waiting: Mutex<HashMap<String, oneshot::Sender<Outcome>>>,
+    first_next: watch::Sender<Option<Instant>>,
 }
 
 /// An HTTP request as API Gateway describes it to a function.
@@ -119,11 +125,40 @@ impl Function {
     /// # Errors
     /// It is not built or not deployed, or does not start.
     pub async fn start(world: &World, name: &str) -> Result<Self> {
-        let environment = environment(world, name).await?;
+        let (bootstrap, environment) = (Self::bootstrap(world, name)?, environment(world, name).await?);
+        let function = Self::spawn(&bootstrap, environment).await?;
+        function.ready().await?;
+        Ok(function)
+    }
+
+    /// The program of a deployed function.
+    ///
+    /// # Errors
+    /// There is no such function.
+    pub fn bootstrap(world: &World, name: &str) -> Result<PathBuf> {
+        let folder = match name {
+            "submit" => "SubmitFunction",
+            "status" => "StatusFunction",
+            "indexer" => "IndexerFunction",
+            other => bail!("there is no function `{other}`"),
+        };
+        Ok(world.root.join(".local/sam").join(folder).join("bootstrap"))
+    }
+
+    /// Start a program as a function with these variables.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub async fn spawn(program: &FilePath, environment: HashMap<String, String>) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let (events, received) = mpsc::channel(1);
-        let api = Arc::new(Api { events: AsyncMutex::new(received), waiting: Mutex::default() });
+        let api = Arc::new(Api {
+            events: AsyncMutex::new(received),
+            waiting: Mutex::default(),
+            first_next: watch::Sender::new(None),
+        });
+        let first_next = api.first_next.subscribe();
         let routes = Router::new()
             .route("/2018-06-01/runtime/invocation/next", get(next))
             .route("/2018-06-01/runtime/invocation/{id}/response", post(answered))
@@ -135,15 +170,9 @@ impl Function {
             let _ = axum::serve(listener, routes).await;
         });
         let log = NamedTempFile::new()?;
-        let folder = match name {
-            "submit" => "SubmitFunction",
-            "status" => "StatusFunction",
-            other => bail!("there is no HTTP function `{other}`"),
-        };
-        let process = Command::new("setpriv")
-            // A killed test must not leave it behind.
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(world.root.join(".local/sam").join(folder).join("bootstrap"))
+        let started = Instant::now();
+        // It ends by itself when its Runtime API is gone, as after a killed test.
+        let process = Command::new(program)
             .env_clear()
             .envs(environment)
             .env("AWS_LAMBDA_RUNTIME_API", address.to_string())
@@ -152,8 +181,19 @@ impl Function {
             .stderr(Stdio::from(File::options().append(true).open(log.path())?))
             .kill_on_drop(true)
             .spawn()
-            .context("cannot start the function")?;
-        Ok(Self { process, api, events, ids: AtomicU64::new(1), log })
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        Ok(Self { process, api, events, started, first_next, ids: AtomicU64::new(1), log })
+    }
+
+    /// Wait until it asks for its first event; how long after its start that was.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn ready(&self) -> Result<Duration> {
+        let mut first_next = self.first_next.clone();
+        let asked = timeout(ANSWERS_WITHIN, first_next.wait_for(Option::is_some)).await;
+        let at = asked.with_context(|| format!("it did not start:\n{}", self.log_tail()))??;
+        Ok(at.context("no time")?.duration_since(self.started))
     }
 
     /// Give it one event and take its answer.
@@ -161,6 +201,15 @@ impl Function {
     /// # Errors
     /// It fails, as over a panic; it dies; it does not answer; or its answer is none that API Gateway would pass on.
     pub async fn invoke(&self, event: &Value) -> Result<Reply> {
+        let (id, answer) = self.answer(event).await?;
+        Reply::read(id, &answer)
+    }
+
+    /// Give it one event and take what it answers, whatever that is, with the id of the invocation.
+    ///
+    /// # Errors
+    /// It fails, as over a panic; it dies; or it does not answer.
+    pub async fn answer(&self, event: &Value) -> Result<(String, Bytes)> {
         let id = format!("00000000-0000-4000-8000-{:012x}", self.ids.fetch_add(1, Ordering::Relaxed));
         let (outcome, ended) = oneshot::channel();
         let invocation = Invocation { id: id.clone(), event: event.to_string(), outcome };
@@ -169,7 +218,7 @@ impl Function {
             Ok::<_, anyhow::Error>(ended.await?)
         });
         match ended.await.with_context(|| format!("no answer; the log ends in:\n{}", self.log_tail()))?? {
-            Outcome::Answered(answer) => Reply::read(id, &answer),
+            Outcome::Answered(answer) => Ok((id, answer)),
             Outcome::Failed(error) => bail!("the function failed: {}", String::from_utf8_lossy(&error)),
         }
     }
@@ -183,6 +232,20 @@ impl Function {
         let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
         Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    }
+
+    /// For how long its threads have computed so far.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let id = self.process.id().context("the function has ended")?;
+        let mut nanoseconds = 0;
+        for thread in std::fs::read_dir(format!("/proc/{id}/task"))? {
+            let times = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+            nanoseconds += times.split(' ').next().context("no time")?.parse::<u64>()?;
+        }
+        Ok(Duration::from_nanos(nanoseconds))
     }
 
     /// End it; all that it has printed.
@@ -270,7 +333,10 @@ impl Reply {
 }
 
 /// The variables of the deployed function and a session of its role, as `make invoke` gives them to it.
-async fn environment(world: &World, name: &str) -> Result<HashMap<String, String>> {
+///
+/// # Errors
+/// It is not deployed.
+pub async fn environment(world: &World, name: &str) -> Result<HashMap<String, String>> {
     let output = Command::new(world.root.join(".local/venv/sam/bin/python"))
         .args(["-c", EXPLAIN_ENVIRONMENT, name])
         .current_dir(world.root.join("infra/local"))
@@ -282,6 +348,7 @@ async fn environment(world: &World, name: &str) -> Result<HashMap<String, String
 }
 
 async fn next(State(api): State<Arc<Api>>) -> Result<Response<Body>, StatusCode> {
+    api.first_next.send_if_modified(|first| first.is_none() && first.replace(Instant::now()).is_none());
     let Invocation { id, event, outcome } = api.events.lock().await.recv().await.ok_or(StatusCode::GONE)?;
     api.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), outcome);
     let deadline = std::time::SystemTime::now() + ANSWERS_WITHIN;
@@ -290,7 +357,7 @@ async fn next(State(api): State<Arc<Api>>) -> Result<Response<Body>, StatusCode>
         .header("Lambda-Runtime-Aws-Request-Id", id)
         .header("Lambda-Runtime-Deadline-Ms", deadline.to_string())
         .header("Lambda-Runtime-Invoked-Function-Arn", "arn:aws:lambda:us-east-1:123456789012:function:e2e")
-        .header("Lambda-Runtime-Trace-Id", "Root=1-6742a1f0-0a1b2c3d4e5f60718293a4b5;Sampled=0")
+        .header("Lambda-Runtime-Trace-Id", TRACE_ID)
         .header("Content-Type", "application/json")
         .body(event.into())
         .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)

@@ -59,7 +59,16 @@ async fn what_is_wrong_with_a_request_is_said_as_a_problem() -> Result<()> {
         (Method::GET, "/train/x", None, None, 401, "missing_token"),
         (Method::GET, "/train/no-such-job", Some(token), None, 404, "job_not_found"),
         (Method::GET, "/train/No_Name", Some(token), None, 404, "job_not_found"),
+        // The gateway decodes the path before it is routed.
+        (Method::GET, "/train/a%2Fb", None, None, 404, "route_not_found"),
+        (Method::DELETE, "/train/a%2Fb", None, None, 404, "route_not_found"),
+        (Method::GET, "/train/x%2Flogs", Some(token), None, 404, "job_not_found"),
+        (Method::GET, "/train/a%00b", Some(token), None, 404, "job_not_found"),
+        (Method::GET, "/train/", None, None, 404, "route_not_found"),
+        (Method::GET, "/healthz?verbose=1", None, None, 422, "invalid_request"),
         (Method::GET, "/train/no-such-job/checkpoints", Some(token), None, 404, "job_not_found"),
+        (Method::GET, "/train/no-such-job/logs", Some(token), None, 404, "job_not_found"),
+        (Method::GET, "/train/no-such-job/events", Some(token), None, 404, "job_not_found"),
         (Method::GET, "/nothing", None, None, 404, "route_not_found"),
         (Method::DELETE, "/train/no-such-job", Some(token), None, 404, "job_not_found"),
         (Method::DELETE, "/train/no-such-job", None, None, 401, "missing_token"),
@@ -103,6 +112,10 @@ async fn what_is_wrong_with_a_request_is_said_as_a_problem() -> Result<()> {
         assert!(answer.text("/type").ends_with(code) && !answer.text("/request_id").is_empty(), "{case}");
         assert!(!answer.text("/detail").is_empty(), "{case}");
     }
+    // A body that is declared as nothing is read as JSON.
+    let bare = reqwest::Client::new().post(format!("{}/train?dry_run=true", world.twin.setting("API_URL")?));
+    let bare = bare.header("x-trainer-token", token).body(good.to_string()).send().await?;
+    assert_eq!(bare.status(), 200, "without Content-Type");
     let health = world.twin.send(Method::GET, "/healthz", None, None).await?.expect(200)?;
     assert_eq!(health.body, json!({"status": "ok"}));
     Ok(())
@@ -155,6 +168,24 @@ async fn a_job_whose_image_cannot_be_pulled_says_so() -> Result<()> {
     let path = format!("/train/{name}");
     world.wait(&path, MINUTE, |answer| answer.text("/diagnosis/code") == "image_pull").await?;
     world.kubectl(&["delete", "pytorchjob", &name], None).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_whose_container_cannot_start_or_dies_says_so() -> Result<()> {
+    let world = World::meet()?;
+    let mut secret = world.stub_request(&World::run_id("secret"), json!({}))?;
+    secret["env_from_secrets"] = json!({"HF_TOKEN": "second-secret/no-such-key"});
+    let dying =
+        world.stub_request(&World::run_id("dying"), json!({"seconds": 1, "exit_code": 1, "message": "no data"}))?;
+    for (request, code, says) in [(secret, "container_config", "second-secret"), (dying, "crash_loop", "no data")] {
+        let name = world.submit(&request).await?;
+        let path = format!("/train/{name}");
+        let answer = world.wait(&path, MINUTE, |answer| answer.text("/diagnosis/code") == code).await?;
+        ensure!(answer.body["diagnosis"].to_string().contains(says), "{}", answer.body);
+        ensure!(answer.text("/detail").contains(answer.text("/diagnosis/message")), "{}", answer.body);
+        world.kubectl(&["delete", "pytorchjob", &name, "--wait=false"], None).await?;
+    }
     Ok(())
 }
 

@@ -95,6 +95,44 @@ async fn filters_find_what_they_name_and_nothing_else() -> Result<()> {
         ensure!(found == wanted, "{query}: {} jobs instead of {}: {found:?}", found.len(), wanted.len());
         ensure!(query.contains("none") || !wanted.is_empty(), "{query} finds nothing");
     }
+    let page = world.twin.get(&format!("/train?namespace={NAMESPACE}")).await?.expect(200)?;
+    assert_eq!(page.body["jobs"].as_array().map(Vec::len), Some(50), "a page is of 50 jobs when nobody says");
+    Ok(())
+}
+
+/// Several conditions are true together, in any order.
+#[tokio::test]
+async fn the_condition_that_decides_is_the_same_in_a_list_and_alone() -> Result<()> {
+    let world = World::meet()?;
+    let jobs = cluster::jobs(&world, NAMESPACE).await?;
+    let run_id = World::run_id("conditions");
+    for (number, (conditions, phase, status)) in [
+        (&["Restarting", "Failed"][..], "Failed", "failed"),
+        (&["Failed", "Succeeded"], "Failed", "failed"),
+        (&["Succeeded", "Running"], "Succeeded", "succeeded"),
+        (&["Suspended", "Running"], "Suspended", "submitted"),
+        (&["Running", "Restarting"], "Restarting", "running"),
+        (&["Created", "Running"], "Running", "running"),
+        (&["Created"], "Pending", "submitted"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("{run_id}-{number}");
+        create(&jobs, job(&name, "hf", &run_id)).await?;
+        let conditions: Vec<_> = conditions.iter().map(|name| json!({"type": name, "status": "True"})).collect();
+        let conditions = json!({"status": {"conditions": conditions}});
+        jobs.patch_status(&name, &PatchParams::default(), &Patch::Merge(&conditions)).await?;
+        let alone = world.twin.get(&format!("/train/{name}?namespace={NAMESPACE}")).await?.expect(200)?;
+        let path = format!("/train?namespace={NAMESPACE}&run_id={run_id}&status={status}");
+        let listed = world.twin.get(&path).await?.expect(200)?.body["jobs"].as_array().cloned().unwrap_or_default();
+        let listed = listed.iter().find(|job| job["name"] == name.as_str()).context("not in the list")?;
+        for told in [&alone.body, listed] {
+            ensure!((&told["phase"], &told["status"]) == (&json!(phase), &json!(status)), "{conditions}: {told}");
+        }
+    }
+    let ours = ListParams::default().labels(&format!("trainer.deepfinery/run-id={run_id}"));
+    jobs.delete_collection(&DeleteParams::default(), &ours).await?;
     Ok(())
 }
 

@@ -46,7 +46,8 @@ async fn every_accepted_request_makes_a_job_that_the_cluster_takes() -> Result<(
                     "{}",
                     answer.body
                 );
-                check_manifest(request, &answer.body["manifest"])
+                check_manifest(request, &answer.body["manifest"])?;
+                check_platform(request, &answer.body["manifest"], world.twin.setting("TRAINER_IMAGE")?)
             }
         })
         .buffer_unordered(AT_ONCE)
@@ -124,9 +125,7 @@ fn check_manifest(request: &Value, manifest: &Value) -> Result<()> {
     let replicas = |kind: &str| specs[kind]["replicas"].as_u64().unwrap_or_default();
     let nodes = request["num_nodes"].as_u64().unwrap_or(1);
     ensure!(replicas("Master") == 1 && replicas("Worker") == nodes - 1, "{nodes} nodes: {specs}");
-    if let Some(name) = request["job_name"].as_str() {
-        ensure!(manifest["metadata"]["name"] == name, "not {name}: {}", manifest["metadata"]);
-    }
+    check_name(request, nodes, manifest["metadata"]["name"].as_str().unwrap_or_default())?;
     for field in ["labels", "annotations"] {
         for (key, value) in request[field].as_object().into_iter().flatten() {
             ensure!(manifest["metadata"][field][key] == *value, "{field}: {key}: {}", manifest["metadata"]);
@@ -152,6 +151,92 @@ fn check_manifest(request: &Value, manifest: &Value) -> Result<()> {
         let given = if request["extra_args"].is_null() { json!({}) } else { request["extra_args"].clone() };
         ensure!(serde_json::from_str::<Value>(&arguments)? == given, "{kind}: {arguments}, not {given}");
         ensure!(container["args"].as_array().is_some_and(|arguments| arguments.len() == 2), "{kind}: {container}");
+    }
+    Ok(())
+}
+
+/// The name that was asked for, or the run's, cut and with a hash where it is too long.
+fn check_name(request: &Value, nodes: u64, name: &str) -> Result<()> {
+    // `<name>-worker-<last index>` is a DNS label.
+    let limit = 63 - format!("-worker-{}", nodes.saturating_sub(2)).len();
+    ensure!(name.len() <= limit, "{name} has more than {limit} characters");
+    if let Some(asked) = request["job_name"].as_str() {
+        ensure!(name == asked, "{name}, not {asked}");
+        return Ok(());
+    }
+    let text = |field: &str| request[field].as_str().unwrap_or_default();
+    let whole = format!("{}-{}", text("framework"), text("run_id")).to_lowercase().replace(['.', '_'], "-");
+    if whole.len() <= limit {
+        ensure!(name == whole, "{name}, not {whole}");
+        return Ok(());
+    }
+    let (start, hash) = name.rsplit_once('-').context("no hash")?;
+    let is_hash = hash.len() == 8 && hash.bytes().all(|byte| b"0123456789abcdef".contains(&byte));
+    ensure!(is_hash && whole.starts_with(start), "{name} of {whole}");
+    Ok(())
+}
+
+/// What the platform makes of a request's numbers, and what it adds.
+fn check_platform(request: &Value, manifest: &Value, default_image: &str) -> Result<()> {
+    let number = |field: &str, default: u64| request[field].as_u64().unwrap_or(default);
+    let same = |what: &str, found: &Value, wanted: Value| {
+        ensure!(*found == wanted, "{what}: {found}, not {wanted}");
+        Ok(())
+    };
+    let (spec, gpus) = (&manifest["spec"], number("gpus_per_node", 1));
+    same("nprocPerNode", &spec["nprocPerNode"], gpus.max(1).to_string().into())?;
+    let policy = &spec["runPolicy"];
+    let restarts = number("num_nodes", 1) * (2 * number("max_restarts", 3) + 5);
+    same("backoffLimit", &policy["backoffLimit"], restarts.into())?;
+    same("activeDeadlineSeconds", &policy["activeDeadlineSeconds"], request["max_runtime_seconds"].clone())?;
+    same("cleanPodPolicy", &policy["cleanPodPolicy"], "Running".into())?;
+    let queue = &manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"];
+    same("queue", queue, request["queue"].clone())?;
+
+    let mut amounts = json!({
+        "cpu": number("cpus_per_node", 32).to_string(), "memory": format!("{}Gi", number("memory_per_node_gb", 256)),
+    });
+    if gpus > 0 {
+        amounts["nvidia.com/gpu"] = gpus.to_string().into();
+    }
+    for (kind, replica) in spec["pytorchReplicaSpecs"].as_object().into_iter().flatten() {
+        let pod = &replica["template"]["spec"];
+        let container = &pod["containers"][0];
+        let same = |what: &str, found: &Value, wanted| same(&format!("{kind}: {what}"), found, wanted);
+        same("restart policy", &replica["restartPolicy"], "OnFailure".into())?;
+        same("limits", &container["resources"]["limits"], amounts.clone())?;
+        same("requests", &container["resources"]["requests"], amounts.clone())?;
+        same("image", &container["image"], request["image"].as_str().unwrap_or(default_image).into())?;
+        same("command", &container["command"], json!(["torchrun"]))?;
+        same("service account", &pod["serviceAccountName"], "trainer".into())?;
+        same("priority class", &pod["priorityClassName"], request["priority_class"].clone())?;
+        same("grace", &pod["terminationGracePeriodSeconds"], 300.into())?;
+        let deadline = request["max_runtime_seconds"].as_u64().map(|seconds| seconds + 30);
+        same("deadline", &pod["activeDeadlineSeconds"], deadline.into())?;
+        let variables = container["env"].as_array().context("no environment")?;
+        let variable = |name: &str| {
+            let variable = variables.iter().find(|variable| variable["name"] == name);
+            variable.map_or(Value::Null, |variable| variable["value"].clone())
+        };
+        let config = request["config_path"].as_str().map(|path| path.replace('$', "$$"));
+        same("CONFIG_PATH", &variable("CONFIG_PATH"), config.into())?;
+        let resume = match &request["resume_from_checkpoint"] {
+            Value::Null | Value::Bool(false) => "false",
+            Value::Bool(true) => "true",
+            // Both checkpoints have the same loss, and of two best ones it is the newer.
+            Value::String(target) if target.ends_with("20") => "step-20",
+            _ => "step-40",
+        };
+        same("RESUME", &variable("RESUME"), resume.into())?;
+        same("NUM_NODES", &variable("NUM_NODES"), number("num_nodes", 1).to_string().into())?;
+        same("GPUS_PER_NODE", &variable("GPUS_PER_NODE"), gpus.to_string().into())?;
+        let prefix = format!(
+            "{}/{}/framework={}",
+            request["checkpoint_base_uri"].as_str().unwrap_or_default().trim_end_matches('/'),
+            request["run_id"].as_str().unwrap_or_default(),
+            request["framework"].as_str().unwrap_or_default()
+        );
+        same("CHECKPOINT_PREFIX", &variable("CHECKPOINT_PREFIX"), prefix.replace('$', "$$").into())?;
     }
     Ok(())
 }

@@ -92,86 +92,6 @@ async fn a_list_is_paged_and_filtered() -> Result<()> {
     delete(&world, namespace, &run_id).await
 }
 
-/// As [`suspended`], but left alone by the operator, so that thousands cost little.
-fn unmanaged(name: &str, run_id: &str, environment_bytes: usize) -> Value {
-    let mut job = suspended(name, "hf", run_id);
-    job["spec"]["runPolicy"] = json!({"managedBy": "kueue.x-k8s.io/multikueue"});
-    let container = &mut job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0];
-    container["env"] = json!([{"name": "FILLING", "value": "x".repeat(environment_bytes)}]);
-    job
-}
-
-/// The most memory that a process of the function has ever had, in kB.
-fn most_memory_of(function: &str) -> Result<u64> {
-    let mut most = 0;
-    for process in std::fs::read_dir("/proc")?.flatten() {
-        let read = |file: &str| std::fs::read_to_string(process.path().join(file)).unwrap_or_default();
-        let name = format!("AWS_LAMBDA_FUNCTION_NAME=training-{function}");
-        if read("comm").trim() == "bootstrap" && read("environ").contains(&name) {
-            let status = read("status");
-            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
-            most = most.max(line.trim().trim_end_matches(" kB").parse()?);
-        }
-    }
-    ensure!(most > 0, "no process of {function} was found");
-    Ok(most)
-}
-
-#[tokio::test]
-async fn two_thousand_jobs_are_paged_while_others_come_and_go() -> Result<()> {
-    let world = World::meet()?;
-    let run_id = World::run_id("many");
-    let namespace = "training-list";
-    let small: Vec<_> = (0..1975).map(|number| format!("{run_id}-{number:04}")).collect();
-    // These come first, so that a page holds as many bytes as can be.
-    let large: Vec<_> = (0..25).map(|number| format!("{run_id}-0-large-{number:02}")).collect();
-    let of = |names: &[String], bytes| names.iter().map(|name| unmanaged(name, &run_id, bytes)).collect::<Vec<_>>();
-    let (first, second) = small.split_at(1000);
-    let (first, second, large_jobs) = (of(first, 0), of(second, 0), of(&large, 1_300_000));
-    let made = tokio::join!(
-        create(&world, namespace, &first),
-        create(&world, namespace, &second),
-        create(&world, namespace, &large_jobs),
-    );
-    let _: ((), (), ()) = (made.0?, made.1?, made.2?);
-
-    // Others of the run come and go meanwhile, before and behind where the reader is.
-    let churn = async {
-        for round in 0..6 {
-            let names: Vec<_> = [0, 9999].map(|place| format!("{run_id}-{place:04}-churn-{round}")).into();
-            create(&world, namespace, &of(&names, 0)).await?;
-            let arguments = ["--namespace", namespace, "delete", "pytorchjob", names[round % 2].as_str()];
-            world.kubectl(&arguments, None).await?;
-        }
-        anyhow::Ok(())
-    };
-    let read = async {
-        let mut next = format!("/train?namespace={namespace}&run_id={run_id}&limit=150");
-        let mut names = Vec::new();
-        while !next.is_empty() {
-            let page = world.twin.get(&next).await?.expect(200)?;
-            names.extend(texts(&page, "jobs", "name"));
-            next = page.text("/links/next").to_owned();
-        }
-        anyhow::Ok(names)
-    };
-    let (churned, names) = tokio::join!(churn, read);
-    churned?;
-    let names = names?;
-    ensure!(names.is_sorted_by(|one, other| one < other), "each job once, in name order");
-    let stayed: Vec<_> = names.iter().filter(|name| !name.contains("churn")).collect();
-    let mut expected: Vec<_> = small.iter().chain(&large).collect();
-    expected.sort_unstable();
-    ensure!(stayed == expected, "{} of {} jobs that were there all the time", stayed.len(), expected.len());
-    let memory = most_memory_of("StatusFunction")?;
-    ensure!(memory < 128_000, "the function took {memory} kB");
-
-    let selector = format!("labelSelector=trainer.deepfinery%2Frun-id%3D{run_id}");
-    let jobs = format!("/apis/kubeflow.org/v1/namespaces/{namespace}/pytorchjobs?{selector}");
-    world.kubectl(&["delete", "--raw", &jobs], None).await?;
-    Ok(())
-}
-
 #[tokio::test]
 async fn a_namespace_is_the_border_of_every_route() -> Result<()> {
     let world = World::meet()?;
@@ -183,6 +103,24 @@ async fn a_namespace_is_the_border_of_every_route() -> Result<()> {
         assert_eq!(world.twin.get(&path).await?.expect(404)?.text("/code"), "job_not_found", "{path}");
         let foreign = world.twin.get(&format!("{path}?namespace=kube-system")).await?.expect(403)?;
         assert_eq!(foreign.text("/code"), "namespace_not_allowed", "{path}");
+    }
+    // It has none of these, and each of them is looked for where the job is.
+    for (tail, code) in [
+        ("/logs", "log_not_found"),
+        ("/checkpoints/latest", "checkpoint_not_found"),
+        ("/checkpoints/best", "checkpoint_not_found"),
+        ("/checkpoints/10", "checkpoint_not_found"),
+    ] {
+        let path = format!("/train/{run_id}{tail}");
+        let there = world.twin.get(&format!("{path}?namespace=training-two")).await?.expect(404)?;
+        assert_eq!(there.text("/code"), code, "{path}");
+        assert_eq!(world.twin.get(&path).await?.expect(404)?.text("/code"), "job_not_found", "{path}");
+    }
+    for action in ["resume", "suspend"] {
+        let path = format!("/train/{run_id}/{action}");
+        assert_eq!(world.twin.post(&path, &json!({})).await?.expect(404)?.text("/code"), "job_not_found", "{path}");
+        let changed = world.twin.post(&format!("{path}?namespace=training-two"), &json!({})).await?.expect(202)?;
+        assert_eq!(changed.location, format!("/train/{run_id}?namespace=training-two"));
     }
     let answer = world.twin.get(&format!("/train/{run_id}?namespace=training-two")).await?.expect(200)?;
     assert_eq!(answer.text("/links/events"), format!("/train/{run_id}/events?namespace=training-two"));
@@ -198,9 +136,9 @@ async fn a_namespace_is_the_border_of_every_route() -> Result<()> {
 async fn checkpoints_are_chosen_from_the_newest_submissions_line() -> Result<()> {
     let world = World::meet()?;
     let run_id = World::run_id("line");
-    let name = world.submit(&world.stub_request(&run_id, json!({"seconds": 1}))?).await?;
-    let (prefix, path) = (format!("runs/{run_id}/framework=hf"), format!("/train/{name}/checkpoints"));
-    let (older, newer) = ("01970000-0000-7000-8000-00000000000a", "01980000-0000-7000-8000-00000000000b");
+    let created = world.twin.post("/train", &world.stub_request(&run_id, json!({"seconds": 1}))?).await?.expect(201)?;
+    let (prefix, path) = (format!("runs/{run_id}/framework=hf"), format!("{}/checkpoints", created.location));
+    let (older, newer) = ("01970000-0000-7000-8000-00000000000a", created.text("/submission"));
     assert_eq!(world.twin.get(&format!("{path}/latest")).await?.expect(404)?.text("/code"), "checkpoint_not_found");
 
     let file = |step: u64| format!("{prefix}/checkpoints/checkpoint-{step}/model.safetensors");
@@ -225,6 +163,11 @@ async fn checkpoints_are_chosen_from_the_newest_submissions_line() -> Result<()>
     let rows: Vec<_> = rows.iter().map(|row| (row["step"].as_u64(), row["superseded"].as_bool())).collect();
     let expected = [(40, false), (30, false), (20, true), (15, false), (10, false)];
     assert_eq!(rows, expected.map(|(step, superseded)| (Some(step), Some(superseded))));
+
+    let status = world.twin.get(&created.location).await?.expect(200)?;
+    assert_eq!(status.number("/checkpoints/latest_step"), Some(40));
+    let marker = format!("{}/{run_id}/framework=hf/checkpoints/step-000040.json", world.twin.setting("RUNS_BASE_URI")?);
+    assert_eq!(status.text("/checkpoints/latest_uri"), marker);
 
     let at = async |tail: &str| -> Result<Option<u64>> {
         Ok(world.twin.get(&format!("{path}/{tail}")).await?.expect(200)?.number("/step"))

@@ -31,6 +31,15 @@ async fn owner(world: &World, run_id: &str) -> Result<Value> {
     Ok(serde_json::from_slice(&world.twin.object(&format!("runs/{run_id}/framework=hf/owner")).await?)?)
 }
 
+async fn gone(world: &World, path: &str) -> Result<()> {
+    let started = Instant::now();
+    while world.twin.get(path).await?.status != 404 {
+        ensure!(started.elapsed() < MINUTE, "{path} is still there");
+        sleep(Duration::from_millis(300)).await;
+    }
+    Ok(())
+}
+
 /// Codes of problems, or statuses of good answers.
 fn outcomes(answers: &[Answer]) -> Vec<String> {
     let outcome = |answer: &Answer| match answer.text("/code") {
@@ -40,6 +49,15 @@ fn outcomes(answers: &[Answer]) -> Vec<String> {
     let mut outcomes: Vec<_> = answers.iter().map(outcome).collect();
     outcomes.sort_unstable();
     outcomes
+}
+
+/// Whether a process of this machine, where the twin's pods are processes, has all these variables.
+fn is_in_an_environment(variables: &[&str]) -> bool {
+    std::fs::read_dir("/proc").into_iter().flatten().flatten().any(|process| {
+        let environment = std::fs::read(process.path().join("environ")).unwrap_or_default();
+        let has = |variable: &&str| environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes());
+        variables.iter().all(has)
+    })
 }
 
 #[tokio::test]
@@ -75,6 +93,30 @@ async fn the_same_request_is_replayed_and_another_one_is_told_where_it_differs()
     world.wait_for_status(name, "succeeded", MINUTE).await?;
     let after = world.twin.post("/train", &request).await?.expect(200)?;
     assert_eq!((after.text("/status"), after.text("/submission")), ("succeeded", first.text("/submission")));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_request_is_the_same_however_it_is_written() -> Result<()> {
+    let world = World::meet()?;
+    let base = world.twin.setting("RUNS_BASE_URI")?;
+    let least = json!({
+        "framework": "hf", "model_id": "tiny", "run_id": World::run_id("written"), "checkpoint_base_uri": base,
+        "dataset_uri": "s3://data/none.jsonl", "image": "stub", "extra_args": {"seconds": 1, "steps": 2},
+    });
+    let created = world.twin.post("/train", &least).await?.expect(201)?;
+    // Each default of the contract, nulls, another order, slashes and a number's other form.
+    let whole = json!({
+        "priority_class": null, "queue": null, "max_restarts": null, "max_runtime_seconds": null, "config_path": null,
+        "annotations": {}, "labels": {}, "env_from_secrets": {}, "env": {}, "extra_args": {"steps": 2, "seconds": 1.0},
+        "resume_from_checkpoint": false, "memory_per_node_gb": 256, "cpus_per_node": 32, "gpus_per_node": 1,
+        "num_nodes": 1, "image": "stub", "dataset_uri": "s3://data/none.jsonl", "checkpoint_base_uri": format!("{base}//"),
+        "run_id": least["run_id"], "model_id": "tiny", "framework": "hf", "namespace": "training",
+        "job_name": created.name(),
+    });
+    let replayed = world.twin.post("/train?restart=false", &whole).await?.expect(200)?;
+    assert_eq!(replayed.text("/submission"), created.text("/submission"));
+    world.twin.delete(&created.location).await?.expect(202)?;
     Ok(())
 }
 
@@ -137,26 +179,23 @@ async fn a_restart_whose_answer_was_lost_can_be_sent_again() -> Result<()> {
     let name = first.name().to_owned();
     world.wait_for_status(&name, "succeeded", MINUTE).await?;
 
-    // The caller hangs up at once; the function goes on.
+    // The caller hangs up at once; the function goes on, as nobody else does.
     let path = format!("/train?restart={}", first.text("/submission"));
     let hung_up = tokio::time::timeout(Duration::from_millis(30), world.twin.post(&path, &request)).await;
     ensure!(hung_up.is_err(), "it was answered before the caller hung up");
     let started = Instant::now();
-    let (mut submissions, mut codes) = (Vec::new(), Vec::new());
-    while submissions.len() < 3 {
-        ensure!(started.elapsed() < MINUTE, "{codes:?}");
-        let answer = world.twin.post(&path, &request).await?;
-        codes.push(answer.status);
-        match answer.status {
-            200 | 201 => submissions.push(answer.text("/submission").to_owned()),
-            // The first one may be at work still.
-            409 if answer.text("/code") == "job_terminating" => sleep(Duration::from_millis(200)).await,
-            other => anyhow::bail!("{other}: {}", answer.body),
+    let made = loop {
+        ensure!(started.elapsed() < MINUTE, "nothing was restarted");
+        let found = world.twin.get(&format!("/train/{name}")).await?;
+        if found.status == 200 && found.text("/submission") != first.text("/submission") {
+            break found.text("/submission").to_owned();
         }
+        sleep(Duration::from_millis(200)).await;
+    };
+    for _ in 0..3 {
+        let again = world.twin.post(&path, &request).await?.expect(200)?;
+        assert_eq!(again.text("/submission"), made, "each repetition is answered with the same job");
     }
-    submissions.dedup();
-    assert_eq!(submissions.len(), 1, "each repetition is answered with the same job");
-    ensure!(submissions != [first.text("/submission")], "nothing was restarted");
     assert_eq!(jobs_of(&world, &run_id).await?, 1);
     let elsewhere = world.twin.post(&path, &with(&request, &json!({"num_nodes": 1}))).await?.expect(409)?;
     assert_eq!(elsewhere.text("/code"), "job_conflict");
@@ -188,12 +227,27 @@ async fn a_request_for_a_job_that_is_being_deleted_waits_or_is_told_to() -> Resu
     ensure!(second.text("/submission") != first.text("/submission"), "the old submission");
     assert_eq!(jobs_of(&world, &run_id).await?, 1);
     world.twin.delete(&path).await?.expect(202)?;
-    let started = Instant::now();
-    while world.twin.get(&path).await?.status != 404 {
-        ensure!(started.elapsed() < MINUTE, "the cancelled job is still there");
-        sleep(Duration::from_millis(300)).await;
-    }
+    gone(&world, &path).await?;
     assert_eq!(world.twin.delete(&path).await?.expect(404)?.text("/code"), "job_not_found");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_restart_does_not_wait_longer_than_its_caller_would() -> Result<()> {
+    let world = World::meet()?;
+    // Its pods take longer to stop than a restart waits, and less than twice as long.
+    let request = world.stub_request(&World::run_id("slow-to-leave"), json!({"seconds": 600, "stop_seconds": 25}))?;
+    let first = world.twin.post("/train", &request).await?.expect(201)?;
+    world.wait_for_status(first.name(), "running", MINUTE).await?;
+    world.twin.delete(&first.location).await?.expect(202)?;
+    let started = Instant::now();
+    let told = world.twin.post("/train?restart=true", &request).await?.expect(409)?;
+    let waited = started.elapsed().as_secs();
+    assert_eq!((told.text("/code"), told.header("retry-after")), ("job_terminating", Some("5")));
+    ensure!((14..=20).contains(&waited), "answered after {waited} s");
+    let second = world.twin.post("/train?restart=true", &request).await?.expect(201)?;
+    ensure!(second.text("/submission") != first.text("/submission"), "the old submission");
+    world.twin.delete(&second.location).await?.expect(202)?;
     Ok(())
 }
 
@@ -239,8 +293,25 @@ async fn a_run_with_checkpoints_is_never_trained_over_by_a_retry() -> Result<()>
         let found = env.into_iter().flatten().find(|variable| variable["name"] == "RESUME").map(|v| v["value"].clone());
         assert_eq!(found, Some(json!(resume)), "{wanted}");
     }
+    // What `latest` means is decided once: a newer checkpoint makes no other request of it.
+    let resumed = with(&request, &json!({"resume_from_checkpoint": "latest"}));
+    let pinned = world.twin.post("/train", &resumed).await?.expect(201)?;
+    world.twin.put(&format!("{prefix}/checkpoints/checkpoint-30/model"), b"12345".to_vec()).await?;
+    let checkpoints = format!("/train/{}/checkpoints", pinned.name());
+    assert_eq!(world.twin.get(&format!("{checkpoints}/30")).await?.expect(200)?.text("/state"), "complete");
+    let replayed = world.twin.post("/train", &resumed).await?.expect(200)?;
+    assert_eq!(replayed.text("/submission"), pinned.text("/submission"));
+    world.wait_for_status(pinned.name(), "succeeded", MINUTE).await?;
+
     let started_anew = world.twin.post("/train?restart=true", &request).await?.expect(201)?;
     world.wait_for_status(started_anew.name(), "succeeded", MINUTE).await?;
+    // The checkpoints outlive the job, and the next one goes on from them.
+    world.twin.delete(&started_anew.location).await?.expect(202)?;
+    gone(&world, &started_anew.location).await?;
+    let markers = world.keys(&format!("{prefix}/checkpoints/step-")).await?;
+    assert_eq!(markers, [10, 20, 30].map(|step| format!("{prefix}/checkpoints/step-{step:06}.json")));
+    assert_eq!(world.twin.post("/train", &request).await?.expect(409)?.text("/code"), "run_exists");
+    world.twin.post("/train", &with(&request, &json!({"resume_from_checkpoint": true}))).await?.expect(201)?;
     Ok(())
 }
 
@@ -265,6 +336,13 @@ async fn one_run_has_one_active_job_whatever_its_name() -> Result<()> {
     let refused = world.twin.post("/train?namespace=training-two", &request).await?.expect(409)?;
     assert_eq!(refused.text("/code"), "run_active");
     ensure!(refused.text("/detail").contains(&winner), "{}", refused.body);
+    // What it has written by now is no reason to restart it.
+    let marker = json!({"layout": 1, "framework": "hf", "step": 5, "saved_at": 1.0, "files": [], "metadata": {}});
+    let key = format!("runs/{run_id}/framework=hf/checkpoints/step-000005.json");
+    world.twin.put(&key, marker.to_string().into_bytes()).await?;
+    for path in ["/train", "/train?dry_run=true", "/train?restart=true"] {
+        assert_eq!(world.twin.post(path, &named("e")).await?.expect(409)?.text("/code"), "run_active", "{path}");
+    }
     world.twin.delete(&format!("/train/{winner}")).await?.expect(202)?;
     Ok(())
 }
@@ -300,12 +378,16 @@ async fn a_dry_run_creates_nothing_and_says_what_would_be_answered() -> Result<(
 #[tokio::test]
 async fn a_job_is_suspended_and_resumed_unless_a_queue_decides() -> Result<()> {
     let world = World::meet()?;
-    let request = world.stub_request(&World::run_id("suspended"), json!({"seconds": 600}))?;
+    let request = world.stub_request(&World::run_id("suspended"), json!({"seconds": 600, "steps": 600}))?;
     let name = world.submit(&request).await?;
     let path = format!("/train/{name}");
-    world.wait_for_status(&name, "running", MINUTE).await?;
+    let running = world.wait(&path, MINUTE, |answer| answer.number("/progress/step").is_some()).await?;
+    ensure!(running.text("/detail").starts_with("running, step "), "{}", running.body);
+    // Those that do not look how far it is do not say that it is nowhere.
+    assert_eq!(world.twin.post("/train", &request).await?.expect(200)?.text("/detail"), "running");
     for _ in 0..2 {
-        world.twin.post(&format!("{path}/suspend"), &json!({})).await?.expect(202)?;
+        let held = world.twin.post(&format!("{path}/suspend"), &json!({})).await?.expect(202)?;
+        ensure!(!held.text("/detail").contains("no step"), "{}", held.body);
     }
     let held = world.wait(&path, MINUTE, |answer| answer.text("/phase") == "Suspended").await?;
     assert_eq!(held.text("/status"), "submitted");
@@ -319,14 +401,17 @@ async fn a_job_is_suspended_and_resumed_unless_a_queue_decides() -> Result<()> {
     world.twin.delete(&path).await?.expect(202)?;
 
     let queued =
-        with(&world.stub_request(&World::run_id("queued"), json!({"seconds": 1}))?, &json!({"queue": "team-a"}));
+        with(&world.stub_request(&World::run_id("queued"), json!({"seconds": 10}))?, &json!({"queue": "team-a"}));
     let name = world.submit(&queued).await?;
-    let refused = world.twin.post(&format!("/train/{name}/suspend"), &json!({})).await?;
-    ensure!(["queue_managed", "job_finished"].contains(&refused.text("/code")), "{}", refused.body);
-    assert_eq!(refused.text("/code"), "queue_managed");
+    for action in ["suspend", "resume"] {
+        let refused = world.twin.post(&format!("/train/{name}/{action}"), &json!({})).await?.expect(409)?;
+        assert_eq!(refused.text("/code"), "queue_managed", "{action}");
+    }
     world.wait_for_status(&name, "succeeded", MINUTE).await?;
-    let refused = world.twin.post(&format!("/train/{name}/suspend"), &json!({})).await?.expect(409)?;
-    assert_eq!(refused.text("/code"), "job_finished");
+    for action in ["suspend", "resume"] {
+        let refused = world.twin.post(&format!("/train/{name}/{action}"), &json!({})).await?.expect(409)?;
+        assert_eq!(refused.text("/code"), "job_finished", "{action}");
+    }
     Ok(())
 }
 
@@ -337,33 +422,61 @@ async fn platform_defaults_and_secrets_reach_the_pods() -> Result<()> {
     let apply = |kind: Value| {
         let world = &world;
         async move {
-            let output = world.kubectl(&["apply", "--namespace", namespace], Some(&kind)).await?;
+            // By the server, because a large object does not fit into the annotation that kubectl would make of it.
+            let arguments = ["apply", "--server-side", "--force-conflicts", "--namespace", namespace];
+            let output = world.kubectl(&arguments, Some(&kind)).await?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             anyhow::Ok(())
         }
     };
-    apply(json!({
-        "apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "training-defaults"},
-        "template": {
-            "metadata": {"labels": {"owner": "platform"}},
-            "spec": {
-                "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
-                "containers": [{"name": "pytorch", "image": "ignored", "env": [{"name": "NCCL_DEBUG", "value": "INFO"}]}],
+    let defaults = |debug: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "training-defaults"},
+            "template": {
+                "metadata": {"labels": {"owner": "platform"}},
+                "spec": {
+                    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+                    "containers": [
+                        {"name": "pytorch", "image": "ignored", "env": [{"name": "NCCL_DEBUG", "value": debug}]},
+                        {"name": "sidecar", "image": "stub"},
+                    ],
+                },
             },
-        },
-    }))
-    .await?;
+        })
+    };
+    // Two of them are more than an object may have.
+    apply(defaults(&"x".repeat(600 * 1024))).await?;
+    let path = format!("/train?namespace={namespace}");
+    let large = world.stub_request(&World::run_id("large"), json!({}))?;
+    assert_eq!(world.twin.post(&path, &large).await?.expect(413)?.text("/code"), "body_too_large");
+    apply(defaults("INFO")).await?;
     apply(json!({
         "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hugging-face"}, "stringData": {"token": "hf_secret"},
     }))
     .await?;
+    let run_id = World::run_id("defaults");
     let request = with(
-        &world.stub_request(&World::run_id("defaults"), json!({"seconds": 1}))?,
+        &world.stub_request(&run_id, json!({"seconds": 5}))?,
         &json!({"env_from_secrets": {"HF_TOKEN": "hugging-face/token"}, "labels": {"example.com/team": "a"}, "max_runtime_seconds": 600}),
     );
-    let path = format!("/train?namespace={namespace}");
+    let toleration = json!({"key": "nvidia.com/gpu", "operator": "Exists"});
+    let is_whole = |pod: &Value| {
+        let names: Vec<_> =
+            pod["containers"].as_array().into_iter().flatten().map(|container| &container["name"]).collect();
+        let has_toleration = pod["tolerations"].as_array().is_some_and(|all| all.contains(&toleration));
+        names == ["pytorch", "sidecar"] && has_toleration && pod["containers"][0]["image"] == "stub"
+    };
+    let dry = world.twin.post(&format!("{path}&dry_run=true"), &request).await?.expect(200)?;
+    for (kind, replica) in dry.body["manifest"]["spec"]["pytorchReplicaSpecs"].as_object().into_iter().flatten() {
+        ensure!(is_whole(&replica["template"]["spec"]), "{kind}: {replica}");
+    }
     let created = world.twin.post(&path, &request).await?.expect(201)?;
     assert_eq!(created.location, format!("/train/{}?namespace={namespace}", created.name()));
+    let started = Instant::now();
+    while !is_in_an_environment(&[&format!("RUN_ID={run_id}"), "HF_TOKEN=hf_secret"]) {
+        ensure!(started.elapsed() < MINUTE, "no process of the job has the secret");
+        sleep(Duration::from_millis(100)).await;
+    }
     let done = world.wait(&created.location, MINUTE, |answer| answer.text("/status") == "succeeded").await?;
     assert_eq!(done.text("/namespace"), namespace);
 
@@ -377,6 +490,7 @@ async fn platform_defaults_and_secrets_reach_the_pods() -> Result<()> {
     assert_eq!(pod["metadata"]["labels"]["owner"], "platform");
     assert_eq!(pod["metadata"]["labels"]["example.com/team"], "a");
     assert_eq!(pod["spec"]["activeDeadlineSeconds"], 630);
+    ensure!(is_whole(&pod["spec"]), "{}", pod["spec"]);
     let env = pod["spec"]["containers"][0]["env"].as_array().cloned().unwrap_or_default();
     ensure!(env.contains(&json!({"name": "NCCL_DEBUG", "value": "INFO"})), "{env:?}");
     ensure!(!pod.to_string().contains("hf_secret"), "the secret stands in clear text in the pod");

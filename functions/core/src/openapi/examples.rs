@@ -8,7 +8,7 @@ use crate::{
     namespace::Namespaces,
     problem::Problem,
     request::{Rules, TrainingJobRequest, tests::rules},
-    status::TrainingJobStatus,
+    status::{Look, TrainingJobStatus},
 };
 
 /// The name of the problem among the examples.
@@ -75,7 +75,7 @@ pub(super) fn job() -> TrainingJobStatus {
     let origin = Origin { submission: &submission, submitted_by: Some("ci"), start: Start::Step(step) };
     let job = manifest::build(&request, origin, None, &platform);
     let namespaces = Namespaces::new(request.namespace, Vec::new());
-    TrainingJobStatus::new(&job, &namespaces, &[], None, None)
+    TrainingJobStatus::new(&job, &namespaces, &[], Look::Unknown, None)
 }
 
 /// The answer to a request with two mistakes.

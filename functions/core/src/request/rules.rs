@@ -3,7 +3,7 @@
 use crate::pytorchjob::key;
 
 /// Environment variables that the platform, the operator or torchrun set.
-const RESERVED_VARIABLES: [&str; 25] = [
+const RESERVED_VARIABLES: [&str; 28] = [
     "FRAMEWORK",
     "MODEL_ID",
     "RUN_ID",
@@ -25,9 +25,12 @@ const RESERVED_VARIABLES: [&str; 25] = [
     "RANK",
     "LOCAL_RANK",
     "GROUP_RANK",
+    "ROLE_NAME",
     "ROLE_RANK",
     "WORLD_SIZE",
     "LOCAL_WORLD_SIZE",
+    "GROUP_WORLD_SIZE",
+    "ROLE_WORLD_SIZE",
     "PYTHONUNBUFFERED",
 ];
 const RESERVED_VARIABLE_PREFIXES: [&str; 5] = ["CHECKPOINT", "MASTER_", "PET_", "TORCHELASTIC_", "TORCH_ELASTIC_"];

@@ -2,9 +2,11 @@
 //! wrong behind the functions. Alone, because every other test needs what fails here.
 //!
 //! Real: the webhook, the namespaces, the Roles, the quota, the secret, connections that are refused or cut, late answers,
-//! certificates. The proxies' own answers stand for a cluster without the `PyTorchJob` resource, for an overloaded or
-//! broken API server, for tokens and credentials that are refused, and for throttling by AWS; a clock that is wrong shows
-//! as those, too. `ONLY=<part of a fault's name>` plays fewer rows.
+//! certificates, and wrong clocks (of a submit function of our own, called without the API before it). The proxies' own
+//! answers stand for a cluster without the `PyTorchJob` resource, for an overloaded or broken API server, for tokens and
+//! credentials that are refused, and for throttling by AWS. `ONLY=<part of a fault's name>` plays fewer rows.
+
+mod cases;
 
 use std::{
     fmt::Write as _,
@@ -15,7 +17,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use aws_sdk_secretsmanager::config::{BehaviorVersion, Credentials, Region};
-use e2e::{World, cluster, logs};
+use cases::{Ask, CASES, Case, POLICY, POLICY_SAYS, Trouble};
+use e2e::{
+    World, cluster, logs,
+    runtime::{Event, EventBody, Function, environment},
+};
 use kube::api::ListParams;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -29,180 +35,6 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(28);
 const RECOVERED_WITHIN: Duration = Duration::from_secs(10);
 const GONE_WITHIN: Duration = Duration::from_secs(40);
 const POLL: Duration = Duration::from_millis(200);
-
-const UNAUTHORIZED: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"Unauthorized","reason":"Unauthorized","code":401}"#;
-const INTERNAL: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"etcdserver: leader changed","code":500}"#;
-/// Priority and fairness answers in plain text.
-const TOO_MANY: &str = "Too many requests, please try again later.\n";
-/// So does the API server where it has no such resource.
-const NO_RESOURCE: &str = "404 page not found\n";
-const THROTTLED: &str = r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#;
-const EXPIRED: &str =
-    r#"{"__type":"ExpiredTokenException","message":"The security token included in the request is expired"}"#;
-const EXPIRED_S3: &str =
-    "<?xml version=\"1.0\"?><Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>";
-
-/// What goes wrong.
-enum Trouble {
-    /// As `twin fault` is told.
-    Told(&'static [&'static [&'static str]]),
-    Nothing,
-    /// The certificate is another authority's, and EKS says so.
-    OtherAuthority,
-    OperatorStopped,
-    NoRoleBinding,
-    QuotaUsedUp,
-    Terminating,
-    SecretDeleted,
-    SecretEmpty,
-}
-
-/// Who asks for what.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ask {
-    Submit,
-    SubmitWhereNothingIs,
-    /// After a stranger, for whom the secret has been looked at again.
-    SubmitAfterStranger,
-    /// A job's status.
-    Read,
-    /// Submit with a token that nobody knows.
-    Stranger,
-}
-
-struct Case {
-    fault: &'static str,
-    trouble: Trouble,
-    ask: Ask,
-    /// Codes, or statuses of good answers; each is right.
-    expected: &'static [&'static str],
-}
-
-const CASES: &[Case] = &[
-    case("API server down", Trouble::Told(&[&["cluster", "refuse"]]), Ask::Submit, &["cluster_unavailable"]),
-    case("API server down", Trouble::Told(&[&["cluster", "refuse"]]), Ask::Read, &["cluster_unavailable"]),
-    case("slow: every answer 20 s", Trouble::Told(&[&["cluster", "slow", "20"]]), Ask::Submit, &["cluster_timeout"]),
-    case("slow: every answer 20 s", Trouble::Told(&[&["cluster", "slow", "20"]]), Ask::Read, &["cluster_timeout"]),
-    case(
-        "slow: writes 20 s",
-        Trouble::Told(&[&["cluster", "slow", "20", "--method", "POST"]]),
-        Ask::Submit,
-        &["201", "cluster_timeout"],
-    ),
-    case(
-        "slow: cluster 7 s, AWS 2 s",
-        // Each call is in time, and all together are not.
-        Trouble::Told(&[&["cluster", "slow", "7"], &["aws", "slow", "2"]]),
-        Ask::Submit,
-        &["cluster_timeout"],
-    ),
-    case(
-        "429 with Retry-After",
-        Trouble::Told(&[&["cluster", "answer", "429", "--header", "Retry-After: 7", "--body", TOO_MANY]]),
-        Ask::Submit,
-        &["throttled"],
-    ),
-    case("500", Trouble::Told(&[&["cluster", "answer", "500", "--body", INTERNAL]]), Ask::Submit, &["cluster_error"]),
-    case("webhook down", Trouble::OperatorStopped, Ask::Submit, &["cluster_not_ready"]),
-    // RBAC comes first: a namespace that does not exist has no Role in it.
-    case("namespace missing", Trouble::Nothing, Ask::SubmitWhereNothingIs, &["cluster_denied"]),
-    case("RBAC missing", Trouble::NoRoleBinding, Ask::Submit, &["cluster_denied"]),
-    case("quota used up", Trouble::QuotaUsedUp, Ask::Submit, &["quota_exceeded"]),
-    case("namespace terminating", Trouble::Terminating, Ask::Submit, &["namespace_terminating"]),
-    case(
-        "CRD missing",
-        Trouble::Told(&[&["cluster", "answer", "404", "--path", "/pytorchjobs", "--body", NO_RESOURCE]]),
-        Ask::Submit,
-        &["cluster_not_ready"],
-    ),
-    case(
-        "CRD missing",
-        Trouble::Told(&[&["cluster", "answer", "404", "--path", "/pytorchjobs", "--body", NO_RESOURCE]]),
-        Ask::Read,
-        &["cluster_not_ready"],
-    ),
-    case(
-        "cluster token refused once",
-        Trouble::Told(&[&["cluster", "answer", "401", "--times", "1", "--body", UNAUTHORIZED]]),
-        Ask::Submit,
-        &["201"],
-    ),
-    case(
-        "cluster token refused always",
-        Trouble::Told(&[&["cluster", "answer", "401", "--body", UNAUTHORIZED]]),
-        Ask::Submit,
-        &["cluster_denied"],
-    ),
-    case(
-        "credentials expired",
-        Trouble::Told(&[
-            &["cluster", "answer", "401", "--body", UNAUTHORIZED],
-            &["aws", "answer", "400", "--service", "secretsmanager", "--body", EXPIRED],
-            &["aws", "answer", "400", "--service", "eks", "--body", EXPIRED],
-            &["aws", "answer", "400", "--service", "s3", "--body", EXPIRED_S3],
-        ]),
-        Ask::Submit,
-        &["cluster_denied"],
-    ),
-    case(
-        "certificate authority changed",
-        Trouble::Told(&[&["cluster", "authority"]]),
-        Ask::Submit,
-        &["cluster_unavailable"],
-    ),
-    case("certificate authority changed, EKS says so", Trouble::OtherAuthority, Ask::Submit, &["201"]),
-    case(
-        "cut after the write",
-        Trouble::Told(&[&["cluster", "lose", "--method", "POST", "--times", "1"]]),
-        Ask::Submit,
-        &["201"],
-    ),
-    case(
-        "cut after every answer",
-        Trouble::Told(&[&["cluster", "lose", "--path", "/pytorchjobs"]]),
-        Ask::Submit,
-        &["cluster_unavailable"],
-    ),
-    case(
-        "cut after a write into S3",
-        Trouble::Told(&[&["aws", "lose", "--service", "s3", "--method", "PUT", "--times", "1"]]),
-        Ask::Submit,
-        &["201"],
-    ),
-    case("S3 down", Trouble::Told(&[&["aws", "cut", "--service", "s3"]]), Ask::Submit, &["storage_unavailable"]),
-    case(
-        "S3 slow: 20 s",
-        Trouble::Told(&[&["aws", "slow", "20", "--service", "s3"]]),
-        Ask::Submit,
-        &["storage_unavailable"],
-    ),
-    case(
-        "Secrets Manager down",
-        Trouble::Told(&[&["aws", "cut", "--service", "secretsmanager"]]),
-        Ask::Stranger,
-        &["auth_unavailable"],
-    ),
-    // What the secret said last counts for ten minutes.
-    case(
-        "Secrets Manager down",
-        Trouble::Told(&[&["aws", "cut", "--service", "secretsmanager"]]),
-        Ask::Submit,
-        &["201"],
-    ),
-    case(
-        "Secrets Manager throttled",
-        Trouble::Told(&[&["aws", "answer", "400", "--service", "secretsmanager", "--body", THROTTLED]]),
-        Ask::Stranger,
-        &["auth_unavailable"],
-    ),
-    case("secret deleted", Trouble::SecretDeleted, Ask::Stranger, &["auth_unavailable"]),
-    case("secret deleted", Trouble::SecretDeleted, Ask::SubmitAfterStranger, &["auth_unavailable"]),
-    case("secret empty", Trouble::SecretEmpty, Ask::SubmitAfterStranger, &["auth_unavailable"]),
-];
-
-const fn case(fault: &'static str, trouble: Trouble, ask: Ask, expected: &'static [&'static str]) -> Case {
-    Case { fault, trouble, ask, expected }
-}
 
 /// A row of the table.
 struct Row {
@@ -294,9 +126,12 @@ impl Stage {
             recovered: None,
             complaints: Vec::new(),
         };
-        let begun = self.begin(&case.trouble).await;
-        let result = match begun {
-            Ok(()) => self.ask_under_fault(case, &run_id, &mut row).await,
+        let begun = async {
+            let replaced = if case.ask == Ask::Restart { self.finished(&run_id).await? } else { String::new() };
+            self.begin(&case.trouble).await.map(|()| replaced)
+        };
+        let result = match begun.await {
+            Ok(replaced) => self.ask_under_fault(case, &run_id, &replaced, &mut row).await,
             Err(error) => Err(error.context("the fault did not begin")),
         };
         let ended = self.end(&case.trouble).await;
@@ -311,27 +146,46 @@ impl Stage {
         row
     }
 
-    async fn ask_under_fault(&self, case: &Case, run_id: &str, row: &mut Row) -> Result<()> {
+    /// `replaced` is the submission that a restart replaces.
+    async fn ask_under_fault(&self, case: &Case, run_id: &str, replaced: &str, row: &mut Row) -> Result<()> {
         if case.ask == Ask::SubmitAfterStranger {
             self.ask(Ask::Stranger, run_id).await?;
         }
         let asked = Instant::now();
-        let (request, answer) = self.ask(case.ask, run_id).await?;
+        let (request, answer, own_log) = if let Trouble::Clock(offset) = case.trouble {
+            self.ask_with_clock(offset, run_id).await?
+        } else {
+            let (request, answer) = self.ask(case.ask, run_id).await?;
+            (request, answer, None)
+        };
         row.answered = asked.elapsed();
         row.request = request;
         let outcome = outcome(&answer);
         row.answer = format!("{} {}", answer.status, answer.text("/code"));
         ensure!(case.expected.contains(&outcome.as_str()), "answered {} {}", answer.status, answer.text_body);
         ensure!(row.answered <= ANSWERED_WITHIN, "answered after {:?}", row.answered);
+        // A fault that is counted goes when it has happened as often.
+        let left = self.world.told(&["status"]).await?;
+        ensure!(!left.contains(r#""times""#), "it has not gone wrong: {left}");
+        ensure!(answer.text_body.contains(case.says), "does not say `{}`: {}", case.says, answer.text_body);
         if answer.status < 400 {
+            ensure!(answer.text("/submission") != replaced || replaced.is_empty(), "nothing was replaced");
+        }
+        // Readiness has no problems, but states.
+        if answer.status < 400 || case.ask == Ask::Ready {
             row.log = "-".into();
             return Ok(());
         }
         ensure!(answer.content_type == "application/problem+json", "answered as {}", answer.content_type);
-        let again_later = matches!(answer.status, 429 | 503);
-        ensure!(!again_later || answer.header("retry-after").is_some(), "no Retry-After");
+        let again_later = matches!(answer.status, 429 | 503 | 504);
+        let retry_after = answer.header("retry-after");
+        ensure!(!again_later || retry_after.is_some(), "no Retry-After");
+        ensure!(case.retry_after.is_none() || retry_after == case.retry_after, "Retry-After is {retry_after:?}");
         let function = if case.ask == Ask::Read { "status" } else { "submit" };
-        let lines = logs::failures(&self.world, function, answer.text("/request_id")).await?;
+        let lines = match own_log {
+            Some(log) => log.lines().filter(|line| logs::tells_of_failure(line)).map(str::to_owned).collect(),
+            None => logs::failures(&self.world, function, answer.text("/request_id")).await?,
+        };
         if answer.status < 500 {
             ensure!(lines.is_empty(), "a refusal is logged as a failure: {lines:?}");
             row.log = "refused".into();
@@ -347,10 +201,18 @@ impl Stage {
     async fn recover(&self, case: &Case, run_id: &str, row: &mut Row) -> Result<()> {
         let ended = Instant::now();
         loop {
-            let (_, answer) = self.ask(case.ask, run_id).await?;
-            let is_good = match case.ask {
+            // A restart sent again would find its own job running.
+            let ask = if case.ask == Ask::Restart { Ask::Submit } else { case.ask };
+            let (_, answer) = self.ask(ask, run_id).await?;
+            let is_good = match ask {
                 Ask::Stranger => answer.text("/code") == "invalid_token",
-                Ask::Submit | Ask::SubmitAfterStranger | Ask::SubmitWhereNothingIs | Ask::Read => answer.status < 300,
+                Ask::Submit
+                | Ask::SubmitAfterStranger
+                | Ask::SubmitWhereNothingIs
+                | Ask::DryRun
+                | Ask::Restart
+                | Ask::Read
+                | Ask::Ready => answer.status < 300,
             };
             if is_good {
                 break;
@@ -359,7 +221,7 @@ impl Stage {
             sleep(POLL).await;
         }
         row.recovered = Some(ended.elapsed());
-        if matches!(case.ask, Ask::Submit | Ask::SubmitAfterStranger) {
+        if matches!(case.ask, Ask::Submit | Ask::SubmitAfterStranger | Ask::Restart) {
             let jobs = cluster::jobs(&self.world, NAMESPACE).await?;
             let selector = format!("trainer.deepfinery/run-id={run_id}");
             let count = jobs.list(&ListParams::default().labels(&selector)).await?.items.len();
@@ -375,19 +237,70 @@ impl Stage {
             Ask::Read => {
                 return Ok(("GET /train/{name}".into(), twin.get(&format!("/train/{}", self.job)).await?));
             }
-            Ask::Submit | Ask::SubmitAfterStranger => (NAMESPACE, twin.setting("TRAINER_API_TOKEN")?),
+            Ask::Ready => return Ok(("GET /readyz".into(), twin.get("/readyz").await?)),
+            Ask::Submit | Ask::SubmitAfterStranger | Ask::DryRun | Ask::Restart => {
+                (NAMESPACE, twin.setting("TRAINER_API_TOKEN")?)
+            }
             Ask::SubmitWhereNothingIs => ("training-absent", twin.setting("TRAINER_API_TOKEN")?),
             Ask::Stranger => (NAMESPACE, stranger.as_str()),
         };
         let body = self.world.stub_request(run_id, json!({"seconds": 1}))?.to_string();
-        let path = format!("/train?namespace={namespace}");
-        let who = if ask == Ask::Stranger { ", unknown token" } else { "" };
+        let (how, who) = match ask {
+            Ask::DryRun => ("&dry_run=true", ", dry run"),
+            Ask::Restart => ("&restart=true", ", restart"),
+            Ask::Stranger => ("", ", unknown token"),
+            _ => ("", ""),
+        };
+        let path = format!("/train?namespace={namespace}{how}");
         Ok((format!("POST /train{who}"), twin.send(Method::POST, &path, Some(token), Some(body)).await?))
+    }
+
+    /// A finished job of a run; its submission.
+    async fn finished(&self, run_id: &str) -> Result<String> {
+        let (_, made) = self.ask(Ask::Submit, run_id).await?;
+        let path = made.expect(201)?.location;
+        let done = self.world.wait(&path, GONE_WITHIN, |answer| answer.text("/status") == "succeeded").await?;
+        Ok(done.text("/submission").to_owned())
+    }
+
+    /// Ask a submit function of our own, whose clock is off; its log comes along.
+    async fn ask_with_clock(&self, offset: &str, run_id: &str) -> Result<(String, Answer, Option<String>)> {
+        let mut environment = environment(&self.world, "submit").await?;
+        for (name, value) in [
+            ("LD_PRELOAD", faketime(&self.world).await?.as_str()),
+            ("FAKETIME", offset),
+            // Clocks that only count are right: nobody's time runs faster.
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+            ("AWS_LAMBDA_LOG_FORMAT", "JSON"),
+        ] {
+            environment.insert(name.to_owned(), value.to_owned());
+        }
+        let function = Function::spawn(&Function::bootstrap(&self.world, "submit")?, environment).await?;
+        let event = Event {
+            method: "POST".to_owned(),
+            path: "/train".to_owned(),
+            query: format!("namespace={NAMESPACE}"),
+            headers: vec![
+                ("x-trainer-token".to_owned(), self.world.twin.setting("TRAINER_API_TOKEN")?.to_owned()),
+                ("content-type".to_owned(), "application/json".to_owned()),
+            ],
+            body: EventBody::Text(self.world.stub_request(run_id, json!({"seconds": 1}))?.to_string()),
+        };
+        let reply = function.invoke(&event.to_json()).await?;
+        let answer = Answer {
+            status: reply.status,
+            content_type: reply.headers.get("content-type").cloned().unwrap_or_default(),
+            location: reply.headers.get("location").cloned().unwrap_or_default(),
+            headers: (&reply.headers).try_into()?,
+            body: reply.json()?,
+            text_body: String::from_utf8_lossy(&reply.body).into_owned(),
+        };
+        Ok(("POST /train".to_owned(), answer, Some(function.end().await?)))
     }
 
     async fn begin(&self, trouble: &Trouble) -> Result<()> {
         match trouble {
-            Trouble::Nothing => Ok(()),
+            Trouble::Nothing | Trouble::Clock(_) => Ok(()),
             Trouble::Told(faults) => {
                 for fault in *faults {
                     self.world.tell(&[&["fault"], *fault].concat()).await?;
@@ -418,19 +331,55 @@ impl Stage {
                 Ok(())
             }
             Trouble::SecretEmpty => self.write_secret("{}").await,
+            Trouble::Policy(reason) => self.refuse_by_policy(reason).await,
         }
+    }
+
+    async fn refuse_by_policy(&self, reason: &str) -> Result<()> {
+        let rule = json!({"apiGroups": ["kubeflow.org"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pytorchjobs"]});
+        let message = POLICY_SAYS.trim_start_matches("denied request: ");
+        for (kind, spec) in [
+            (
+                "ValidatingAdmissionPolicy",
+                json!({
+                    "failurePolicy": "Fail", "matchConstraints": {"resourceRules": [rule]},
+                    "validations": [{"expression": "false", "message": message, "reason": reason}],
+                }),
+            ),
+            (
+                "ValidatingAdmissionPolicyBinding",
+                json!({
+                    "policyName": POLICY, "validationActions": ["Deny"],
+                    "matchResources": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}},
+                }),
+            ),
+        ] {
+            let object = json!({
+                "apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": POLICY}, "spec": spec,
+            });
+            let output = self.world.kubectl(&["apply"], Some(&object)).await?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        // The API server learns of it a moment later.
+        let started = Instant::now();
+        while self.ask(Ask::DryRun, &World::run_id("policy")).await?.1.status == 200 {
+            ensure!(started.elapsed() < RECOVERED_WITHIN, "the policy has no effect");
+            sleep(POLL).await;
+        }
+        Ok(())
     }
 
     async fn end(&self, trouble: &Trouble) -> Result<()> {
         self.world.tell(&["fault", "clear"]).await?;
         match trouble {
-            Trouble::Nothing | Trouble::Told(_) | Trouble::OtherAuthority => Ok(()),
+            Trouble::Nothing | Trouble::Clock(_) | Trouble::Told(_) | Trouble::OtherAuthority => Ok(()),
             Trouble::OperatorStopped
             | Trouble::NoRoleBinding
             | Trouble::QuotaUsedUp
             | Trouble::Terminating
             | Trouble::SecretDeleted
-            | Trouble::SecretEmpty => self.mend().await,
+            | Trouble::SecretEmpty
+            | Trouble::Policy(_) => self.mend().await,
         }
     }
 
@@ -438,6 +387,9 @@ impl Stage {
     async fn mend(&self) -> Result<()> {
         self.world.tell(&["start", "training-operator"]).await?;
         self.kubectl(&["delete", "quota", "no-jobs", "--ignore-not-found"]).await?;
+        for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
+            self.kubectl(&["delete", kind, POLICY, "--ignore-not-found"]).await?;
+        }
         if self.is_terminating().await? {
             self.hold(&Value::Null).await?;
             let started = Instant::now();
@@ -504,6 +456,17 @@ fn outcome(answer: &Answer) -> String {
         "" => answer.status.to_string(),
         code => code.to_owned(),
     }
+}
+
+/// The library that lets a program see another time.
+async fn faketime(world: &World) -> Result<String> {
+    let script = "import libfaketime, pathlib; \
+        print(*pathlib.Path(libfaketime.__file__).parent.glob('vendor/libfaketime/src/libfaketime.so.1'))";
+    let python = world.root.join(".local/venv/sam/bin/python");
+    let output = tokio::process::Command::new(python).args(["-c", script]).output().await?;
+    let path = String::from_utf8(output.stdout)?.trim().to_owned();
+    ensure!(Path::new(&path).is_file(), "no libfaketime: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(path)
 }
 
 fn table(rows: &[Row]) -> String {

@@ -1,0 +1,143 @@
+//! A run in a bucket in memory: a trainer that writes and deletes checkpoints step by step, the events that S3 would send
+//! of it, and what the index should be in the end.
+//!
+//! The trainer's order of calls is that of `trainer/training/checkpoint.py`.
+
+#![expect(dead_code, unreachable_pub, reason = "each test uses a part of it")]
+
+use std::collections::BTreeMap;
+
+use indexer::Indexer;
+use reindex::{Difference, Place, places, reindex};
+use serde_json::{Value, json};
+use training_core::{index::IndexEntry, layout::RunPrefix, marker::State};
+use training_store::{Store, testing::Bucket};
+
+pub const RUN: &str = "runs/r/framework=hf";
+pub const OLD: &str = "01970000-0000-7000-8000-00000000000a";
+pub const NEW: &str = "01980000-0000-7000-8000-00000000000b";
+
+/// One call of a trainer to the storage.
+#[derive(Clone, Debug)]
+pub enum Write {
+    Put(String, String),
+    Delete(String),
+}
+
+// === impl Write ===
+
+impl Write {
+    /// Do it; the event that S3 sends of it, if it is a marker's and changes something.
+    pub fn apply(&self, bucket: &Bucket) -> Option<Value> {
+        match self {
+            Self::Put(key, body) => {
+                bucket.write(key, body);
+                is_marker(key).then(|| event("ObjectCreated:Put", key))
+            }
+            Self::Delete(key) => {
+                let was_there = bucket.body(key).is_some();
+                bucket.remove(key);
+                (was_there && is_marker(key)).then(|| event("ObjectRemoved:Delete", key))
+            }
+        }
+    }
+}
+
+pub fn prefix() -> RunPrefix {
+    format!("s3://bucket/{RUN}").parse().expect("a prefix")
+}
+
+fn is_marker(key: &str) -> bool {
+    key.contains("/step-")
+}
+
+pub fn marker_key(step: u64) -> String {
+    format!("{RUN}/checkpoints/step-{step:06}.json")
+}
+
+pub fn entry_key(step: u64) -> String {
+    format!("{RUN}/index/v1/{:012}", 999_999_999_999 - step)
+}
+
+fn files(step: u64) -> [String; 2] {
+    ["model.safetensors", "trainer_state.pt"].map(|name| format!("{RUN}/checkpoints/checkpoint-{step}/{name}"))
+}
+
+/// Saving: the step's old marker away, its old files away, the files, the marker. `content` tells one saving from another.
+pub fn save(step: u64, submission: &str, content: u64) -> Vec<Write> {
+    let body = format!("{content:08}");
+    let listed = files(step).map(|key| {
+        let path = key.strip_prefix(&format!("{RUN}/checkpoints/")).expect("a file of the run").to_owned();
+        // The ETag that the file will have.
+        let probe = Bucket::default();
+        probe.write(&key, &body);
+        json!({"path": path, "size": body.len(), "etag": probe.etag(&key)})
+    });
+    let saved_at = f64::from(u32::try_from(content).expect("a small number"));
+    let marker = json!({
+        "layout": 1, "framework": "hf", "step": step, "saved_at": saved_at, "submission": submission, "parent": null,
+        "files": listed, "metrics": {"loss": 1.0}, "metadata": {},
+    });
+    let puts = files(step).map(|key| Write::Put(key, body.clone()));
+    [delete(step), puts.to_vec(), vec![Write::Put(marker_key(step), marker.to_string())]].concat()
+}
+
+/// Deleting: the marker first, then the files.
+pub fn delete(step: u64) -> Vec<Write> {
+    std::iter::once(marker_key(step)).chain(files(step)).map(Write::Delete).collect()
+}
+
+/// What S3 sends, as the indexer gets it; the key is form-encoded.
+pub fn event(name: &str, key: &str) -> Value {
+    json!({"Records": [{
+        "eventVersion": "2.1", "eventSource": "aws:s3", "eventName": name,
+        "s3": {"bucket": {"name": "bucket"}, "object": {"key": key.replace('=', "%3D")}},
+    }]})
+}
+
+pub fn indexer(store: Store) -> Indexer {
+    Indexer { store, runs_base_uris: vec!["s3://bucket/runs".parse().expect("a base")] }
+}
+
+/// The steps whose entries differ from what a rebuild makes.
+pub async fn differences(bucket: &Bucket) -> Vec<(u64, Difference)> {
+    let store = bucket.store();
+    let places = places(&store, &prefix()).await.expect("a listing");
+    let mut found = Vec::new();
+    let report = |place: &Place, difference: Option<&Difference>, _| {
+        found.extend(difference.map(|difference| (place.step.get(), difference.clone())));
+    };
+    reindex(&store, places, 8, false, report).await.expect("compared");
+    found
+}
+
+/// The index that a rebuild makes of the same markers and files when there is none.
+pub async fn rebuilt(bucket: &Bucket) -> BTreeMap<String, String> {
+    let fresh = Bucket::default();
+    for (key, body) in bucket.objects("").iter().filter(|(key, _)| !key.contains("/index/")) {
+        fresh.write(key, body);
+    }
+    let store = fresh.store();
+    let places = places(&store, &prefix()).await.expect("a listing");
+    reindex(&store, places, 8, true, |_, _, _| {}).await.expect("rebuilt");
+    fresh.objects("/index/")
+}
+
+/// What an index must be, whatever happened: readable, and never calling a checkpoint complete whose files are not all
+/// those of one saving.
+pub async fn check_readable(bucket: &Bucket) {
+    let page = bucket.store().index_page(&prefix(), 1_000, None).await.expect("an index that can be read");
+    bucket.store().latest(&prefix()).await.expect("an answer");
+    assert_eq!(page.entries.len(), bucket.objects("/index/v1/").len());
+}
+
+/// The steps that the index calls complete, and whose files are not all there as one saving wrote them.
+pub async fn torn_and_called_complete(bucket: &Bucket) -> Vec<u64> {
+    let page = bucket.store().index_page(&prefix(), 1_000, None).await.expect("an index");
+    let is_torn = |entry: &&IndexEntry| {
+        let Some(marker) = bucket.body(&marker_key(entry.step)) else { return true };
+        let content = serde_json::from_str::<Value>(&marker).expect("a marker")["saved_at"].as_f64().expect("a number");
+        files(entry.step).iter().any(|key| bucket.body(key) != Some(format!("{content:08}")))
+    };
+    page.entries.iter().filter(|entry| entry.state == State::Complete).filter(is_torn).map(|entry| entry.step).collect()
+}
