@@ -10,8 +10,9 @@ from transformers import AutoTokenizer
 from training import data
 from training.data import IGNORED, Collator, Order, Streamed, Texts, prepare
 from training.distributed import World
-from training.errors import UserError
+from training.errors import AccessDeniedError, UserError
 from training.settings import Settings
+from training.storage import Folder
 
 ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
 
@@ -82,6 +83,25 @@ def test_what_is_streamed_is_on_disk_for_a_while_only(tmp_path):
 def test_what_is_not_there_is_named(tmp_path, uri):
     with pytest.raises(UserError, match=f"DATASET_URI.*{uri}"):
         prepared(f"file://{tmp_path}/{uri}", tmp_path / "here")
+
+
+def test_one_object_need_not_be_listed(tmp_path, monkeypatch):
+    (tmp_path / "one.jsonl").write_text(rows("a"))
+    monkeypatch.setattr(Folder, "list", denied)
+    assert list(prepared(f"file://{tmp_path}/one.jsonl", tmp_path / "here")) == ["a"]
+    with pytest.raises(UserError, match=r"^DATASET_URI .*/ may not be listed by this job: access denied$"):
+        prepared(f"file://{tmp_path}/", tmp_path / "there")
+
+
+def denied(*_):
+    raise AccessDeniedError("key")
+
+
+def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "one.jsonl").write_text(rows("a"))
+    monkeypatch.setattr(Folder, "download", denied)
+    with pytest.raises(UserError, match=r"^DATASET_URI .*one.jsonl may not be read by this job: access denied$"):
+        prepared(f"file://{tmp_path}/one.jsonl", tmp_path / "here")
 
 
 def test_lines_are_read_by_number(tmp_path):
