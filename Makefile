@@ -1,6 +1,7 @@
 # The one command surface: each target is a line or two that calls cargo, pytest or the twin.
 .DEFAULT_GOAL := help
-.PHONY: faults bench help demo up down clean status build check test template trainer-test e2e invoke invoke-all sam-local postman openapi client-test delivery soak reindex redrive redrive-test
+.PHONY: help demo up down clean status build check delivery test soak template trainer-test trainer-image invoke invoke-all \
+	denials sam-local postman openapi client-test redrive redrive-test reindex e2e faults bench
 
 EVENT = events/status-healthz.json
 # The whole workspace, or the dependencies would be compiled once more with other features.
@@ -41,8 +42,9 @@ test: check delivery up template trainer-test invoke-all denials redrive-test po
 delivery: ## The index under S3's delivery at its worst, with three seeds; needs no twin
 	$(E2E) --test delivery
 
-soak: ## The same with fifty more seeds, for hours
+soak: ## The index with fifty more seeds and the trainer with many more kill points, for hours
 	$(E2E) --test delivery -- --ignored
+	.local/venv/trainer/bin/pytest -q trainer/tests -m soak
 
 template: ## Checks of template.yaml, infra/cluster and events
 	.local/venv/sam/bin/python -m pytest -q tests/template
@@ -51,6 +53,11 @@ trainer-test: ## The trainer's tests
 	.local/venv/trainer/bin/ruff check trainer
 	.local/venv/trainer/bin/ruff format --check trainer
 	.local/venv/trainer/bin/pytest -q trainer/tests
+
+trainer-image: ## Build the trainer's image, and the one without CUDA (needs Docker)
+	@docker version >/dev/null 2>&1 || { echo "no image is built: there is no Docker here, or its daemon does not answer" >&2; exit 1; }
+	docker build --tag trainer:cuda trainer
+	docker build --tag trainer:cpu --target cpu trainer
 
 invoke: ## Send EVENT=events/<file>.json to its function, without Docker, against the running twin
 	@.local/venv/sam/bin/python infra/local/invoke.py $(EVENT)

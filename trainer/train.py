@@ -1,4 +1,4 @@
-"""Train one job: parse, choose the framework's runner, run, clean up.
+"""Train one job: parse, number the attempt, run the framework's runner, say how it ended.
 
 On a laptop, without a GPU, a cluster or a network:
 
@@ -11,87 +11,90 @@ On a laptop, without a GPU, a cluster or a network:
 In a pod torchrun starts it without arguments, once for each process, and everything comes from the environment.
 """
 
-import contextlib
+import dataclasses
+import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import traceback
 
-from training.errors import KnownError, UserError
+from training import last_words
+from training.attempts import Ledger
+from training.errors import FINISHED, PREEMPTED, STOPPED, KnownError, UserError, cause_of, is_consequence
 from training.job import Job, parse
-
-# The exit code of a run that was told to stop: 128 + SIGTERM. Never 0, or a job that was cut short would count as done.
-STOPPED = 143
-
-# The frameworks that have a runner here; nemo and meta are known names without one.
-RUNNERS = ("hf",)
+from training.place import Place
+from training.rank_log import RankLog
+from training.storage import open_storage
 
 logger = logging.getLogger("training")
 
 
-def main() -> None:
+def main() -> int:
     # One thread unless told otherwise: several processes share a machine, and results must not depend on its cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    start_logging()
+    place = Place.here()
+    start_logging(place)
     try:
         job = parse(sys.argv[1:], os.environ)
-        if job.framework not in RUNNERS:
-            raise UserError(f"framework {job.framework} is not in this image yet, only {', '.join(RUNNERS)}")
     except UserError as error:
-        refuse(error)
-    recorded(run)(job)
+        last_words.leave(error.cause, place.rank, str(error))
+        print(f"train.py: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    with RankLog(job.prefix, job.submission, place.rank) as log:
+        return attempt(job, place, log)
 
 
-def run(job: Job) -> None:
-    # Not before the job is known to be one: these import torch, and more.
-    from training import distributed
-
-    match job.framework:
-        case "hf":
-            from training import hf as runner
-        case _:
-            raise AssertionError(f"no runner for {job.framework}")
-
+def attempt(job: Job, place: Place, log: RankLog) -> int:
+    """One attempt at the job. Returns the process's exit code."""
+    ledger = Ledger(open_storage(job.prefix), job.submission, job.max_restarts)
+    number = None
     try:
-        with distributed.join(job.gpus_per_node, job.num_nodes) as world:
-            finished = runner.train(job, world)
-    except KnownError:
-        sys.tracebacklimit = 0  # the sentence says it all
-        raise
-    if not finished:
-        logger.info("stopped before the last step, as told by SIGTERM")
-        sys.exit(STOPPED)
+        if place.local_rank == 0:
+            number = ledger.start(place)
+            log.number(number)
+        # Not before it is known that there may be one: these import torch, and more.
+        from training import distributed
+
+        runner = importlib.import_module(f"training.{job.framework}")
+        with distributed.join(place, job.gpus_per_node, job.num_nodes) as world:
+            number = ledger.meet(world, place, number)
+            log.number(number)
+            finished = runner.train(job, dataclasses.replace(world, attempt=number))
+    except Exception as error:
+        message, consequence = last_words.sentence(error), is_consequence(error)
+        if not isinstance(error, KnownError):
+            traceback.print_exc()
+        logger.error("%s", message)
+        last_words.leave(cause_of(error), place.rank, message, consequence=consequence)
+        if not consequence:
+            close(ledger, number, cause_of(error), place.rank, message)
+        return 1
+    if place.rank == 0:
+        close(ledger, number, FINISHED if finished else PREEMPTED, place.rank)
+    if finished:
+        return 0
+    logger.info("stopped before the last step, as told by SIGTERM")
+    last_words.leave(PREEMPTED, place.rank, "told to stop by SIGTERM before the last step; what was reached is saved")
+    return STOPPED
 
 
-def refuse(error: UserError) -> NoReturn:
-    """End with one sentence, before anything heavy is imported, and leave it where torchrun looks for a cause."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-
-        def cause() -> None:
-            raise error
-
-        with contextlib.suppress(UserError):
-            recorded(cause)()
-    sys.exit(f"train.py: {error}")
+def close(ledger: Ledger, number: int | None, cause: str, rank: int, message: str | None = None) -> None:
+    """Without a number the attempt has not begun, as far as this process knows."""
+    try:
+        if number is not None:
+            ledger.close(number, cause, rank, message)
+    except Exception as error:  # the next start judges it by its pods
+        logger.warning("attempt %d could not be closed: %s", number, error)
 
 
-def recorded(function: Callable[..., None]) -> Callable[..., None]:
-    """The function with its exception written to torchrun's error file, from where it reaches the pod's status."""
-    from torch.distributed.elastic.multiprocessing.errors import record  # imports torch, which takes seconds
-
-    return record(function)
-
-
-def start_logging() -> None:
+def start_logging(place: Place) -> None:
     """Rank 0 tells the story, the others speak when something is wrong. Libraries say their own warnings."""
-    worker = "LOCAL_RANK" in os.environ  # in a pod, RANK alone is the node's
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
-    logger.setLevel(logging.WARNING if worker and os.environ.get("RANK") != "0" else logging.INFO)
+    logger.setLevel(logging.WARNING if place.rank > 0 else logging.INFO)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,9 +8,10 @@ import threading
 import pytest
 
 from training import layout
-from training.checkpoint import Checkpoints, parse
+from training.checkpoint import Checkpoints
 from training.distributed import World
 from training.errors import SupersededError, UserError
+from training.marker import parse
 from training.storage import Folder
 
 OLD, OTHER, MINE = (f"0198000{number}-0000-7000-8000-000000000000" for number in (1, 2, 3))
@@ -38,7 +39,7 @@ def save(checkpoints, tmp_path, *steps, loss=1.5):
         (folder / "sub").mkdir(parents=True)
         (folder / "weights").write_text(f"{checkpoints.submission} {step}")
         (folder / "sub" / "rng").write_text("r")
-        checkpoints.save(folder, step=step, loss=loss)
+        checkpoints.save(folder, step=step, metrics={"loss": loss})
         assert not folder.exists()
 
 

@@ -132,9 +132,9 @@ def test_a_folder_is_no_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("max_step: 5", "max_step is no setting; there are: max_steps, "),
+        ("max_step: 5", "max_step is no setting of hf: did you mean max_steps?"),
         ("1: 5", "1 is no setting"),
-        ("framework: hf", "framework is no setting"),
+        ("framework: hf", "framework is no setting of hf; there are: max_steps, "),
         ("max_steps: '5'", 'max_steps must be a whole number, not "5"'),
         ("seed: 010", 'seed must be a whole number, not "010"'),
         ("lr: [1]", "lr must be a number, not a list"),

@@ -6,25 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from training import checkpoint, layout
+from training import layout, marker
 from training.storage import Entry
 
 CONTRACT = Path(__file__).parents[2] / "tests" / "contract"
 
 
 def parse(value):
-    marker = checkpoint.parse(json.dumps(value).encode())
+    found = marker.parse(json.dumps(value).encode())
     return {
-        "framework": marker.framework,
-        "step": marker.step,
-        "submission": marker.submission,
-        "files": None if marker.files is None else len(marker.files),
+        "framework": found.framework,
+        "step": found.step,
+        "submission": found.submission,
+        "files": None if found.files is None else len(found.files),
     }
 
 
 def reject(value):
     with pytest.raises(ValueError, match=r".") as refused:
-        checkpoint.parse(json.dumps(value).encode())
+        marker.parse(json.dumps(value).encode())
     return str(refused.value).split()[0]  # the field at fault comes first
 
 
@@ -32,7 +32,7 @@ def complete(value):
     listing = [
         Entry(key=f"checkpoints/{file['path']}", size=file["size"], etag=file["etag"]) for file in value["listing"]
     ]
-    return checkpoint.parse(json.dumps(value["marker"]).encode()).state(listing)
+    return marker.parse(json.dumps(value["marker"]).encode()).state(listing)
 
 
 OPERATIONS = {
@@ -41,6 +41,8 @@ OPERATIONS = {
         "marker_key": lambda value: layout.marker_key(**value),
         "parse_marker_key": lambda value: layout.parse_marker_key(**value),
         "progress_key": lambda value: layout.progress_key(**value),
+        "attempt_key": lambda value: layout.attempt_key(**value),
+        "log_key": lambda value: layout.log_key(**value),
         "model_prefix": lambda value: layout.model_prefix(**value),
         "config_keys": lambda value: layout.config_keys(**value),
         "owner_key": lambda value: layout.owner_key(**value),
@@ -68,7 +70,7 @@ def test_each_operation_has_a_vector(file, op):
 
 
 def test_what_is_written_can_be_read():
-    marker = checkpoint.Marker(
+    written = marker.Marker(
         framework="hf",
         step=20,
         saved_at=1.5,
@@ -77,11 +79,11 @@ def test_what_is_written_can_be_read():
         parent={"submission": "01970000-0000-7000-8000-000000000001", "step": 10},
         world_size=2,
         files=(
-            checkpoint.File(path="checkpoint-20/a", size=1, etag='"e"'),
-            checkpoint.File(path="checkpoint-20/b", size=2),
+            marker.File(path="checkpoint-20/a", size=1, etag='"e"'),
+            marker.File(path="checkpoint-20/b", size=2),
         ),
         metrics={"loss": None},
         metadata={"hf_checkpoint_dir": "checkpoints/checkpoint-20"},
     )
-    assert checkpoint.parse(marker.dump()) == marker
-    assert json.loads(marker.dump())["layout"] == 1
+    assert marker.parse(written.dump()) == written
+    assert json.loads(written.dump())["layout"] == 1

@@ -1,45 +1,107 @@
+import itertools
 import json
+import random
+import threading
+from collections import Counter
 
 import pytest
 from transformers import AutoTokenizer
 
-from training.data import IGNORED, Collator, Texts, download
-from training.errors import UserError
+from training import data
+from training.data import IGNORED, Collator, Order, Streamed, Texts, prepare
+from training.distributed import World
+from training.errors import AccessDeniedError, UserError
+from training.settings import Settings
+from training.storage import Folder
+
+ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
+
+
+def processes(size):
+    return [
+        World(rank=rank, size=size, local_rank=rank, node=0, gpu=False, stop=threading.Event()) for rank in range(size)
+    ]
 
 
 def texts(tmp_path, content, field="text"):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return Texts("file:///rows.jsonl", [path], field)
+    return Texts(["file:///rows.jsonl"], [path], field)
 
 
 def rows(*values):
     return "".join(json.dumps({"text": value}) + "\n" for value in values)
 
 
-def test_one_object(tmp_path):
+def prepared(uri, directory, **settings):
+    directory.mkdir()
+    return prepare(uri, Settings(**settings), directory, ALONE)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_one_object(tmp_path, streaming):
     (tmp_path / "one.jsonl").write_text(rows("a"))
-    (tmp_path / "other.jsonl").write_text(rows("b"))
-    paths = download(f"file://{tmp_path}/one.jsonl", tmp_path / "here")
-    assert list(Texts("uri", paths, "text")) == ["a"]
+    (tmp_path / "one.jsonl.2").write_text(rows("b"))
+    assert list(prepared(f"file://{tmp_path}/one.jsonl", tmp_path / "here", streaming=streaming)) == ["a"]
 
 
-def test_a_prefix_is_all_its_objects_in_order(tmp_path):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_prefix_is_all_its_objects_in_order(tmp_path, streaming):
     shards = tmp_path / "shards"
     (shards / "deeper").mkdir(parents=True)
-    for name, value in {"b.jsonl": "2", "a.jsonl": "1", "deeper/c.jsonl": "3"}.items():
-        (shards / name).write_text(rows(value))
+    for name, values in {"b.jsonl": "23", "a.jsonl": "1", "blank.jsonl": [""], "deeper/c.jsonl": "4"}.items():
+        (shards / name).write_text(rows(*values))
     (shards / "_SUCCESS").write_text("not JSON")
     (shards / "empty.jsonl").write_text("")
-    paths = download(f"file://{shards}/", tmp_path / "here")
-    found = Texts("uri", paths, "text")
-    assert [found[number] for number in range(len(found))] == ["1", "2", "3"]
+    found = prepared(f"file://{shards}/", tmp_path / "here", streaming=streaming)
+    assert isinstance(found, Streamed) is streaming
+    assert [found[number] for number in range(len(found))] == ["1", "2", "3", "4"]
+    assert [found[number] for number in (3, 0, 2)] == ["4", "1", "3"]
+
+
+def test_large_data_are_streamed_where_each_process_can_have_an_object(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a").write_text(rows("a"))
+    assert isinstance(prepared(f"file://{tmp_path}/data/", tmp_path / "small"), Texts)
+    monkeypatch.setattr(data, "STREAMED", 1)
+    assert isinstance(prepared(f"file://{tmp_path}/data/", tmp_path / "large"), Streamed)
+
+
+def test_what_is_streamed_is_on_disk_for_a_while_only(tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number in range(6):
+        (shards / str(number)).write_text(rows(*f"{number}abc"))
+    found = prepared(f"file://{shards}/", tmp_path / "here", streaming=True)
+    assert list((tmp_path / "here").iterdir()) == [], "what was counted is gone"
+    for number in range(len(found)):
+        assert found[number]
+        assert len(list((tmp_path / "here").iterdir())) <= data.OPEN
 
 
 @pytest.mark.parametrize("uri", ["none.jsonl", "none/", "shards"])
 def test_what_is_not_there_is_named(tmp_path, uri):
     with pytest.raises(UserError, match=f"DATASET_URI.*{uri}"):
-        download(f"file://{tmp_path}/{uri}", tmp_path / "here")
+        prepared(f"file://{tmp_path}/{uri}", tmp_path / "here")
+
+
+def test_one_object_need_not_be_listed(tmp_path, monkeypatch):
+    (tmp_path / "one.jsonl").write_text(rows("a"))
+    monkeypatch.setattr(Folder, "list", denied)
+    assert list(prepared(f"file://{tmp_path}/one.jsonl", tmp_path / "here")) == ["a"]
+    with pytest.raises(UserError, match=r"^DATASET_URI .*/ may not be listed by this job: access denied$"):
+        prepared(f"file://{tmp_path}/", tmp_path / "there")
+
+
+def denied(*_):
+    raise AccessDeniedError("key")
+
+
+def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "one.jsonl").write_text(rows("a"))
+    monkeypatch.setattr(Folder, "download", denied)
+    with pytest.raises(UserError, match=r"^DATASET_URI .*one.jsonl may not be read by this job: access denied$"):
+        prepared(f"file://{tmp_path}/one.jsonl", tmp_path / "here")
 
 
 def test_lines_are_read_by_number(tmp_path):
@@ -52,7 +114,7 @@ def test_empty_texts_and_lines_are_left_out(tmp_path):
     assert [found[number] for number in range(len(found))] == ["a", "b"]
 
 
-@pytest.mark.parametrize(
+BAD = pytest.mark.parametrize(
     ("line", "says"),
     [
         ('{"text": "b"', "not JSON"),
@@ -62,19 +124,140 @@ def test_empty_texts_and_lines_are_left_out(tmp_path):
         (b'{"text": "\xff"}', "not JSON"),
     ],
 )
-def test_a_bad_line_is_named_before_training(tmp_path, line, says):
+
+
+@BAD
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_bad_line_is_named_before_training(tmp_path, line, says, streaming):
     line = line if isinstance(line, bytes) else line.encode()
+    (tmp_path / "rows.jsonl").write_bytes(rows("a").encode() + line + b"\n" + rows("c").encode())
     with pytest.raises(UserError, match=rf"rows\.jsonl, line 2: .*{says}"):
-        texts(tmp_path, rows("a").encode() + line + b"\n" + rows("c").encode())
+        prepared(f"file://{tmp_path}/rows.jsonl", tmp_path / "here", streaming=streaming)
 
 
 def test_another_field_can_hold_the_text(tmp_path):
     assert texts(tmp_path, '{"body": "b"}', field="body")[0] == "b"
 
 
-def test_no_texts_at_all_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="no texts"):
-        texts(tmp_path, rows(""))
+@pytest.mark.parametrize("streaming", [False, True])
+def test_no_texts_at_all_is_an_error(tmp_path, streaming):
+    (tmp_path / "rows").write_text(rows(""))
+    with pytest.raises(UserError, match="DATASET_URI"):
+        prepared(f"file://{tmp_path}/rows", tmp_path / "here", streaming=streaming)
+
+
+# === their order ===
+
+
+@pytest.fixture(params=[False, True], ids=["on disk", "streamed"])
+def many(request, tmp_path):
+    """97 texts in 7 objects of many sizes."""
+    chance = random.Random(3)
+    cuts = [0, *sorted(chance.sample(range(1, 97), 6)), 97]
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, (begin, end) in enumerate(itertools.pairwise(cuts)):
+        (folder / str(number)).write_text(rows(*(f"text {text}" for text in range(begin, end))))
+    return prepared(f"file://{folder}/", tmp_path / "here", streaming=request.param)
+
+
+def test_a_batch_does_not_depend_on_what_came_before(many):
+    settings = Settings(batch_size=3, gradient_accumulation=2, max_steps=60)
+    for world in processes(2):
+        straight = list(Order(many, settings, world).rest(0, 60))
+        assert len(straight) == 120
+        assert all(len(batch) == 3 for batch in straight)
+        for step in (1, 17, 59):
+            assert list(Order(many, settings, world).rest(step, 60)) == straight[2 * step :]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_an_epoch_has_every_text(many, size):
+    settings = Settings(batch_size=4)
+    orders = [Order(many, settings, world) for world in processes(size)]
+    epoch = [text for order in orders for step in range(order.micro_steps) for text in order.batch(step)]
+    assert len(epoch) == orders[0].micro_steps * 4 * size
+    if isinstance(many, Texts):
+        assert set(epoch) == set(range(97))
+        assert Counter(Counter(epoch).values())[1] >= 97 - 4 * size, "those few that fill the last batches come again"
+    else:
+        objects = [
+            {many.ends.index(next(end for end in many.ends if end > text)) for text in own} for own in owned(orders)
+        ]
+        assert set.union(*objects) == set(range(7))
+        assert sum(map(len, objects)) == 7, "each object is one process's"
+
+
+def owned(orders):
+    """Every text that a process would have in a long enough epoch."""
+    return [{text for step in range(200) for text in order_of_first_epoch(order, step)} for order in orders]
+
+
+def order_of_first_epoch(order, step):
+    order.batch(0)
+    return order.texts.batch(step, 4)
+
+
+def test_each_epoch_seed_and_process_has_its_own(many):
+    def order(seed=1, rank=0):
+        return Order(many, Settings(batch_size=4, seed=seed), processes(2)[rank])
+
+    steps = order().micro_steps
+    first = [order().batch(step) for step in range(steps)]
+    assert first == [order().batch(step) for step in range(steps)]
+    for other in (
+        [order().batch(step) for step in range(steps, 2 * steps)],
+        [order(seed=2).batch(step) for step in range(steps)],
+        [order(rank=1).batch(step) for step in range(steps)],
+    ):
+        assert other != first
+
+
+def test_steps_of_so_many_epochs(tmp_path):
+    found = texts(tmp_path, rows(*"abcdefghij"))
+    for settings, steps in [
+        ({}, 3),  # 10 texts are 3 batches of 4
+        ({"num_epochs": 3}, 9),
+        ({"num_epochs": 2, "gradient_accumulation": 4}, 2),
+        ({"num_epochs": 0.1}, 1),
+        ({"max_steps": 77}, 77),
+    ]:
+        order = Order(found, Settings(**settings), ALONE)
+        assert order.steps(Settings(**settings)) == steps
+    assert order.epochs(6) == 2.0
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_is_evaluated_is_never_trained_on(many, size):
+    settings = Settings(batch_size=4, eval_steps=5)
+    orders = [Order(many, settings, world) for world in processes(size)]
+    trained = {text for order in orders for step in range(400) for text in order.batch(step)}
+    held_out = set(orders[0].held_out)
+    assert held_out
+    assert trained == set(range(97)) - held_out
+    evaluated = [list(order.evaluation()) for order in orders]
+    assert len({len(batches) for batches in evaluated}) == 1, "as many for each process"
+    counted = [text for batches in evaluated for batch, filling in batches if not filling for text in batch]
+    assert sorted(counted) == sorted(held_out)
+
+
+def test_without_another_text_there_is_no_evaluation(tmp_path):
+    with pytest.raises(UserError, match="eval_steps"):
+        Order(texts(tmp_path, rows("a")), Settings(eval_steps=1), ALONE)
+
+
+def test_filled_up_batches_count_nothing(tmp_path, model_dir):
+    found = texts(tmp_path, rows(*(f"text {number}" for number in range(100))))
+    collator = Collator(AutoTokenizer.from_pretrained(model_dir / "tiny"), 64)
+    orders = [Order(found, Settings(batch_size=4, eval_steps=1), world) for world in processes(3)]
+    predicted = [
+        [data.predicted(batch) for batch in data.evaluation_batches(found, order, collator)] for order in orders
+    ]
+    assert [len(counts) for counts in predicted] == [1, 1, 1]
+    assert [bool(counts[0]) for counts in predicted] == [True, True, False], "5 texts are 2 batches"
+
+
+# === batches ===
 
 
 def test_padding_never_counts(model_dir):
@@ -87,6 +270,7 @@ def test_padding_never_counts(model_dir):
     assert (batch["labels"][mask] == batch["input_ids"][mask]).all()
     ends = [batch["labels"][row][mask[row]][-1] for row in (0, 1)]
     assert ends == [tokenizer.eos_token_id] * 2, "a text's end is learnt"
+    assert data.predicted(batch) == mask.sum() - 2, "not the first token of each"
 
 
 def test_a_long_text_is_cut_without_an_end_and_without_changing_the_tokenizer(model_dir):
@@ -96,3 +280,15 @@ def test_a_long_text_is_cut_without_an_end_and_without_changing_the_tokenizer(mo
     assert batch["input_ids"].shape == (1, 8)
     assert tokenizer.eos_token_id not in batch["input_ids"]
     assert tokenizer.backend_tokenizer.to_str() == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_change_nothing(many, model_dir, workers):
+    collator = Collator(AutoTokenizer.from_pretrained(model_dir / "tiny"), 64)
+    settings = Settings(batch_size=3, dataloader_workers=workers)
+    assert many[0] == "text 0", "and they do not share its open file"
+    found = list(data.training_batches(many, Order(many, settings, ALONE), collator, settings, ALONE, 3, 40))
+    order = Order(many, settings, ALONE)
+    expected = [collator([many[number] for number in order.batch(step)]) for step in range(3, 40)]
+    assert len(found) == 37
+    assert all((one["input_ids"] == other["input_ids"]).all() for one, other in zip(found, expected, strict=True))

@@ -1,38 +1,27 @@
-"""Whole runs: real torchrun, real processes over gloo, the tiny model, a local folder as storage.
+"""Whole runs: real torchrun, real processes over gloo, the tiny model, a local folder as storage."""
 
-The pods are started as the operator starts them: `torchrun --max-restarts=0 <path>` with PET_* variables, one for each
-node, each with a temporary directory of its own.
-"""
-
-import contextlib
-import itertools
 import json
-import os
-import random
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
+from pods import (
+    FIRST,
+    SECOND,
+    files,
+    last_words,
+    marker,
+    message,
+    newest_marker,
+    progress,
+    run_of,
+    same,
+    start_pods,
+    state,
+)
 from safetensors.torch import load_file
 
-TRAINER = Path(__file__).parents[1]
-TORCHRUN = Path(sys.executable).with_name("torchrun")
-FIRST, SECOND, THIRD = (f"0198000{number}-0000-7000-8000-000000000000" for number in (1, 2, 3))
-SETTINGS = {
-    "lr": 0.01,
-    "max_steps": 60,
-    "save_steps": 10,
-    "logging_steps": 1,
-    "gradient_accumulation": 2,
-    "batch_size": 3,
-}
 CHECKPOINT_FILES = {
     "config.json",
     "generation_config.json",
@@ -47,110 +36,6 @@ CHECKPOINT_FILES = {
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 
-class Pods:
-    """A running job; a context that leaves no process behind."""
-
-    def __init__(self, command, environments, directory):
-        self.logs = [directory / f"pod-{node}.log" for node in range(len(environments))]
-        self.processes = []
-        for environment, log in zip(environments, self.logs, strict=True):
-            with log.open("wb") as output:
-                process = subprocess.Popen(
-                    command, env=environment, cwd="/", stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-                )
-            self.processes.append(process)
-
-    @property
-    def log(self):
-        return self.logs[0].read_text()
-
-    def steps(self):
-        return [int(step) for step in re.findall(r"INFO step (\d+)/", self.log)]
-
-    def wait_for_step(self, step):
-        deadline = time.monotonic() + 120
-        while not (steps := self.steps()) or steps[-1] < step:
-            assert self.processes[0].poll() is None, f"ended before step {step}:\n{self.log}"
-            assert time.monotonic() < deadline, f"no step {step} in time:\n{self.log}"
-            time.sleep(0.002)
-
-    def ranks(self, node):
-        """Process ids of the node's ranks."""
-        pid = self.processes[node].pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    def end(self):
-        """Exit codes, when all have ended."""
-        return [process.wait(timeout=120) for process in self.processes]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for node, process in enumerate(self.processes):
-            if process.poll() is None:
-                for pid in [*self.ranks(node), process.pid]:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-            process.wait()
-
-
-def start_pods(
-    directory, model_dir, dataset, store, submission, *, resume="false", nodes=1, processes=2, configs=None, **settings
-):
-    """Start a job's pods. `processes` is per node; 0 is plain python, as on a laptop. `...` leaves a setting out."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {
-        "PATH": os.environ["PATH"],
-        "MODEL_DIR": str(model_dir),
-        "FRAMEWORK": "hf",
-        "MODEL_ID": "tiny",
-        "RUN_ID": "run",
-        "DATASET_URI": f"file://{dataset}",
-        "CHECKPOINT_BASE_URI": f"file://{store}",
-        "SUBMISSION": submission,
-        "RESUME": resume,
-        "NUM_NODES": str(nodes),
-        "GPUS_PER_NODE": "0",
-        "TRAINING_EXTRA_ARGS_JSON": json.dumps(
-            {name: value for name, value in (SETTINGS | settings).items() if value is not ...}
-        ),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-    if not processes:
-        command, pods = [sys.executable, TRAINER / "train.py"], [{}]
-    else:
-        command = [TORCHRUN, "--max-restarts=0", TRAINER / "train.py"]
-        rendezvous = {
-            "PET_NNODES": str(nodes),
-            "PET_NPROC_PER_NODE": str(processes),
-            "PET_MASTER_ADDR": "127.0.0.1",
-            "PET_MASTER_PORT": port,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "WORLD_SIZE": str(nodes),
-            "GLOO_SOCKET_IFNAME": "lo",
-        }
-        pods = [rendezvous | {"PET_NODE_RANK": str(node), "RANK": str(node)} for node in range(nodes)]
-    for node, pod in enumerate(pods):
-        pod["CONFIG_PATH"] = str(configs[node]) if configs else ""
-        pod["TMPDIR"] = str(directory / f"tmp-{node}")
-        pod["TORCHELASTIC_ERROR_FILE"] = str(directory / f"error-{node}.json")
-        Path(pod["TMPDIR"]).mkdir(parents=True)
-    return Pods(command, [common | pod for pod in pods], directory)
-
-
-@pytest.fixture
-def start(tmp_path, model_dir, dataset):
-    """start_pods, in a new directory each time."""
-    number = itertools.count()
-    return lambda *job, **options: start_pods(tmp_path / f"pods-{next(number)}", model_dir, dataset, *job, **options)
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, model_dir, dataset):
     """The storage of a run of two processes that nothing disturbed, and its log."""
@@ -161,51 +46,10 @@ def straight(tmp_path_factory, model_dir, dataset):
         return directory / "store", pods.log
 
 
-def run_of(store):
-    return store / "run" / "framework=hf"
-
-
-def files(folder):
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def marker(store, step):
-    return json.loads((run_of(store) / f"checkpoints/step-{step:06d}.json").read_bytes())
-
-
-def newest_marker(store):
-    return max(int(path.stem.removeprefix("step-")) for path in (run_of(store) / "checkpoints").glob("step-*.json"))
-
-
-def progress(store, submission):
-    return json.loads((run_of(store) / "progress" / submission).read_bytes())
-
-
-def same(one, other):
-    """Equal to the last bit, in all depths."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
-def state(store, step):
-    """Everything that a checkpoint holds of the training: weights, optimizer, schedule and random states."""
-    folder = run_of(store) / f"checkpoints/checkpoint-{step}"
-    found = {"weights": load_file(folder / "model.safetensors")}
-    for name in ("optimizer.pt", "scheduler.pt"):
-        found[name] = torch.load(folder / name)
-    for path in folder.glob("rng_state*.pth"):
-        found[path.name] = torch.load(path, weights_only=False)["cpu"]
-    return found
-
-
 def test_the_files_of_a_run(straight):
     store, log = straight
-    expected = {"config/run.json", f"config/{FIRST}/run.json", f"progress/{FIRST}"}
+    expected = {"config/run.json", f"config/{FIRST}/run.json", f"progress/{FIRST}", f"attempts/{FIRST}/1"}
+    expected |= {f"logs/{FIRST}/attempt-1/rank-{rank}.log" for rank in (0, 1)}
     expected |= {f"model/{FIRST}/{name}" for name in MODEL_FILES}
     for step in range(10, 61, 10):
         expected.add(f"checkpoints/step-{step:06d}.json")
@@ -232,39 +76,6 @@ def test_the_exported_model_is_the_last_checkpoints(straight):
     store, _ = straight
     exported = load_file(run_of(store) / "model" / FIRST / "model.safetensors")
     assert same(exported, state(store, 60)["weights"])
-
-
-def test_killed_and_told_to_stop_it_ends_as_if_nothing_had_happened(straight, start, tmp_path):
-    store = tmp_path / "store"
-
-    kill_at, node = random.randint(11, 25), random.randint(0, 1)
-    with start(store, SECOND, nodes=2, processes=1) as pods:
-        pods.wait_for_step(kill_at)
-        os.kill(pods.ranks(node)[0], signal.SIGKILL)
-        assert pods.end() == [1, 1]
-        killed_at = pods.steps()[-1]
-        assert killed_at < 60, pods.log
-    saved_at = newest_marker(store)
-    assert killed_at - 10 <= saved_at <= killed_at
-
-    with start(store, SECOND, nodes=2, processes=1) as pods:
-        pods.wait_for_step(killed_at + 3)
-        pods.processes[node].send_signal(signal.SIGTERM)
-        assert 0 not in pods.end(), "a run that was cut short is not done"
-        log = pods.log
-        resumed_at, stopped_at = pods.steps()[0] - 1, pods.steps()[-1]
-    assert f"goes on from its own step {saved_at}" in log
-    assert resumed_at == saved_at
-    assert newest_marker(store) == stopped_at < 60, "it saved where it was"
-    assert progress(store, SECOND)["step"] == stopped_at
-    assert not (run_of(store) / "model").exists()
-
-    with start(store, SECOND, nodes=1, processes=2) as pods:
-        assert pods.end() == [0], pods.log
-        assert pods.steps()[0] == stopped_at + 1
-    assert same(state(store, 60), state(straight[0], 60)), (kill_at, node, killed_at, stopped_at)
-    assert marker(store, 60)["metrics"] == marker(straight[0], 60)["metrics"]
-    assert marker(store, 60)["parent"] is None
 
 
 def test_a_finished_run_goes_on_to_a_later_end(straight, start, tmp_path):
@@ -315,10 +126,6 @@ def test_it_goes_on_from_the_step_that_was_asked_for_as_its_config_file_says(str
     assert (written["resume"], written["resume_step"], written["config_path"]) == (True, 30, str(configs[0]))
 
 
-def message(directory):
-    return json.loads((directory / "error-0.json").read_bytes())["message"]["message"]
-
-
 def test_a_step_that_is_not_there_ends_the_job_and_changes_nothing(straight, start, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(straight[0], store)
@@ -327,16 +134,16 @@ def test_a_step_that_is_not_there_ends_the_job_and_changes_nothing(straight, sta
         assert pods.steps() == []
     instead = ", ".join(f"step-{step}" for step in range(10, 61, 10))
     assert message(tmp_path / "pods-0") == (
-        "UserError: RESUME is step-35, but the run has no such checkpoint: "
-        f"submit the job again from a complete one ({instead})"
+        f"RESUME is step-35, but the run has no such checkpoint: submit the job again from a complete one ({instead})"
     )
     assert "Connection closed" not in pods.log, "the other process knows why too"
-    assert files(store) == files(straight[0])
+    ledger = {f"attempts/{SECOND}/1"} | {f"logs/{SECOND}/attempt-1/rank-{rank}.log" for rank in (0, 1)}
+    assert files(run_of(store)) == files(run_of(straight[0])) | ledger
 
 
 def test_who_is_superseded_stops_and_stays_stopped(start, tmp_path):
     store = tmp_path / "store"
-    says = f"SupersededError: the run belongs to submission {SECOND} now: {FIRST} stops and writes no more"
+    says = f"the run belongs to submission {SECOND} now: {FIRST} stops and writes no more"
     with start(store, FIRST, max_steps=1000) as pods:
         pods.wait_for_step(12)
         (run_of(store) / "owner").write_text(json.dumps({"submission": SECOND, "namespace": "training", "job": "new"}))
@@ -375,23 +182,6 @@ def test_an_end_that_was_reached_before_is_exported_again(straight, start, tmp_p
 def test_what_only_model_or_data_can_tell_is_one_sentence_too(start, tmp_path, changed, says):
     with start(tmp_path / "store", FIRST, processes=1, **changed) as pods:
         assert pods.end() == [1]
-        message = json.loads(next(tmp_path.glob("pods-*/error-0.json")).read_bytes())["message"]["message"]
-    assert says in message
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize("framework", ["nemo", "meta"])
-def test_a_framework_that_is_not_there_yet_says_so_to_torchrun(tmp_path, framework):
-    error = tmp_path / "error.json"
-    job = {
-        "FRAMEWORK": framework,
-        "MODEL_ID": "tiny",
-        "RUN_ID": "run",
-        "DATASET_URI": "s3://bucket/data",
-        "CHECKPOINT_BASE_URI": "s3://bucket/runs",
-        "TORCHELASTIC_ERROR_FILE": str(error),
-    }
-    ended = subprocess.run([sys.executable, TRAINER / "train.py"], env=job, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert ended.stderr == f"train.py: framework {framework} is not in this image yet, only hf\n"
-    assert f"framework {framework} is not in this image yet" in json.loads(error.read_bytes())["message"]["message"]
+    words = last_words(tmp_path / "pods-0")
+    assert [(line["cause"], line["rank"]) for line in words] == [("user_error", 0)]
+    assert says in words[0]["message"]

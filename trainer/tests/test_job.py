@@ -1,4 +1,5 @@
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 
 from training import job
 from training.errors import UserError
+from training.place import Place
 
 POD = {
     "FRAMEWORK": "hf",
@@ -28,6 +30,35 @@ def test_a_pods_environment_is_a_job():
     assert found.prefix == POD["CHECKPOINT_PREFIX"]
     assert (found.resume, found.num_nodes, found.gpus_per_node, found.settings.max_steps) == (True, 2, 0, 5)
     assert (found.resume_step, found.config_path) == (None, None)
+
+
+@pytest.mark.parametrize(("given", "restarts"), [(None, 3), ("", 3), ("0", 0), ("100", 100)])
+def test_how_often_it_may_fail(given, restarts):
+    assert job.parse([], POD if given is None else POD | {"MAX_RESTARTS": given}).max_restarts == restarts
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"POD_UID": "u"}, (0, 1, 0, 0, 1, "u")),
+        ({"POD_UID": "u", "RANK": "1", "WORLD_SIZE": "2"}, (0, 1, 0, 0, 1, "u")),  # the operator's, which count nodes
+        (
+            {
+                "POD_UID": "u",
+                "RANK": "11",
+                "WORLD_SIZE": "16",
+                "LOCAL_RANK": "3",
+                "GROUP_RANK": "1",
+                "GROUP_WORLD_SIZE": "2",
+            },
+            (11, 16, 3, 1, 2, "u"),
+        ),
+        ({}, (0, 1, 0, 0, 1, socket.gethostname())),
+    ],
+)
+def test_where_a_process_stands(environment, expected):
+    place = Place.of(environment)
+    assert (place.rank, place.size, place.local_rank, place.node, place.nodes, place.pod) == expected
 
 
 @pytest.mark.parametrize(

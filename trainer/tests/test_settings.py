@@ -1,11 +1,14 @@
 import json
+import re
 
 import pytest
 
 from training import settings
 from training.errors import UserError
+from training.layout import FRAMEWORKS
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize(
     ("given", "name", "value"),
     [
@@ -13,22 +16,38 @@ from training.errors import UserError
         ({"max_steps": 5}, "max_steps", 5),
         ({"lr": 1}, "lr", 1.0),
         ({"num_epochs": 0.5}, "num_epochs", 0.5),
+        ({"gradient_accumulation": 3}, "gradient_accumulation", 3),
         ({"gradient_accumulation_steps": 3}, "gradient_accumulation", 3),
         ({"keep_last": None}, "keep_last", None),
+        ({"keep_last": 2}, "keep_last", 2),
         ({"precision": "bf16"}, "precision", "bf16"),
+        ({"max_seq_len": 64}, "max_seq_len", 64),
+        ({"save_steps": 7}, "save_steps", 7),
+        ({"eval_steps": 7}, "eval_steps", 7),
+        ({"logging_steps": 7}, "logging_steps", 7),
+        ({"dataset_text_field": "body"}, "dataset_text_field", "body"),
+        ({"dataloader_workers": 2}, "dataloader_workers", 2),
+        ({"streaming": True}, "streaming", True),
+        ({"seed": 7}, "seed", 7),
+        ({"warmup_steps": 7}, "warmup_steps", 7),
+        ({"weight_decay": 0.1}, "weight_decay", 0.1),
+        ({"scheduler": "cosine"}, "scheduler", "cosine"),
     ],
 )
-def test_accepts(given, name, value):
-    found = getattr(settings.parse(json.dumps(given)), name)
+def test_accepts(framework, given, name, value):
+    found = getattr(settings.parse(json.dumps(given), framework=framework), name)
     assert found == value
     assert type(found) is type(value)
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ('{"max_step": 5}', "max_step "),
-        ('{"framework": "hf"}', "framework"),
+        ('{"max_step": 5}', "max_step is no setting of .*: did you mean max_steps?"),
+        ('{"gradient_acumulation": 5}', "did you mean gradient_accumulation?"),
+        ('{"framework": "hf"}', "framework is no setting of .*; there are: max_steps, num_epochs, lr,"),
+        ('{"training_arguments": {}}', "training_arguments is no setting"),
         ('{"max_steps": "5"}', "max_steps"),
         ('{"max_steps": 5.0}', "max_steps"),
         ('{"max_steps": true}', "max_steps"),
@@ -42,6 +61,10 @@ def test_accepts(given, name, value):
         ('{"seed": 4294967296}', "seed"),
         ('{"max_seq_len": 1}', "max_seq_len"),
         ('{"precision": "fp8"}', "precision"),
+        ('{"scheduler": "step"}', "scheduler must be one of linear, cosine, constant"),
+        ('{"eval_steps": 0}', "eval_steps"),
+        ('{"dataloader_workers": -1}', "dataloader_workers"),
+        ('{"streaming": 1}', "streaming must be true or false"),
         ('{"dataset_text_field": ""}', "dataset_text_field"),
         ('{"dataset_text_field": ["text"]}', "dataset_text_field"),
         ('{"max_steps": 5, "num_epochs": 1}', "num_epochs"),
@@ -50,6 +73,55 @@ def test_accepts(given, name, value):
         ("{", "extra_args"),
     ],
 )
-def test_refuses_and_names_the_setting(given, named):
+def test_refuses_and_names_the_setting(framework, given, named):
     with pytest.raises(UserError, match=named):
-        settings.parse(given)
+        settings.parse(given, framework=framework)
+
+
+def test_a_setting_of_one_framework_is_no_other_ones():
+    assert settings.parse('{"sharded": true}', framework="nemo").sharded
+    for framework in ("hf", "meta"):
+        with pytest.raises(UserError, match=f"sharded is no setting of {framework}"):
+            settings.parse('{"sharded": true}', framework=framework)
+    with pytest.raises(UserError, match="fp16 does not go with sharded"):
+        settings.parse('{"sharded": true, "precision": "fp16"}', framework="nemo")
+
+
+def test_hf_takes_the_fields_of_training_arguments():
+    given = {"max_grad_norm": 0.5, "optim": "adafactor", "gradient_checkpointing": True, "adam_beta1": 1}
+    found = settings.parse(json.dumps(given | {"max_steps": 5}))
+    assert found.training_arguments == given
+    assert found.max_steps == 5
+    for framework in ("nemo", "meta"):
+        with pytest.raises(UserError, match=f"max_grad_norm is no setting of {framework}"):
+            settings.parse('{"max_grad_norm": 0.5}', framework=framework)
+
+
+def test_hf_takes_its_own_names_for_the_settings_of_all():
+    given = {"learning_rate": 1, "per_device_train_batch_size": 2, "num_train_epochs": 3, "save_total_limit": 4}
+    found = settings.parse(json.dumps(given))
+    assert (found.lr, found.batch_size, found.num_epochs, found.keep_last) == (1.0, 2, 3.0, 4)
+    with pytest.raises(UserError, match="learning_rate is given twice, as lr too"):
+        settings.parse('{"lr": 1, "learning_rate": 1}')
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"max_grad_norm": "0.5"}, 'extra_args.max_grad_norm must be a number, not "0.5"'),
+        ({"gradient_checkpointing": 1}, "gradient_checkpointing must be true or false, not 1"),
+        ({"optim": "adam"}, "optim must be one of adamw_torch, adamw_torch_fused, "),
+        ({"lr_scheduler_type": "greedy"}, "lr_scheduler_type must be one of linear, cosine, "),
+        ({"lr_scheduler_type": "cosine", "scheduler": "cosine"}, "exclude each other"),
+        ({"lr_scheduler_kwargs": [1]}, "lr_scheduler_kwargs must be a mapping or text, not a list"),
+        ({"max_grad_nrom": 1}, "max_grad_nrom is no setting of hf: did you mean max_grad_norm?"),
+        ({"output_dir": "/x"}, "output_dir cannot be set: where it writes is the platform's"),
+        ({"save_strategy": "epoch"}, "save_strategy cannot be set: when it saves is decided by save_steps"),
+        ({"deepspeed": {}}, "deepspeed cannot be set: how the processes work together follows from"),
+        ({"bf16": True}, "bf16 cannot be set: precision says it"),
+    ],
+)
+def test_hf_refuses_what_it_cannot_be_given(given, says):
+    with pytest.raises(UserError, match=re.escape(says)) as refused:
+        settings.parse(json.dumps(given))
+    assert "\n" not in str(refused.value)

@@ -130,8 +130,9 @@ def test_of_many_writers_one_is_first(tmp_path):
 
 def test_a_file_that_is_being_written_is_not_there(tmp_path):
     storage = Folder(tmp_path)
-    storage._part(tmp_path / "checkpoints" / "a").write_bytes(b"half")
-    assert storage.list("") == []
+    with storage._part(tmp_path / "checkpoints" / "a") as part:
+        part.write_bytes(b"half")
+        assert storage.list("") == []
 
 
 @pytest.mark.parametrize("uri", ["s3://", "file://relative", "http://host/x", "/path", "bucket/key"])

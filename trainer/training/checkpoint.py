@@ -1,139 +1,36 @@
-"""Checkpoints: files, and the marker that makes them one. Written last, read first.
+"""Checkpoints: files, and the marker that makes them one.
 
 Saving is: old marker away, files, everybody done, marker. So a marker always speaks of files that are there, and
 whatever has no marker, or whose marker speaks of other files than are there, is no checkpoint.
-The marker is a contract with the control plane: tests/contract/marker.json holds the vectors that both sides run.
+Files are written and uploaded in the background, and only the two ends of saving stop the training: where a framework
+can write while it trains, it goes on meanwhile.
 """
 
 import concurrent.futures
 import dataclasses
-import json
 import logging
 import math
+import os
 import shutil
+import threading
 import time
 import typing
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from training import layout
-from training.errors import UserError
+from training.errors import StorageError, UserError
+from training.marker import File, Marker, parse
 from training.owner import Owner
 from training.storage import Entry, Storage
 
 if typing.TYPE_CHECKING:
     from training.distributed import World
 
-LAYOUT = 1
 TRANSFERS = 8  # at a time
 NAMED = 10  # steps, at most, in the message that refuses one
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class File:
-    path: str  # relative to checkpoints/
-    size: int  # bytes
-    etag: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Marker:
-    framework: str
-    step: int
-    saved_at: float  # seconds since 1970, by this machine's clock
-    submission: str | None = None
-    attempt: int | None = None
-    parent: dict[str, typing.Any] | None = None  # {"submission", "step"} that this submission went on from
-    world_size: int | None = None
-    files: tuple[File, ...] | None = None  # None in markers of other images
-    metrics: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
-    metadata: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
-
-    def state(self, listing: Iterable[Entry]) -> str:
-        """complete, incomplete or unverified; the listing's keys are relative to the run."""
-        if self.files is None:
-            return "unverified"
-        there = {entry.key.removeprefix(layout.CHECKPOINTS): entry for entry in listing}
-        all_there = bool(self.files) and all(
-            (entry := there.get(file.path)) is not None and entry.size == file.size and file.etag in (None, entry.etag)
-            for file in self.files
-        )
-        return "complete" if all_there else "incomplete"
-
-    def dump(self) -> bytes:
-        body: dict[str, typing.Any] = {"layout": LAYOUT} | dataclasses.asdict(self)
-        for file in body["files"]:
-            if file["etag"] is None:
-                del file["etag"]
-        return json.dumps(body).encode()
-
-
-def parse(body: bytes) -> Marker:
-    """Raises ValueError that names the field at fault. Fields of later releases are ignored."""
-    try:
-        value = json.loads(body)
-    except ValueError as error:
-        raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-
-    def field(name: str, fits: typing.Callable[[typing.Any], bool], *, optional: bool = True) -> typing.Any:
-        found = value.get(name)
-        if found is None and optional:
-            return None
-        if not fits(found):
-            raise ValueError(f"{name} is missing or not what it must be: {found!r}")
-        return found
-
-    field("layout", lambda layout: whole(layout) and 1 <= layout <= LAYOUT)
-    files = field("files", lambda files: isinstance(files, list) and all(map(is_file, files)))
-    return Marker(
-        framework=field("framework", lambda name: name in layout.FRAMEWORKS, optional=False),
-        step=field("step", is_step, optional=False),
-        saved_at=field("saved_at", is_number, optional=False),
-        submission=field("submission", is_uuid),
-        attempt=field("attempt", whole),
-        parent=field("parent", is_parent),
-        world_size=field("world_size", whole),
-        files=None if files is None else tuple(File(path=f["path"], size=f["size"], etag=f.get("etag")) for f in files),
-        metrics=field("metrics", lambda metrics: isinstance(metrics, dict)) or {},
-        metadata=field("metadata", lambda metadata: isinstance(metadata, dict)) or {},
-    )
-
-
-def whole(value: typing.Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def is_number(value: typing.Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def is_step(value: typing.Any) -> bool:
-    return whole(value) and value <= layout.MAX_STEP
-
-
-def is_uuid(value: typing.Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(uuid.UUID(value))
-    except ValueError:
-        return False
-
-
-def is_parent(value: typing.Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("submission"), str) and is_step(value.get("step"))
-
-
-def is_file(value: typing.Any) -> bool:
-    """A path that stays below checkpoints/, a size, and perhaps an ETag."""
-    if not isinstance(value, dict) or not whole(value.get("size")):
-        return False
-    path, etag = value.get("path"), value.get("etag")
-    inside = isinstance(path, str) and all(part not in ("", ".", "..") for part in path.split("/"))
-    return inside and isinstance(etag, str | None)
 
 
 # === choosing where to start ===
@@ -175,6 +72,16 @@ def exactly(step: int, markers: list[Marker], listing: list[Entry]) -> Marker:
     raise UserError(f"RESUME is step-{step}, but {wrong}: submit the job again {instead}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Saving:
+    """A checkpoint that is being made."""
+
+    step: int
+    path: Path  # of its file or folder on this node
+    metrics: Mapping[str, float | None]
+    sizes: "concurrent.futures.Future[dict[str, int]]"  # in bytes, by key: of what this process has uploaded
+
+
 class Checkpoints:
     """The checkpoints of one run as one submission sees them. What says so is called by every process together."""
 
@@ -189,6 +96,7 @@ class Checkpoints:
         self.owner = Owner(storage, submission)
         self.parent: dict[str, typing.Any] | None = None
         self.own: set[int] = set()  # steps that this submission has a marker of; known on rank 0
+        self.saving: Saving | None = None
 
     def choose(self, resume: bool, step: int | None = None) -> Marker | None:
         """The checkpoint to start from, None for step 0; together.
@@ -244,7 +152,7 @@ class Checkpoints:
     # === loading ===
 
     def download(self, marker: Marker, directory: Path) -> Path:
-        """Bring a checkpoint's files below `directory` on each node; together. Returns the checkpoint's folder."""
+        """Bring a checkpoint's files below `directory` on each node; together. Returns its file or folder."""
         assert marker.files, "only complete checkpoints are chosen"
         if self.world.local_rank == 0:
 
@@ -252,25 +160,58 @@ class Checkpoints:
                 target = directory / file.path
                 self.storage.download(layout.CHECKPOINTS + file.path, target)
                 if target.stat().st_size != file.size:
-                    raise OSError(f"{file.path} has {target.stat().st_size} bytes, its marker says {file.size}")
+                    raise StorageError(f"{file.path} has {target.stat().st_size} bytes, its marker says {file.size}")
 
             with concurrent.futures.ThreadPoolExecutor(TRANSFERS) as pool:
                 list(pool.map(download, marker.files))
         self.world.barrier()
-        return directory / layout.checkpoint_name(marker.step)
+        return directory / marker.files[0].path.partition("/")[0]
 
     # === saving ===
 
-    def save(self, folder: Path, *, step: int, loss: float | None) -> None:
-        """Make a checkpoint of the files below a local folder of each node, and remove the folder; together."""
-        prefix = f"{layout.CHECKPOINTS}{layout.checkpoint_name(step)}/"
-        self.world.on_rank_zero(lambda: self._clear(step))  # and each process has written its own files
-        sizes = self._upload(folder, prefix) if self.world.local_rank == 0 else {}
-        uploaded = self.world.gather(sizes)
+    def save(self, path: Path, *, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Make a checkpoint of a local file or folder of each node, and remove it; together."""
+        self.begin(path, step=step, metrics=metrics)
+        self.finish()
+
+    def begin(
+        self,
+        path: Path,
+        *,
+        step: int,
+        metrics: Mapping[str, float | None],
+        write: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Begin to make a checkpoint of a file or folder, and return; together.
+
+        `write` makes it in the background, with those of the other processes, and returns when all of them are done
+        with theirs. It must touch nothing that training changes. One checkpoint at a time: an unfinished one is first
+        waited for.
+        """
+        self.finish()
+        self.world.on_rank_zero(lambda: self._clear(step))
+
+        def write_and_upload() -> dict[str, int]:
+            write()
+            return self._upload(path) if self.world.local_rank == 0 else {}
+
+        self.saving = Saving(step=step, path=path, metrics=metrics, sizes=in_background(write_and_upload))
+
+    def pending(self) -> bool:
+        """Whether this process is still making its part of a checkpoint. When none is, finish() does not wait."""
+        return self.saving is not None and not self.saving.sizes.done()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that was begun, if any, and make it one; together."""
+        if self.saving is None:
+            return
+        saving, self.saving = self.saving, None
+        uploaded = self.world.gather(saving.sizes.result())
         everything = {key: size for sizes in uploaded for key, size in sizes.items()}
-        self.world.on_rank_zero(lambda: self._commit(step, prefix, everything, loss))
+        self.world.on_rank_zero(lambda: self._commit(saving, everything))
         if self.world.local_rank == 0:
-            shutil.rmtree(folder)
+            # Where rank 0 alone writes, other nodes have nothing.
+            shutil.rmtree(saving.path) if saving.path.is_dir() else saving.path.unlink(missing_ok=True)
 
     def _clear(self, step: int) -> None:
         """Whatever was saved under this step before, by this submission or another, is a checkpoint no longer."""
@@ -280,37 +221,42 @@ class Checkpoints:
             self.owner.check()
         self._remove(step, files)
 
-    def _upload(self, folder: Path, prefix: str) -> dict[str, int]:
+    def _upload(self, path: Path) -> dict[str, int]:
         """Sizes by key."""
-        sources = {prefix + path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        sources = {layout.CHECKPOINTS + file.relative_to(path.parent).as_posix(): file for file in files}
         with concurrent.futures.ThreadPoolExecutor(TRANSFERS) as pool:
             list(pool.map(self.storage.upload, sources.values(), sources.keys()))
-        return {key: path.stat().st_size for key, path in sources.items()}
+        return {key: file.stat().st_size for key, file in sources.items()}
 
-    def _commit(self, step: int, prefix: str, uploaded: dict[str, int], loss: float | None) -> None:
-        there = {entry.key: entry for entry in self.storage.list(prefix)}
+    def _commit(self, saving: Saving, uploaded: dict[str, int]) -> None:
+        name = layout.CHECKPOINTS + saving.path.name
+        there = {entry.key: entry for entry in self.storage.list(name)}
         for key, size in uploaded.items():
             if key not in there or there[key].size != size:
-                raise OSError(f"{key} was uploaded with {size} bytes and is not there so")
+                raise StorageError(f"{key} was uploaded with {size} bytes and is not there so")
         marker = Marker(
             framework=self.framework,
-            step=step,
+            step=saving.step,
             saved_at=time.time(),
             submission=self.submission,
-            attempt=1,
+            attempt=self.world.attempt,
             parent=self.parent,
             world_size=self.world.size,
             files=tuple(
                 File(path=key.removeprefix(layout.CHECKPOINTS), size=size, etag=there[key].etag)
                 for key, size in sorted(uploaded.items())
             ),
-            metrics={"loss": loss if loss is not None and math.isfinite(loss) else None},
-            metadata={"hf_checkpoint_dir": prefix.rstrip("/")},
+            metrics={
+                metric: value if value is not None and math.isfinite(value) else None
+                for metric, value in saving.metrics.items()
+            },
+            metadata={"hf_checkpoint_dir": name} if self.framework == "hf" else {},
         )
         self.owner.check()
         self._write_marker(marker)
-        self.own.add(step)
-        logger.info("saved step %d: %d files, %d bytes", step, len(uploaded), sum(uploaded.values()))
+        self.own.add(saving.step)
+        logger.info("saved step %d: %d files, %d bytes", saving.step, len(uploaded), sum(uploaded.values()))
         for old in sorted(self.own)[: -self.keep_last] if self.keep_last else []:
             self._remove(old, self._files(old))
             self.own.remove(old)
@@ -325,10 +271,29 @@ class Checkpoints:
                 raise
 
     def _files(self, step: int) -> list[str]:
-        prefix = f"{layout.CHECKPOINTS}{layout.checkpoint_name(step)}/"
-        return [entry.key for entry in self.storage.list(prefix)]
+        """Whichever form they have: of one process, or sharded."""
+        names = layout.checkpoint_names(self.framework, step)
+        return [
+            entry.key
+            for entry in self.storage.list(layout.CHECKPOINTS + os.path.commonprefix(sorted(names)))
+            if entry.key.removeprefix(layout.CHECKPOINTS).partition("/")[0] in names
+        ]
 
     def _remove(self, step: int, files: list[str]) -> None:
         """The marker first: without its files it would promise what is not there."""
         self.storage.delete([layout.marker_key(step)])
         self.storage.delete(files)
+
+
+def in_background(function: Callable[[], typing.Any]) -> "concurrent.futures.Future[typing.Any]":
+    """Its result, to come. Unlike a pool's, the thread never keeps a failed process from ending."""
+    future: concurrent.futures.Future[typing.Any] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # also what ends a thread: whoever waits must hear of it
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="save", daemon=True).start()
+    return future

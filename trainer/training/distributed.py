@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from training.errors import KnownError, UserError
+from training.errors import STOPPED, KnownError, PeerLostError, UserError
+from training.place import Place
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class World:
     node: int
     gpu: bool
     stop: threading.Event  # this process was told to stop; ask any(), since all have to stop at the same step
+    attempt: int = 1  # which start of its submission this is, as the ledger counts: the same for all processes
 
     def barrier(self) -> None:
         self.total([0.0])
@@ -71,6 +73,18 @@ class World:
             raise answer
         return answer
 
+    def agreed(self, function: Callable[[], typing.Any]) -> list[typing.Any]:
+        """Everybody calls it; everybody's answers, by rank, or somebody's KnownError, which all of them raise."""
+        try:
+            answer = function()
+        except KnownError as ending:
+            answer = ending
+        answers = self.gather(answer)
+        for answer in answers:
+            if isinstance(answer, KnownError):
+                raise answer
+        return answers
+
     @contextlib.contextmanager
     def node_directory(self) -> Iterator[Path]:
         """A fresh directory that the processes of a node share, and that is gone at the end."""
@@ -82,30 +96,23 @@ class World:
 
 
 @contextlib.contextmanager
-def join(gpus_per_node: int | None, num_nodes: int | None) -> Iterator[World]:
+def join(place: Place, gpus_per_node: int | None, num_nodes: int | None) -> Iterator[World]:
     """Meet the other processes that torchrun started, or be the only one."""
-    under_torchrun = "LOCAL_RANK" in os.environ
-    if not under_torchrun:
+    if not place.under_torchrun:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     gpu = torch.cuda.is_available() if gpus_per_node is None else gpus_per_node > 0
     if gpu and not torch.cuda.is_available():
         raise UserError(f"GPUS_PER_NODE is {gpus_per_node}, but torch finds no GPU here")
+    if num_nodes not in (None, place.nodes):
+        raise UserError(f"NUM_NODES is {num_nodes}, but torchrun was started for {place.nodes}")
 
-    # torchrun replaces the operator's WORLD_SIZE and RANK, which count nodes, by those of the processes.
-    number = (lambda name, alone: int(os.environ[name])) if under_torchrun else (lambda name, alone: alone)
-    nodes = number("GROUP_WORLD_SIZE", 1)
-    if num_nodes not in (None, nodes):
-        raise UserError(f"NUM_NODES is {num_nodes}, but torchrun was started for {nodes}")
-
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     world = World(
-        rank=number("RANK", 0),
-        size=number("WORLD_SIZE", 1),
-        local_rank=number("LOCAL_RANK", 0),
-        node=number("GROUP_RANK", 0),
+        rank=place.rank,
+        size=place.size,
+        local_rank=place.local_rank,
+        node=place.node,
         gpu=gpu,
-        stop=stop,
+        stop=stop_at_sigterm(),
     )
     if gpu:
         torch.cuda.set_device(world.local_rank)
@@ -116,6 +123,31 @@ def join(gpus_per_node: int | None, num_nodes: int | None) -> Iterator[World]:
     # Not after an error: the others are not coming, and to wait for them would hide it.
     if world.size > 1:
         dist.destroy_process_group()
+
+
+def stop_at_sigterm() -> threading.Event:
+    """Set at the first SIGTERM, so that the work can be saved; the second one ends the process where it is."""
+    stop = threading.Event()
+
+    def handle(*_: object) -> None:
+        if stop.is_set():
+            os._exit(STOPPED)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, handle)
+    return stop
+
+
+@contextlib.contextmanager
+def alone(world: World) -> Iterator[None]:
+    """A process group for a process that is the only one, where a library cannot do without."""
+    if world.size > 1:
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if world.gpu else "cpu:gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 def _meet(world: World) -> None:
@@ -133,6 +165,6 @@ def _meet(world: World) -> None:
         store.set(f"train/here/{world.rank}", "")
         store.wait([f"train/here/{rank}" for rank in range(world.size)], MEET_WITHIN)
     except dist.DistError as error:
-        raise RuntimeError(
+        raise PeerLostError(
             f"not all {world.size} processes came within {MEET_WITHIN.seconds} s: starting again"
         ) from error

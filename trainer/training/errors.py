@@ -1,13 +1,80 @@
-"""Why a job ends that has nothing wrong inside: one sentence each, and no traceback."""
+"""Why an attempt ends: the exceptions that have a cause of their own, and the cause of all others.
+
+The causes are the ledger's, see attempts.py.
+"""
+
+import errno
+import re
+
+CRASH = "crash"
+FINISHED = "finished"
+OUT_OF_MEMORY = "out_of_memory"
+PREEMPTED = "preempted"
+STORAGE = "storage"
+SUPERSEDED = "superseded"
+USER_ERROR = "user_error"
+CAUSES = (FINISHED, USER_ERROR, OUT_OF_MEMORY, STORAGE, CRASH, PREEMPTED, SUPERSEDED)
+
+# The exit code of a run that was told to stop: 128 + SIGTERM. Never 0, or a job that was cut short would count as done.
+STOPPED = 143
+
+# What torch says, in an exception of no type of its own, where memory runs out.
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED")
+# What gloo and NCCL say where another process has gone. They name no type either.
+_PEER_LOST = re.compile(
+    r"gloo.*(closed|reset|refused|broken pipe|timed? ?out)"
+    r"|remote process exited|communicator was aborted|connection was likely closed",
+    re.I | re.S,
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class KnownError(Exception):
-    """Known to rank 0 alone, it ends the other processes too: see World.on_rank_zero."""
+    """Has nothing wrong inside: one sentence and no traceback.
+
+    Known to rank 0 alone, it ends the other processes too: see World.on_rank_zero.
+    """
+
+    cause: str
 
 
 class UserError(KnownError, ValueError):
     """What the person who submitted the job can mend. The sentence names the setting at fault."""
 
+    cause = USER_ERROR
+
 
 class SupersededError(KnownError):
     """The run belongs to another submission now. To start again would not change that."""
+
+    cause = SUPERSEDED
+
+
+class StorageError(OSError):
+    """The bucket or folder does not do what it was asked, also after retries."""
+
+
+class AccessDeniedError(StorageError, PermissionError):
+    """It is there, or may be, and this job has no access."""
+
+
+class PeerLostError(RuntimeError):
+    """Another process of the job is gone. Why, only that one knows."""
+
+
+def cause_of(error: BaseException) -> str:
+    """The cause that an exception means."""
+    if isinstance(error, KnownError):
+        return error.cause
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
+        return OUT_OF_MEMORY
+    if isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _FULL):
+        return STORAGE
+    return CRASH
+
+
+def is_consequence(error: BaseException) -> bool:
+    """Whether a process ends only because another one did."""
+    return isinstance(error, PeerLostError) or (
+        isinstance(error, RuntimeError) and cause_of(error) == CRASH and bool(_PEER_LOST.search(str(error)))
+    )

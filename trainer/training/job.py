@@ -17,6 +17,7 @@ from training.errors import UserError
 RUN_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 RESUME_STEP = re.compile("step-([0-9]{1,12})")
 SCHEMES = ("s3://", "file:///")
+MAX_RESTARTS = 3
 EXTRA_ARGS = "TRAINING_EXTRA_ARGS_JSON"
 
 # Name of the flag and of the environment variable, and its meaning.
@@ -28,6 +29,7 @@ OPTIONS = {
     "checkpoint-base-uri": "folder of all runs",
     "submission": "UUID of this submission; a fresh one when not given",
     "resume": "false, true (the run's newest checkpoint) or step-N (that one); a restarted submission goes on anyway",
+    "max-restarts": f"failed attempts after which there is another one; {MAX_RESTARTS} when not given",
     "num-nodes": "how many nodes the job has",
     "gpus-per-node": "how many GPUs each has; 0 trains on the CPU",
     "config-path": f"an s3:// object or an absolute path: JSON or YAML of settings, which {EXTRA_ARGS} overrides",
@@ -44,6 +46,7 @@ class Job:
     submission: str
     resume: bool
     resume_step: int | None  # this one and no other; the newest when not given
+    max_restarts: int
     num_nodes: int | None
     gpus_per_node: int | None
     config_path: str | None
@@ -59,9 +62,13 @@ def parse(arguments: list[str], environment: Mapping[str, str]) -> Job:
     given = {name: environment.get(variable(name)) for name in OPTIONS}
     given |= {name: value for name, value in flags(arguments).items() if value is not None}
     resume, resume_step = start(given, "resume")
+    restarts = count(given, "max-restarts")
     config_path = given["config-path"] or None
+    framework = required(given, "framework")
+    if framework not in layout.FRAMEWORKS:
+        raise UserError(f"FRAMEWORK must be one of {', '.join(layout.FRAMEWORKS)}, not {framework!r}")
     job = Job(
-        framework=required(given, "framework"),
+        framework=framework,
         model_id=required(given, "model-id"),
         run_id=required(given, "run-id"),
         dataset_uri=uri(given, "dataset-uri"),
@@ -69,13 +76,12 @@ def parse(arguments: list[str], environment: Mapping[str, str]) -> Job:
         submission=given["submission"] or fresh_submission(),
         resume=resume,
         resume_step=resume_step,
+        max_restarts=MAX_RESTARTS if restarts is None else restarts,
         num_nodes=count(given, "num-nodes"),
         gpus_per_node=count(given, "gpus-per-node"),
         config_path=config_path,
-        settings=settings.parse(environment.get(EXTRA_ARGS) or "{}", config_path),
+        settings=settings.parse(environment.get(EXTRA_ARGS) or "{}", config_path, framework),
     )
-    if job.framework not in layout.FRAMEWORKS:
-        raise UserError(f"FRAMEWORK must be one of {', '.join(layout.FRAMEWORKS)}, not {job.framework!r}")
     if not RUN_ID.fullmatch(job.run_id):
         raise UserError(f"RUN_ID must match {RUN_ID.pattern}, not {job.run_id!r}")
     if not layout.is_submission(job.submission):

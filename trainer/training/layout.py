@@ -34,13 +34,39 @@ def parse_marker_key(key: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def checkpoint_name(step: int) -> str:
-    """The folder of an hf checkpoint below checkpoints/; the transformers Trainer gives it the same name."""
-    return f"checkpoint-{step}"
+def checkpoint_name(framework: str, step: int, *, sharded: bool = False) -> str:
+    """A checkpoint's file or folder below checkpoints/. The transformers Trainer gives it the same name."""
+    match framework:
+        case "hf":
+            return f"checkpoint-{step}"
+        case "meta":
+            return f"step-{step:06d}" if sharded else f"step-{step:06d}.pt"
+        case "nemo":
+            return f"step-{step:06d}" if sharded else f"step-{step:06d}.ckpt"
+    raise AssertionError(f"no layout for {framework}")
+
+
+def checkpoint_names(framework: str, step: int) -> set[str]:
+    """All names that a step's file or folder may have had."""
+    return {checkpoint_name(framework, step, sharded=sharded) for sharded in (False, True)}
 
 
 def progress_key(submission: str) -> str:
     return f"progress/{submission}"
+
+
+def attempts_prefix(submission: str) -> str:
+    return f"attempts/{submission}/"
+
+
+def attempt_key(submission: str, attempt: int) -> str:
+    """The ledger's entry of a submission's start, counted from 1; order them as integers."""
+    return f"{attempts_prefix(submission)}{attempt}"
+
+
+def log_key(submission: str, attempt: int, rank: int, part: int = 0) -> str:
+    """What a process printed; a long log has more parts, and is their bytes in the order of their keys."""
+    return f"logs/{submission}/attempt-{attempt}/rank-{rank}.log" + (f".{part:06d}" if part else "")
 
 
 def model_prefix(submission: str) -> str:

@@ -1,13 +1,36 @@
-"""Where a model comes from."""
+"""The model: where it comes from, how it is loaded and sharded, and how it is given away in the end."""
 
+import inspect
+import logging
 import os
+import typing
 from pathlib import Path
 
-from training.errors import UserError
-from training.storage import open_storage
+from training import layout
+from training.data import Batch, predicted
+from training.errors import AccessDeniedError, UserError
+from training.storage import Storage, open_storage
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from training.distributed import World
 
 URIS = ("s3://", "file://")
 NEEDED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a hub's repository
+
+logger = logging.getLogger(__name__)
+
+
+def fetch(model_id: str, directory: Path, world: "World") -> str:
+    """Bring the model to each node; together. Returns its folder on this one."""
+    places = world.agreed(lambda: (world.node, locate(model_id, directory) if world.local_rank == 0 else None))
+    return next(place for node, place in places if node == world.node and place)
 
 
 def locate(model_id: str, directory: Path) -> str:
@@ -17,10 +40,13 @@ def locate(model_id: str, directory: Path) -> str:
     """
     if model_id.startswith(URIS):
         storage = open_storage(model_id)
-        # Such a folder is flat. What lies deeper are other formats of the same weights.
-        entries = [entry for entry in storage.list("") if "/" not in entry.key]
-        for entry in entries:
-            storage.download(entry.key, directory / entry.key)
+        try:
+            # Such a folder is flat. What lies deeper are other formats of the same weights.
+            entries = [entry for entry in storage.list("") if "/" not in entry.key]
+            for entry in entries:
+                storage.download(entry.key, directory / entry.key)
+        except AccessDeniedError:
+            raise UserError(f"MODEL_ID {model_id} may not be read by this job: access denied") from None
         return checked(model_id, directory)
     if model_id.startswith("/"):
         return checked(model_id, Path(model_id))
@@ -48,3 +74,78 @@ def from_hub(model_id: str) -> str:
         raise UserError(
             f"MODEL_ID {model_id} is no folder under MODEL_DIR, and the hub does not give it: {said}"
         ) from None
+
+
+def load(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Model and tokenizer. Weights are fp32 whatever the file has: in bf16 small steps would be rounded away."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        network = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the model in {source} cannot be loaded: {str(error).splitlines()[0]}") from None
+    network.train()  # it comes in evaluation mode
+    return network, tokenizer
+
+
+def shard(network: "PreTrainedModel", mesh: "DeviceMesh", policy: "MixedPrecisionPolicy") -> None:
+    """Split the weights over the processes, layer by layer, so that only one layer is whole at a time."""
+    from torch.distributed.fsdp import fully_shard
+
+    layers = set(network._no_split_modules or ())  # the names of its layers' classes
+    for module in network.modules():
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(network, mesh=mesh, mp_policy=policy)
+
+
+def takes_items(network: "PreTrainedModel") -> bool:
+    """Whether its loss can be divided by all tokens of a step, over batches and processes."""
+    if isinstance(accepts := getattr(network, "accepts_loss_kwargs", None), bool):
+        return accepts
+    parameters = inspect.signature(network.forward).parameters.values()
+    return any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def evaluate(network: "PreTrainedModel", batches: "Iterable[Batch]", device: "torch.device") -> tuple[float, float]:
+    """The sum of the losses of all tokens that the model has to predict, and how many they are."""
+    import torch
+
+    network.eval()
+    loss, tokens = 0.0, 0
+    with torch.no_grad():
+        for batch in batches:
+            sum_of_losses = network(**to_device(batch, device), num_items_in_batch=1, use_cache=False).loss
+            if count := predicted(batch):
+                loss, tokens = loss + float(sum_of_losses), tokens + count
+    network.train()
+    return loss, tokens
+
+
+def to_device(batch: "Batch", device: "torch.device") -> "Batch":
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def whole_weights(network: "PreTrainedModel") -> "dict[str, torch.Tensor]":
+    """A sharded model's weights on the CPU of rank 0, nothing elsewhere; together."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def export(
+    network: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    target: Path,
+    storage: Storage,
+    submission: str,
+    weights: "dict[str, torch.Tensor] | None" = None,
+) -> None:
+    """Keep the trained model as a Hugging Face folder; the weights are given where the model is sharded."""
+    network.save_pretrained(target, state_dict=weights)
+    tokenizer.save_pretrained(target)
+    for path in sorted(target.iterdir()):
+        storage.upload(path, layout.model_prefix(submission) + path.name)
+    logger.info("exported the model to %s", layout.model_prefix(submission))

@@ -18,9 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    def __init__(self, storage: Storage, submission: str, total: int) -> None:
+    def __init__(self, storage: Storage, submission: str, attempt: int, total: int) -> None:
         self.storage = storage
         self.submission = submission
+        self.attempt = attempt
         self.total = total
         self.writer = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="progress")
         self.pending: concurrent.futures.Future[None] | None = None
@@ -42,7 +43,7 @@ class Progress:
         steps, seconds = step - before, now - began
         body = {
             "submission": self.submission,
-            "attempt": 1,
+            "attempt": self.attempt,
             "step": step,
             "total": self.total,
             "loss": loss if loss is not None and math.isfinite(loss) else None,

@@ -4,42 +4,62 @@ A setting that does not exist, has another type or contradicts another one is re
 """
 
 import dataclasses
+import difflib
 import json
 import math
 import types
 import typing
 
-from training import config_file
+from training import config_file, training_arguments
 from training.errors import UserError
 
 ALIASES = {"gradient_accumulation_steps": "gradient_accumulation"}
 PRECISIONS = ("fp32", "bf16", "fp16")
-NAMES = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+SCHEDULERS = ("linear", "cosine", "constant")
+ALONE = {"sharded": "nemo"}  # settings of one framework, and which
+EXTRA = "training_arguments"  # is no name of a setting, but where hf's own ones are kept
+NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     max_steps: int | None = None  # or num_epochs, not both; one epoch when neither is given
     num_epochs: float | None = None
-    lr: float = 2e-5  # decays linearly to 0 at the last step
+    lr: float = 2e-5  # after the warmup, from where the scheduler takes it to 0 at the last step, or leaves it
     warmup_steps: int = 0
+    scheduler: str | None = None  # linear when not given
     weight_decay: float = 0.0
     batch_size: int = 4  # of one process and one micro-step
     gradient_accumulation: int = 1
     max_seq_len: int | None = None  # in tokens; the model's own limit, at most 2048, when not given
     dataset_text_field: str = "text"
+    dataloader_workers: int = 0  # processes beside each process that make its batches
+    streaming: bool | None = None  # read objects one by one; where the data are large when not given
     precision: str | None = None  # of the arithmetic, weights stay fp32; bf16 on a GPU that has it, else fp32
+    sharded: bool = False  # nemo: split weights and optimizer over the processes; meta always does, hf never
     seed: int = 42
     logging_steps: int = 10
+    eval_steps: int | None = None  # no evaluation when not given
     save_steps: int = 500
     keep_last: int | None = None  # checkpoints of this submission; all of them when not given
+    training_arguments: dict[str, typing.Any] = dataclasses.field(default_factory=dict)  # of hf, by transformers' name
 
     def __post_init__(self) -> None:
         if self.max_steps is not None and self.num_epochs is not None:
             raise UserError(f"max_steps {self.max_steps} and num_epochs {self.num_epochs} exclude each other: give one")
+        if self.scheduler is not None and "lr_scheduler_type" in self.training_arguments:
+            raise UserError(f"scheduler {self.scheduler} and lr_scheduler_type exclude each other: give one")
         for name in ("max_steps", "batch_size", "gradient_accumulation", "logging_steps", "save_steps", "keep_last"):
             self._at_least(name, 1)
-        for name in ("warmup_steps", "weight_decay", "seed"):
+        self._at_least("eval_steps", 1)
+        for name in ("warmup_steps", "weight_decay", "seed", "dataloader_workers"):
             self._at_least(name, 0)
         self._at_least("max_seq_len", 2)  # one token predicts nothing
         for name in ("num_epochs", "lr"):
@@ -48,8 +68,10 @@ class Settings:
                 raise UserError(f"{name} must be above 0, not {value}")
         if self.seed >= 2**32:
             raise UserError(f"seed must be below 2^32, not {self.seed}")
-        if self.precision not in (None, *PRECISIONS):
-            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+        self._one_of("precision", PRECISIONS)
+        self._one_of("scheduler", SCHEDULERS)
+        if self.sharded and self.precision == "fp16":
+            raise UserError("precision fp16 does not go with sharded: bf16 and fp32 do")
         if not self.dataset_text_field:
             raise UserError("dataset_text_field must not be empty")
 
@@ -58,8 +80,13 @@ class Settings:
         if value is not None and value < least:
             raise UserError(f"{name} must be at least {least}, not {value}")
 
+    def _one_of(self, name: str, words: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in (None, *words):
+            raise UserError(f"{name} must be one of {', '.join(words)}, not {value!r}")
 
-def parse(text: str, config_path: str | None = None) -> Settings:
+
+def parse(text: str, config_path: str | None = None, framework: str = "hf") -> Settings:
     """Settings from the JSON object of TRAINING_EXTRA_ARGS_JSON, and from a file where that has none."""
     try:
         arguments = json.loads(text)
@@ -67,23 +94,39 @@ def parse(text: str, config_path: str | None = None) -> Settings:
         raise UserError(f"extra_args is not JSON: {error}") from None
     if not isinstance(arguments, dict):
         raise UserError("extra_args must be a JSON object")
-    values = checked(arguments, "extra_args.")
+    values = checked(arguments, "extra_args.", framework)
     if config_path:
-        values = checked(config_file.read(config_path), f"CONFIG_PATH {config_path}: ") | values
-    return Settings(**values)
+        values = checked(config_file.read(config_path), f"CONFIG_PATH {config_path}: ", framework) | values
+    types_of = names(framework)
+    extra = {name: value for name, value in values.items() if name not in types_of and value is not None}
+    return Settings(**{name: value for name, value in values.items() if name in types_of}, training_arguments=extra)
 
 
-def checked(arguments: dict[str, typing.Any], where: str) -> dict[str, typing.Any]:
+def names(framework: str) -> dict[str, typing.Any]:
+    """The types of a framework's settings, but for hf's own ones."""
+    hints = typing.get_type_hints(Settings)
+    return {name: hint for name, hint in hints.items() if ALONE.get(name, framework) == framework and name != EXTRA}
+
+
+def checked(arguments: dict[str, typing.Any], where: str, framework: str) -> dict[str, typing.Any]:
     """Values by the names of their settings; `where` is what a refusal puts before the key."""
-    types_of = typing.get_type_hints(Settings)
+    types_of = names(framework)
+    aliases = ALIASES | training_arguments.ALIASES if framework == "hf" else ALIASES
+    extra = training_arguments.names() if framework == "hf" else []
     values: dict[str, typing.Any] = {}
     for key, value in arguments.items():
-        name = ALIASES.get(key, key)
-        if name not in types_of:
-            raise UserError(f"{where}{key} is no setting; there are: {', '.join(types_of)}")
+        name = aliases.get(key, key)
         if name in values:
             raise UserError(f"{where}{key} is given twice, as {name} too")
-        values[name] = typed(f"{where}{key}", value, types_of[name])
+        if name in types_of:
+            values[name] = typed(f"{where}{key}", value, types_of[name])
+        elif name in extra:
+            training_arguments.check(f"{where}{key}", name, value)
+            values[name] = value
+        else:
+            near = difflib.get_close_matches(str(key), [*types_of, *aliases, *extra], n=1)
+            instead = f": did you mean {near[0]}?" if near else f"; there are: {', '.join(types_of)}"
+            raise UserError(f"{where}{key} is no setting of {framework}{instead}")
     return values
 
 
@@ -96,7 +139,5 @@ def typed(key: str, value: typing.Any, annotation: typing.Any) -> typing.Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        # Lists are named and not shown: a few lines of YAML can stand for millions of elements.
-        shown = NAMES[type(value)] if isinstance(value, list | dict) else json.dumps(value, default=str)
-        raise UserError(f"{key} must be {NAMES[kind]}, not {shown}")
+        raise UserError(f"{key} must be {NAMES[kind]}, not {training_arguments.shown(value)}")
     return value

@@ -8,20 +8,23 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.errors import UserError
+from training.errors import AccessDeniedError, StorageError, UserError
 
 PART = ".part"  # ends the name of a local file that is still being written
+TRIES = 5  # of what botocore itself does not try again
+PASSING = ("InternalError", "ServiceUnavailable", "SlowDown")  # what S3 says of single objects it did not delete
 MEANINGS = {
     "NoSuchKey": FileNotFoundError,
     "NoSuchBucket": FileNotFoundError,
     "404": FileNotFoundError,
-    "AccessDenied": PermissionError,
-    "403": PermissionError,
+    "AccessDenied": AccessDeniedError,
+    "403": AccessDeniedError,
     "PreconditionFailed": FileExistsError,
 }
 
@@ -34,7 +37,10 @@ class Entry:
 
 
 class Storage(typing.Protocol):
-    """The verbs that the trainer needs. Keys are relative to the URI that was opened."""
+    """The verbs that the trainer needs. Keys are relative to the URI that was opened.
+
+    Each raises StorageError when it cannot do what it was asked, also after the retries that may help.
+    """
 
     def read(self, key: str) -> bytes:
         """Raises FileNotFoundError."""
@@ -75,32 +81,26 @@ class Folder:
         self.root = root
 
     def read(self, key: str) -> bytes:
-        return (self.root / key).read_bytes()
+        with _meanings(key):
+            return (self.root / key).read_bytes()
 
     def write(self, key: str, body: bytes, *, only_if_absent: bool = False) -> None:
-        target = self.root / key
-        part = self._part(target)
-        try:
+        with _meanings(key), self._part(self.root / key) as part:
             part.write_bytes(body)
             if only_if_absent:
-                os.link(part, target)  # unlike a rename, it fails when the target exists
+                os.link(part, self.root / key)  # unlike a rename, it fails when the target exists
             else:
-                part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+                part.replace(self.root / key)
 
     def upload(self, source: Path, key: str) -> None:
-        target = self.root / key
-        part = self._part(target)
-        try:
+        with _meanings(key), self._part(self.root / key) as part:
             shutil.copyfile(source, part)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+            part.replace(self.root / key)
 
     def download(self, key: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.root / key, target)
+        with _meanings(key):
+            shutil.copyfile(self.root / key, target)
 
     def list(self, prefix: str) -> list[Entry]:
         entries = []
@@ -114,17 +114,28 @@ class Folder:
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             path = self.root / key
-            path.unlink(missing_ok=True)
+            with _meanings(key):
+                path.unlink(missing_ok=True)
             for folder in path.parents:  # a bucket has no empty folders either
-                if folder == self.root or not folder.is_dir() or any(folder.iterdir()):
+                if folder == self.root:
                     break
-                folder.rmdir()
+                try:
+                    folder.rmdir()
+                except OSError:  # not empty, or another process was faster
+                    break
 
-    def _part(self, target: Path) -> Path:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    @contextlib.contextmanager
+    def _part(self, target: Path) -> Iterator[Path]:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:  # which would mean that the object exists
+            raise NotADirectoryError(str(error)) from error
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=PART, dir=target.parent)
         os.close(handle)
-        return Path(name)
+        try:
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
 
 
 # === an S3 bucket ===
@@ -151,8 +162,17 @@ class Bucket:
         self.prefix = f"{prefix}/" if prefix else ""
 
     def read(self, key: str) -> bytes:
+        from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError
+
         with _meanings(key):
-            return self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].read()
+            for attempt in range(TRIES):
+                try:
+                    return self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].read()
+                except (FlexibleChecksumError, HTTPClientError, IncompleteReadError):  # in the middle of the body
+                    if attempt == TRIES - 1:
+                        raise
+                    time.sleep(0.1 * 2**attempt)
+        raise AssertionError("unreachable")
 
     def write(self, key: str, body: bytes, *, only_if_absent: bool = False) -> None:
         condition = {"IfNoneMatch": "*"} if only_if_absent else {}
@@ -160,7 +180,8 @@ class Bucket:
             self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body, **condition)
 
     def upload(self, source: Path, key: str) -> None:
-        self.client.upload_file(str(source), self.bucket, self.prefix + key)
+        with _meanings(key):
+            self.client.upload_file(str(source), self.bucket, self.prefix + key)
 
     def download(self, key: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -169,30 +190,44 @@ class Bucket:
 
     def list(self, prefix: str) -> list[Entry]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-        return [
-            Entry(key=found["Key"].removeprefix(self.prefix), size=found["Size"], etag=found["ETag"])
-            for page in pages
-            for found in page.get("Contents", [])
-        ]
+        with _meanings(prefix):
+            return [
+                Entry(key=found["Key"].removeprefix(self.prefix), size=found["Size"], etag=found["ETag"])
+                for page in pages
+                for found in page.get("Contents", [])
+            ]
 
     def delete(self, keys: Iterable[str]) -> None:
         names = [{"Key": self.prefix + key} for key in keys]
         for start in range(0, len(names), 1000):  # as many as one request takes
-            batch = {"Objects": names[start : start + 1000], "Quiet": True}
-            failed = self.client.delete_objects(Bucket=self.bucket, Delete=batch).get("Errors", [])
-            if failed:
-                raise OSError(f"could not delete {failed[0]['Key']}: {failed[0].get('Message', failed[0].get('Code'))}")
+            self._delete(names[start : start + 1000])
+
+    def _delete(self, names: Sequence[Mapping[str, str]]) -> None:
+        failed: Sequence[Mapping[str, str]] = ()
+        for attempt in range(TRIES):
+            with _meanings(names[0]["Key"]):
+                answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": names, "Quiet": True})
+            failed = answer.get("Errors", [])
+            if not failed:
+                return
+            if any(error["Code"] not in PASSING for error in failed):
+                break
+            names = [{"Key": error["Key"]} for error in failed]
+            time.sleep(0.1 * 2**attempt)
+        raise StorageError(f"could not delete {failed[0]['Key']}: {failed[0].get('Message', failed[0].get('Code'))}")
 
 
 @contextlib.contextmanager
 def _meanings(key: str) -> Iterator[None]:
-    """Turns S3's answers that mean something to us into the exceptions that a file system raises."""
-    from botocore.exceptions import ClientError
-
+    """Turns what goes wrong into the exceptions that the protocol names."""
     try:
         yield
-    except ClientError as error:
-        meaning = MEANINGS.get(error.response.get("Error", {}).get("Code", ""))
-        if meaning is None:
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError as error:
+        raise StorageError(f"{key}: {error}") from error
+    except Exception as error:
+        if not type(error).__module__.startswith(("boto", "s3transfer")):
             raise
-        raise meaning(key) from error
+        code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code", "")
+        raise MEANINGS.get(code, StorageError)(f"{key}: {error}") from error

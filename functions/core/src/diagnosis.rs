@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod};
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::problem::bounded;
 
@@ -26,7 +26,8 @@ pub struct Diagnosis {
 /// what makes them fail.
 #[must_use]
 pub fn of_pods(pods: &[Pod]) -> Option<Diagnosis> {
-    [unschedulable, image_pull, container_config, crash_loop].into_iter().find_map(|look| pods.iter().find_map(look))
+    let not_started = [unschedulable, image_pull, container_config];
+    not_started.into_iter().find_map(|look| pods.iter().find_map(look)).or_else(|| crash_loop(pods))
 }
 
 fn unschedulable(pod: &Pod) -> Option<Diagnosis> {
@@ -64,24 +65,49 @@ fn container_config(pod: &Pod) -> Option<Diagnosis> {
     })
 }
 
-fn crash_loop(pod: &Pod) -> Option<Diagnosis> {
-    let (container, _, reason) = waiting_for(pod, &["CrashLoopBackOff"])?;
-    let ended = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-    let ended = ended.map_or_else(|| "its container ends again and again".to_owned(), last_words);
+/// A line that the trainer leaves for each process that fails.
+#[derive(Deserialize)]
+struct LastWords {
+    cause: String,
+    rank: u32,
+    message: String,
+    /// It ended only because another process did.
+    #[serde(default)]
+    consequence: bool,
+}
+
+/// When one process ends, the pods of all others end too; the one that knows why is told.
+fn crash_loop(pods: &[Pod]) -> Option<Diagnosis> {
+    let waiting = pods.iter().filter_map(|pod| {
+        let (container, _, reason) = waiting_for(pod, &["CrashLoopBackOff"])?;
+        let ended = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+        let (weight, said) = ended.map_or_else(|| (0, "its container ends again and again".to_owned()), last_words);
+        Some((weight, said, container.restart_count, evidence(pod, reason)))
+    });
+    // The first of the greatest weight: `max_by_key` takes the last.
+    let (_, ended, restarts, evidence) = waiting.rev().max_by_key(|(weight, ..)| *weight)?;
     Some(Diagnosis {
         code: "crash_loop",
-        message: format!("{ended} (started {} times)", container.restart_count.saturating_add(1)),
-        evidence: vec![evidence(pod, reason)],
+        message: format!("{ended} (started {} times)", restarts.saturating_add(1)),
+        evidence: vec![evidence],
         next_step: "read the job's logs; when the request has to change, DELETE the job and submit it again",
     })
 }
 
-/// The last line that a container left, or how it ended.
-fn last_words(ended: &ContainerStateTerminated) -> String {
-    let message = ended.message.as_deref().unwrap_or_default();
-    match message.lines().rev().map(str::trim).find(|line| !line.is_empty()) {
-        Some(line) => bounded(line, MAX_MESSAGE),
-        None => format!("its container ended with exit code {}", ended.exit_code),
+/// What a container said at its end, and how much that tells: the first process that knew why, else the last line of
+/// other images, else a process that only knew that another one was gone, else the exit code.
+fn last_words(ended: &ContainerStateTerminated) -> (u8, String) {
+    let lines = || ended.message.as_deref().unwrap_or_default().lines().map(str::trim).filter(|line| !line.is_empty());
+    let words = || lines().filter_map(|line| serde_json::from_str::<LastWords>(line).ok());
+    let told =
+        |words: LastWords| bounded(&format!("{}: {} (rank {})", words.cause, words.message, words.rank), MAX_MESSAGE);
+    if let Some(words) = words().find(|words| !words.consequence) {
+        return (3, told(words));
+    }
+    match (words().next(), lines().next_back()) {
+        (Some(words), _) => (1, told(words)),
+        (None, Some(line)) => (2, bounded(line, MAX_MESSAGE)),
+        (None, None) => (0, format!("its container ended with exit code {}", ended.exit_code)),
     }
 }
 
@@ -146,10 +172,35 @@ mod tests {
             ),
             (waiting("ContainerCreating", ""), nothing.clone(), None, ""),
             (json!({"running": {}}), ended("once"), None, ""),
+            (
+                waiting("CrashLoopBackOff", "back-off 10s"),
+                ended(concat!(
+                    "mory; the head of a line that the kubelet cut\"}\n",
+                    "{\"cause\": \"crash\", \"rank\": 1, \"message\": \"another process is gone\", \"consequence\": true}\n",
+                    "{\"cause\": \"out_of_memory\", \"rank\": 3, \"message\": \"lower batch_size\"}\n",
+                    "{\"cause\": \"crash\", \"rank\": 2, \"message\": \"another process is gone\", \"consequence\": true}\n",
+                )),
+                Some("crash_loop"),
+                "out_of_memory: lower batch_size (rank 3) (started 3 times)",
+            ),
         ] {
             let diagnosis = of_pods(&[pod(&state, &last_state)]);
             assert_eq!(diagnosis.as_ref().map(|diagnosis| diagnosis.code), code, "{state}");
             assert_eq!(diagnosis.map(|diagnosis| diagnosis.message).unwrap_or_default(), message);
         }
+    }
+
+    #[test]
+    fn the_pod_that_knows_why_is_told() {
+        let waiting = json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}});
+        let pods = [
+            r#"{"cause": "crash", "rank": 0, "message": "another process is gone", "consequence": true}"#,
+            r#"{"cause": "crash", "rank": 1, "message": "ValueError: x"}"#,
+            r#"{"cause": "crash", "rank": 2, "message": "ValueError: y"}"#,
+        ]
+        .map(|message| pod(&waiting, &json!({"terminated": {"exitCode": 1, "message": message}})));
+        let message = |pods: &[Pod]| of_pods(pods).map(|diagnosis| diagnosis.message);
+        assert_eq!(message(&pods).as_deref(), Some("crash: ValueError: x (rank 1) (started 3 times)"));
+        assert_eq!(message(&pods[..1]).as_deref(), Some("crash: another process is gone (rank 0) (started 3 times)"));
     }
 }

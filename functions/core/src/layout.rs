@@ -47,6 +47,19 @@ pub enum RunKey<'a> {
     Marker(Step),
     /// The newest progress of a submission.
     Progress(&'a Submission),
+    /// The ledger's entry of a submission's start, counted from 1.
+    Attempt(&'a Submission, u32),
+    /// What one process of a start printed: the bytes of all parts, counted from 0.
+    Log {
+        /// The submission.
+        submission: &'a Submission,
+        /// Its start, counted from 1.
+        attempt: u32,
+        /// The process.
+        rank: u32,
+        /// The part.
+        part: u32,
+    },
     /// The configuration of the run's newest submission.
     NewestConfig,
     /// The configuration of a submission.
@@ -239,6 +252,11 @@ impl RunKey<'_> {
         match self {
             Self::Marker(step) => format!("checkpoints/step-{:06}.json", step.get()),
             Self::Progress(submission) => format!("progress/{submission}"),
+            Self::Attempt(submission, attempt) => format!("attempts/{submission}/{attempt}"),
+            Self::Log { submission, attempt, rank, part } => {
+                let part = if *part == 0 { String::new() } else { format!(".{part:06}") };
+                format!("logs/{submission}/attempt-{attempt}/rank-{rank}.log{part}")
+            }
             Self::NewestConfig => "config/run.json".to_owned(),
             Self::Config(submission) => format!("config/{submission}/run.json"),
             Self::Owner => "owner".to_owned(),

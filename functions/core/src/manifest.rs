@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt};
 use k8s_openapi::{
     DeepMerge,
     api::core::v1::{
-        Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, PodSpec, PodTemplateSpec, ResourceRequirements,
-        SecretKeySelector, Volume, VolumeMount,
+        Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ObjectFieldSelector, PodSpec, PodTemplateSpec,
+        ResourceRequirements, SecretKeySelector, Volume, VolumeMount,
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
@@ -22,6 +22,10 @@ use crate::{
 /// torchrun kills its workers this long before the kubelet would kill torchrun.
 const SHUTDOWN_MARGIN_SECONDS: u32 = 20;
 
+/// Where a container leaves its last words; Kubernetes' own default.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+/// Where the trainer keeps what it prints until that is in the bucket. It outlives the container.
+const LOG_DIR: &str = "/var/log/trainer";
 /// The extended resource that NVIDIA's device plugin counts.
 const GPU: &str = "nvidia.com/gpu";
 /// A pod's own deadline comes this long after the job's. The operator looks at the job's deadline only when a pod or the
@@ -202,22 +206,24 @@ fn pod(request: &TrainingJobRequest, origin: Origin<'_>, platform: &Platform) ->
             args: Some(vec!["--max-restarts=0".to_owned(), platform.train_script.clone()]),
             env: Some(environment(request, origin, platform)),
             resources: Some(resources(request)),
+            termination_message_path: Some(TERMINATION_LOG.to_owned()),
             termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-            volume_mounts: Some(vec![VolumeMount {
-                name: "shm".to_owned(),
-                mount_path: "/dev/shm".to_owned(),
-                ..VolumeMount::default()
-            }]),
+            volume_mounts: Some(vec![mount("shm", "/dev/shm"), mount("logs", LOG_DIR)]),
             ..Container::default()
         }],
         // NCCL and data loaders need more than the 64 MiB that containers get.
-        volumes: Some(vec![Volume {
-            name: "shm".to_owned(),
-            empty_dir: Some(EmptyDirVolumeSource { medium: Some("Memory".to_owned()), size_limit: None }),
-            ..Volume::default()
-        }]),
+        volumes: Some(vec![empty_dir("shm", Some("Memory")), empty_dir("logs", None)]),
         ..PodSpec::default()
     }
+}
+
+fn mount(volume: &str, path: &str) -> VolumeMount {
+    VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() }
+}
+
+fn empty_dir(name: &str, medium: Option<&str>) -> Volume {
+    let source = EmptyDirVolumeSource { medium: medium.map(str::to_owned), size_limit: None };
+    Volume { name: name.to_owned(), empty_dir: Some(source), ..Volume::default() }
 }
 
 fn resources(request: &TrainingJobRequest) -> ResourceRequirements {
@@ -248,7 +254,10 @@ fn environment(request: &TrainingJobRequest, origin: Origin<'_>, platform: &Plat
         ("CONFIG_URI", prefix.uri("config").to_string()),
         ("SUBMISSION", origin.submission.to_string()),
         ("RESUME", origin.start.to_string()),
+        ("MAX_RESTARTS", request.max_restarts.unwrap_or(platform.max_restarts).to_string()),
         ("TRAINING_EXTRA_ARGS_JSON", Value::Object(request.extra_args.clone()).to_string()),
+        ("TERMINATION_LOG", TERMINATION_LOG.to_owned()),
+        ("TRAINER_LOG_DIR", LOG_DIR.to_owned()),
         ("OMP_NUM_THREADS", "1".to_owned()),
         // As a variable and not as a flag: other images may hold a torchrun that does not know it.
         ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", shutdown_seconds.to_string()),
@@ -264,6 +273,15 @@ fn environment(request: &TrainingJobRequest, origin: Origin<'_>, platform: &Plat
         value: Some(literal(&value)),
         value_from: None,
     });
+    // A pod with another one has been moved by the cluster; a container that starts again in the same has failed.
+    let uid = EnvVar {
+        name: "POD_UID".to_owned(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector { api_version: None, field_path: "metadata.uid".to_owned() }),
+            ..EnvVarSource::default()
+        }),
+    };
     let secret = request.env_from_secrets.iter().map(|(name, key)| EnvVar {
         name: name.clone(),
         value: None,
@@ -272,7 +290,7 @@ fn environment(request: &TrainingJobRequest, origin: Origin<'_>, platform: &Plat
             ..EnvVarSource::default()
         }),
     });
-    plain.chain(secret).collect()
+    plain.chain([uid]).chain(secret).collect()
 }
 
 /// A value that the kubelet leaves alone: it would replace `$(NAME)` and `$$` in values.
@@ -393,6 +411,7 @@ mod tests {
         let env = template["spec"]["containers"][0]["env"].as_array().expect("env");
         for variable in [
             json!({"name": "RESUME", "value": "step-300"}),
+            json!({"name": "MAX_RESTARTS", "value": "1"}),
             json!({"name": "CONFIG_PATH", "value": "/opt/$$x.yaml"}),
             json!({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hugging-face", "key": "token"}}}),
         ] {
@@ -445,7 +464,14 @@ mod tests {
             ("tolerations", json!([{"key": "nvidia.com/gpu", "operator": "Exists"}])),
             ("imagePullSecrets", json!([{"name": "registry"}])),
             ("securityContext", json!({"runAsUser": 1000})),
-            ("volumes", json!([{"name": "cache", "emptyDir": {}}, {"name": "shm", "emptyDir": {"medium": "Memory"}}])),
+            (
+                "volumes",
+                json!([
+                    {"name": "cache", "emptyDir": {}},
+                    {"name": "shm", "emptyDir": {"medium": "Memory"}},
+                    {"name": "logs", "emptyDir": {}},
+                ]),
+            ),
         ] {
             assert_eq!(pod[field], value, "{field}");
         }
@@ -459,7 +485,11 @@ mod tests {
         );
         assert_eq!(
             container["volumeMounts"],
-            json!([{"name": "cache", "mountPath": "/cache"}, {"name": "shm", "mountPath": "/dev/shm"}])
+            json!([
+                {"name": "cache", "mountPath": "/cache"},
+                {"name": "shm", "mountPath": "/dev/shm"},
+                {"name": "logs", "mountPath": "/var/log/trainer"},
+            ])
         );
         let env = container["env"].as_array().expect("env");
         assert!(env.contains(&json!({"name": "NCCL_DEBUG", "value": "INFO"})));

@@ -187,6 +187,7 @@ mod tests {
         for (paths, prefix) in [
             (&["checkpoint-1/a", "checkpoint-1/b/c"][..], "checkpoint-1/"),
             (&["step-000001.pt"], "step-000001.pt"),
+            (&["step-000001/.metadata", "step-000001/__0_0.distcp", "step-000001/__1_0.distcp"], "step-000001/"),
             (&["é/a", "è/a"], ""),
             (&[], ""),
         ] {

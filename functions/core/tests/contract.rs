@@ -64,6 +64,20 @@ fn progress_key(input: &Value) -> Value {
     RunKey::Progress(&submission(input)).relative().into()
 }
 
+fn number(input: &Value, field: &str) -> u32 {
+    input[field].as_u64().and_then(|number| u32::try_from(number).ok()).expect("a number")
+}
+
+fn attempt_key(input: &Value) -> Value {
+    RunKey::Attempt(&submission(input), number(input, "attempt")).relative().into()
+}
+
+fn log_key(input: &Value) -> Value {
+    let submission = submission(input);
+    let [attempt, rank, part] = ["attempt", "rank", "part"].map(|field| number(input, field));
+    RunKey::Log { submission: &submission, attempt, rank, part }.relative().into()
+}
+
 fn model_prefix(input: &Value) -> Value {
     layout::model_folder(&submission(input)).into()
 }
@@ -108,6 +122,8 @@ fn the_layout_is_the_trainers() {
             ("marker_key", marker_key),
             ("parse_marker_key", parse_marker_key),
             ("progress_key", progress_key),
+            ("attempt_key", attempt_key),
+            ("log_key", log_key),
             ("model_prefix", model_prefix),
             ("config_keys", config_keys),
             ("owner_key", owner_key),

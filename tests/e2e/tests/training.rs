@@ -50,6 +50,68 @@ async fn a_killed_pod_continues_to_the_same_end_bit_for_bit() -> Result<()> {
     );
     assert_eq!(killed_loss, loss, "the loss at the end");
     ensure!(killed_weights == weights, "the weights at the end differ");
+
+    // A container that was killed in a pod that stays was a crash, and the next one brings what it had printed.
+    let prefix = format!("runs/{killed}/framework=hf");
+    let submission = world.twin.get(&format!("/train/{name}")).await?.expect(200)?.text("/submission").to_owned();
+    let attempts = attempts(&world, &prefix, &submission).await?;
+    let causes: Vec<_> = attempts.iter().map(|attempt| attempt["cause"].clone()).collect();
+    ensure!(causes.first() == Some(&json!("crash")) && causes.last() == Some(&json!("finished")), "{causes:?}");
+    assert_eq!(attempts[0]["pods"].as_array().map(Vec::len), Some(2));
+    let log = world.twin.object(&format!("{prefix}/logs/{submission}/attempt-1/rank-0.log")).await?;
+    ensure!(String::from_utf8_lossy(&log).contains(&format!("saved step {step}")), "the first attempt's log");
+    Ok(())
+}
+
+/// The ledger of a submission, the first attempt first.
+async fn attempts(world: &World, prefix: &str, submission: &str) -> Result<Vec<Value>> {
+    let mut attempts = Vec::new();
+    for key in world.keys(&format!("{prefix}/attempts/{submission}/")).await? {
+        attempts.push(serde_json::from_slice::<Value>(&world.twin.object(&key).await?)?);
+    }
+    attempts.sort_by_key(|attempt| attempt["attempt"].as_u64());
+    Ok(attempts)
+}
+
+#[tokio::test]
+async fn each_framework_trains_on_two_nodes() -> Result<()> {
+    let world = World::meet()?;
+    let dataset_uri = world.twin.put_data_set().await?;
+    for framework in ["hf", "nemo", "meta"] {
+        let run_id = World::run_id(framework);
+        let mut request = world.twin.two_node_request(&run_id, &dataset_uri, 20, 10)?;
+        request["framework"] = json!(framework);
+        let name = world.submit(&request).await?;
+        let done = world.wait_for_status(&name, "succeeded", TRAINED_WITHIN).await?;
+        let indexed = |answer: &twin::client::Answer| answer.number("/checkpoints/1/step") == Some(10);
+        let path = format!("/train/{name}/checkpoints");
+        let checkpoints = world.wait(&path, TRAINED_WITHIN, indexed).await?;
+        assert_eq!(checkpoints.number("/checkpoints/0/step"), Some(20), "{framework}");
+        let (prefix, submission) = (format!("runs/{run_id}/framework={framework}"), done.text("/submission"));
+        let attempts = attempts(&world, &prefix, submission).await?;
+        assert_eq!(attempts.iter().map(|attempt| &attempt["cause"]).collect::<Vec<_>>(), ["finished"], "{framework}");
+        for rank in 0..2 {
+            world.twin.object(&format!("{prefix}/logs/{submission}/attempt-1/rank-{rank}.log")).await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_that_cannot_train_says_why_and_does_not_try_again() -> Result<()> {
+    let world = World::meet()?;
+    let dataset_uri = world.twin.put_data_set().await?;
+    let run_id = World::run_id("wrong");
+    let mut request = world.twin.two_node_request(&run_id, &dataset_uri, 20, 20)?;
+    request["extra_args"]["max_seq_len"] = json!(100_000);
+    let name = world.submit(&request).await?;
+    let looping = |answer: &twin::client::Answer| answer.text("/diagnosis/code") == "crash_loop";
+    let answer = world.wait(&format!("/train/{name}"), TRAINED_WITHIN, looping).await?;
+    let message = answer.text("/diagnosis/message");
+    ensure!(message.starts_with("user_error: ") && message.contains("max_seq_len 100000 is beyond"), "{message}");
+    let attempts = attempts(&world, &format!("runs/{run_id}/framework=hf"), answer.text("/submission")).await?;
+    assert_eq!(attempts.iter().map(|attempt| &attempt["cause"]).collect::<Vec<_>>(), ["user_error"]);
+    world.twin.delete(&format!("/train/{name}")).await?.expect(202)?;
     Ok(())
 }
 

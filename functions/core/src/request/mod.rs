@@ -620,6 +620,7 @@ pub(crate) mod tests {
             ("env", json!({"1A": "x"}), "/env/1A", "format"),
             ("env", json!({"PET_NNODES": "9"}), "/env/PET_NNODES", "reserved"),
             ("env", json!({"RUN_ID": "x"}), "/env/RUN_ID", "reserved"),
+            ("env", json!({"POD_UID": "x"}), "/env/POD_UID", "reserved"),
             ("env", json!({"ROLE_NAME": "x"}), "/env/ROLE_NAME", "reserved"),
             ("env", json!({"GROUP_WORLD_SIZE": "x"}), "/env/GROUP_WORLD_SIZE", "reserved"),
             ("env", json!({"ROLE_WORLD_SIZE": "x"}), "/env/ROLE_WORLD_SIZE", "reserved"),

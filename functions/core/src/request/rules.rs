@@ -3,7 +3,7 @@
 use crate::pytorchjob::key;
 
 /// Environment variables that the platform, the operator or torchrun set.
-const RESERVED_VARIABLES: [&str; 24] = [
+const RESERVED_VARIABLES: [&str; 28] = [
     "FRAMEWORK",
     "MODEL_ID",
     "RUN_ID",
@@ -15,6 +15,10 @@ const RESERVED_VARIABLES: [&str; 24] = [
     "CONFIG_PATH",
     "SUBMISSION",
     "RESUME",
+    "MAX_RESTARTS",
+    "POD_UID",
+    "TERMINATION_LOG",
+    "TRAINER_LOG_DIR",
     "TRAINING_EXTRA_ARGS_JSON",
     "OMP_NUM_THREADS",
     "NVIDIA_VISIBLE_DEVICES",

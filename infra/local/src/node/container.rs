@@ -51,6 +51,7 @@ pub(crate) struct Container {
     folder: PathBuf,
     pid_file: PathBuf,
     home: PathBuf,
+    volumes: PathBuf,
     activity: Activity,
     /// The end of the attempt before the present one.
     last: Option<Termination>,
@@ -110,6 +111,7 @@ impl Container {
             folder: pod_folder.join(&spec.name),
             pid_file: pod_folder.join(format!("{}.pid", spec.name)),
             home: pod_folder.join("work"),
+            volumes: pod_folder.join("volumes"),
             spec: spec.clone(),
             activity: Activity::Waiting { reason, message: None, until: Instant::now(), next: Next::Start },
             last: None,
@@ -321,6 +323,7 @@ impl Container {
             image,
             job_port: surroundings.job_port,
             termination: &folder.termination(),
+            volumes: &self.volumes,
             home: &self.home,
             session: &session,
             references: &references,
@@ -329,7 +332,7 @@ impl Container {
             Ok(environment) => environment,
             Err(message) => return self.wait_for_configuration(surroundings, message),
         };
-        if let Err(error) = self.prepare(&folder) {
+        if let Err(error) = self.prepare(surroundings.pod, &folder) {
             let message = format!("cannot make the attempt's folder: {error}");
             return self.wait_for_configuration(surroundings, message);
         }
@@ -355,8 +358,11 @@ impl Container {
         }
     }
 
-    fn prepare(&self, folder: &AttemptFolder) -> std::io::Result<()> {
+    fn prepare(&self, pod: &Pod, folder: &AttemptFolder) -> std::io::Result<()> {
         fs::create_dir_all(&self.home)?;
+        for (name, _) in pod.spec.iter().flat_map(|spec| environment::own_volumes(spec, &self.spec)) {
+            fs::create_dir_all(self.volumes.join(name))?;
+        }
         fs::create_dir_all(folder.path())?;
         fs::write(folder.termination(), "")
     }

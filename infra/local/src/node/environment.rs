@@ -1,13 +1,14 @@
 //! What a container's program gets to see: environment and command line. Everything is as the manifest says but for the
-//! changes made here, which stand for what a cluster gives a container: an image, a network, a volume for the
-//! termination message, an AWS identity. Pure.
+//! changes made here, which stand for what a cluster gives a container: an image, a network, a file for the termination
+//! message, volumes, an AWS identity. Nothing is mounted, so a path of the last two is found where a variable names it.
+//! Pure.
 
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
-use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVar, Pod};
+use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVar, Pod, PodSpec};
 
 use crate::{
     config::Config,
@@ -22,6 +23,9 @@ const IMAGE_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 /// Where the trainer image keeps its scripts; read from the checkout here.
 const TRAINER_FOLDER: &str = "/opt/trainer/";
 
+/// Where containers leave their last words unless they say otherwise.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
 /// What the node adds for one attempt of a container.
 pub(crate) struct Additions<'a> {
     pub(crate) config: &'a Config,
@@ -30,6 +34,8 @@ pub(crate) struct Additions<'a> {
     pub(crate) job_port: Option<u16>,
     /// The file that is `terminationMessagePath` in a cluster.
     pub(crate) termination: &'a Path,
+    /// The folder with the pod's own volumes, by name.
+    pub(crate) volumes: &'a Path,
     /// The working directory.
     pub(crate) home: &'a Path,
     pub(crate) session: &'a Session,
@@ -58,6 +64,7 @@ pub(crate) fn environment(
             Some(value) => Some(value),
             None => value_of(pod, variable, &environment, additions.references)?,
         };
+        let value = value.map(|value| path_value(pod, container, &value, additions).unwrap_or(value));
         if let Some(value) = value {
             environment.insert(variable.name.clone(), value);
         }
@@ -69,7 +76,6 @@ pub(crate) fn environment(
     }
     let session = additions.session;
     for (name, value) in [
-        ("TORCHELASTIC_ERROR_FILE", additions.termination.display().to_string()),
         ("GLOO_SOCKET_IFNAME", "lo".to_owned()),
         ("MODEL_DIR", config.model_dir.display().to_string()),
         ("AWS_ENDPOINT_URL", config.aws_endpoint_url.clone()),
@@ -117,6 +123,25 @@ fn network_value(name: &str, job_port: Option<u16>) -> Option<String> {
         "PET_RDZV_ENDPOINT" => Some(format!("127.0.0.1:{port}")),
         _ => None,
     }
+}
+
+/// Where a path lies on this machine that only the container has: its termination message, a volume of the pod's own.
+fn path_value(pod: &Pod, container: &Container, value: &str, additions: &Additions<'_>) -> Option<String> {
+    let termination = container.termination_message_path.as_deref().unwrap_or(TERMINATION_LOG);
+    if value == termination {
+        return Some(additions.termination.display().to_string());
+    }
+    let (name, _) = own_volumes(pod.spec.as_ref()?, container).into_iter().find(|(_, path)| *path == value)?;
+    Some(additions.volumes.join(name).display().to_string())
+}
+
+/// The volumes that the pod itself brings, by name, and where the container has them. Shared memory is the machine's.
+pub(crate) fn own_volumes<'a>(spec: &'a PodSpec, container: &'a Container) -> Vec<(&'a str, &'a str)> {
+    let is_own =
+        |name: &str| spec.volumes.iter().flatten().any(|volume| volume.name == name && volume.empty_dir.is_some());
+    let mounts = container.volume_mounts.iter().flatten();
+    let mounts = mounts.filter(|mount| mount.mount_path != "/dev/shm" && is_own(&mount.name));
+    mounts.map(|mount| (mount.name.as_str(), mount.mount_path.as_str())).collect()
 }
 
 fn values_of(source: &EnvFromSource, references: &References) -> Result<BTreeMap<String, String>, String> {
@@ -198,7 +223,9 @@ mod tests {
     fn pod(container: &serde_json::Value) -> Pod {
         serde_json::from_value(json!({
             "metadata": {"name": "job-worker-0", "namespace": "training", "uid": "u", "labels": {"a/b": "c"}},
-            "spec": {"nodeName": "twin", "containers": [container]},
+            "spec": {"nodeName": "twin", "containers": [container], "volumes": [
+                {"name": "logs", "emptyDir": {}}, {"name": "disk", "hostPath": {"path": "/disk"}},
+            ]},
         }))
         .unwrap()
     }
@@ -226,6 +253,7 @@ mod tests {
             image,
             job_port: Some(20_001),
             termination: Path::new("/pod/termination"),
+            volumes: Path::new("/pod/volumes"),
             home: Path::new("/pod/work"),
             session: &session,
             references: &references,
@@ -250,7 +278,6 @@ mod tests {
             ("MODEL_DIR", "/models"),
             ("OWN", "1"),
             ("PATH", "/usr/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-            ("TORCHELASTIC_ERROR_FILE", "/pod/termination"),
         ];
         let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(environment.into_iter().collect::<Vec<_>>(), expected);
@@ -289,6 +316,33 @@ mod tests {
         for (label, name, expected) in cases {
             assert_eq!(environment[name], expected, "{label}");
         }
+    }
+
+    #[test]
+    fn paths_of_the_container_alone_lie_on_this_machine() {
+        let fields = json!({
+            "env": [
+                {"name": "WORDS", "value": "/dev/termination-log"},
+                {"name": "LOGS", "value": "/var/log/x"},
+                {"name": "BELOW", "value": "/var/log/x/y"},
+                {"name": "DISK", "value": "/disk"},
+                {"name": "UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+            ],
+            "volumeMounts": [{"name": "logs", "mountPath": "/var/log/x"}, {"name": "disk", "mountPath": "/disk"}],
+        });
+        let (environment, _) = seen(Image::Trainer, &fields);
+        for (name, expected) in [
+            ("WORDS", "/pod/termination"),
+            ("LOGS", "/pod/volumes/logs"),
+            ("BELOW", "/var/log/x/y"),
+            ("DISK", "/disk"),
+            ("UID", "u"),
+        ] {
+            assert_eq!(environment[name], expected, "{name}");
+        }
+        let mut elsewhere = fields;
+        elsewhere["terminationMessagePath"] = json!("/var/log/x");
+        assert_eq!(seen(Image::Trainer, &elsewhere).0["LOGS"], "/pod/termination");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::core::v1::{Pod, PodSpec},
+    api::core::v1::{Pod, PodSpec, VolumeMount},
     jiff::{SignedDuration, Timestamp},
 };
 use kube::{
@@ -28,6 +28,7 @@ use tracing::{info, warn};
 
 use crate::{
     container::{Container, Surroundings},
+    environment,
     events::Happening,
     images,
     node::{Node, job_uid},
@@ -388,10 +389,18 @@ impl PodWork {
     }
 }
 
-/// The volumes that a pod does not get here, each with its place in the container. Shared memory is the machine's.
+/// The volumes that a pod does not get here, each with its place in the container. Shared memory is the machine's, and
+/// one of the pod's own serves those that find it by a variable.
 fn unmounted(spec: &PodSpec) -> Vec<String> {
     let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
-    let mounts = containers.flat_map(|container| container.volume_mounts.iter().flatten());
-    let missing = mounts.filter(|mount| mount.mount_path != "/dev/shm");
+    let missing = containers.flat_map(|container| {
+        let named = |path: &str| container.env.iter().flatten().any(|variable| variable.value.as_deref() == Some(path));
+        let own = environment::own_volumes(spec, container);
+        let served = move |mount: &&VolumeMount| {
+            let path = mount.mount_path.as_str();
+            path == "/dev/shm" || (named(path) && own.contains(&(mount.name.as_str(), path)))
+        };
+        container.volume_mounts.iter().flatten().filter(move |mount| !served(mount))
+    });
     missing.map(|mount| format!("{} at {}", mount.name, mount.mount_path)).collect()
 }

@@ -156,6 +156,6 @@ fn print(line: &str) -> anyhow::Result<()> {
 
 /// Append to the container's termination message, if somebody has said where that is.
 fn leave_message(message: &str) -> anyhow::Result<()> {
-    let Some(file) = env::var_os("TORCHELASTIC_ERROR_FILE") else { return Ok(()) };
+    let Some(file) = env::var_os("TERMINATION_LOG") else { return Ok(()) };
     Ok(OpenOptions::new().append(true).create(true).open(file)?.write_all(message.as_bytes())?)
 }

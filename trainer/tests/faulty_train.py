@@ -1,0 +1,81 @@
+"""train.py in a bad world. What is wrong is told in the variable FAULT, a JSON object:
+
+rank           the process that it happens to; all of them when it is not given
+kills_at       the number of the storage call at which the process is killed, `after` it or before
+slow           seconds that each upload takes
+fails_from     the number of the upload from which on all of them fail
+memory_at      the step at which a process asks for more memory than there is
+error_at       the step at which its code fails
+disk           a file to which each storage call appends how many bytes the working directories hold
+"""
+
+import json
+import os
+import runpy
+import signal
+import sys
+import time
+from pathlib import Path
+
+TRAINER = Path(__file__).parents[1]
+sys.path[:0] = [str(TRAINER), str(Path(__file__).parent)]
+
+from faults import MortalStorage  # noqa: E402
+
+from training import errors, rank_log, storage  # noqa: E402, F401  rank_log's second process keeps the storage as it is
+
+FAULT = json.loads(os.environ["FAULT"])
+HERE = FAULT.get("rank") in (None, int(os.environ.get("RANK", "0") if "LOCAL_RANK" in os.environ else "0"))
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def on_call(verb, key):
+    if "disk" in FAULT:
+        folders = Path(os.environ["TMPDIR"]).glob("train-*")
+        held = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+        with Path(FAULT["disk"]).open("a") as file:
+            file.write(f"{held}\n")
+    if verb == "upload" and HERE:
+        time.sleep(FAULT.get("slow", 0))
+        on_call.uploads += 1
+        if on_call.uploads > FAULT.get("fails_from", 10**9):
+            raise errors.StorageError(f"{key}: the bucket is gone")
+
+
+on_call.uploads = 0
+opened = storage.open_storage
+
+
+def open_storage(uri):
+    dies_at = FAULT.get("kills_at") if HERE else None
+    return MortalStorage(opened(uri), dies_at, after=FAULT.get("after", False), on_call=on_call, die=kill)
+
+
+storage.open_storage = open_storage
+
+
+def fail_in_a_step():
+    import torch
+
+    from training.distributed import World
+
+    agree, steps = World.any, iter(range(1, 10**9))
+
+    def any_of(self, *flags):
+        step = next(steps)
+        if HERE and step == FAULT.get("memory_at"):
+            torch.empty(2**60, dtype=torch.uint8)
+        if HERE and step == FAULT.get("error_at"):
+            raise ValueError("the code is wrong\nin two lines")
+        return agree(self, *flags)
+
+    World.any = any_of
+
+
+if {"memory_at", "error_at"} & FAULT.keys():
+    fail_in_a_step()
+sys.argv[0] = str(TRAINER / "train.py")
+runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,219 @@
+"""How whole runs end, and what they leave: the ledger, last words, logs, exit codes, the disk."""
+
+import json
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from pods import FIRST, SECOND, files, last_words, marker, newest_marker, progress, run_of
+
+from training import layout
+
+FAULTY = Path(__file__).with_name("faulty_train.py")
+
+
+def ledger(store, submission=FIRST):
+    folder = run_of(store) / "attempts" / submission
+    return [json.loads((folder / str(number)).read_bytes()) for number in range(1, len(list(folder.iterdir())) + 1)]
+
+
+def causes(store, submission=FIRST):
+    return [entry["cause"] for entry in ledger(store, submission)]
+
+
+def log(store, attempt, rank=0, submission=FIRST):
+    return (run_of(store) / "logs" / submission / f"attempt-{attempt}" / f"rank-{rank}.log").read_text()
+
+
+def faulty(**fault):
+    return {"script": FAULTY, "environment": {"FAULT": json.dumps(fault)}}
+
+
+def test_killed_stopped_and_finished_each_start_is_told_as_what_it_was(start, tmp_path):
+    store, disk = tmp_path / "store", tmp_path / "disk"
+    job = {"processes": 1, "max_steps": 40, "keep_last": 1, "logs": tmp_path} | faulty(disk=str(disk))
+
+    with start(store, FIRST, **job) as pods:
+        pods.wait_for_step(random.randint(11, 18))
+        os.kill(pods.ranks(0)[0], signal.SIGKILL)
+        assert pods.end() == [1]
+        killed = pods.steps()
+    assert causes(store) == [None], "nobody knows yet"
+    assert last_words(tmp_path / "pods-0") == []
+
+    with start(store, FIRST, **job) as pods:
+        pods.wait_for_step(killed[-1] + 2)
+        pods.processes[0].send_signal(signal.SIGTERM)
+        assert pods.end() == [1]
+        stopped = pods.steps()
+    assert causes(store) == ["crash", "preempted"]
+    assert newest_marker(store) == stopped[-1]
+    assert (marker(store, stopped[-1])["attempt"], progress(store, FIRST)["attempt"]) == (2, 2)
+    assert [(line["cause"], line["rank"]) for line in last_words(tmp_path / "pods-1")] == [("preempted", 0)]
+    assert [int(step) for step in re.findall(r"INFO step (\d+)/", log(store, 1))] == killed, "shipped by the second"
+
+    with start(store, FIRST, **job) as pods:
+        assert pods.end() == [0], pods.log
+        finished = pods.steps()
+    assert finished == list(range(stopped[-1] + 1, 41)), "no step twice"
+    assert causes(store) == ["crash", "preempted", "finished"]
+    assert [entry["pods"] for entry in ledger(store)] == [["pod-0"]] * 3
+    assert last_words(tmp_path / "pods-2") == []
+    assert (marker(store, 40)["attempt"], progress(store, FIRST)["attempt"]) == (3, 3)
+    assert [int(step) for step in re.findall(r"INFO step (\d+)/", log(store, 3))] == finished
+    assert not [path for path in (tmp_path / "logs-0").rglob("*") if path.is_file()], "nothing is kept twice"
+
+    checkpoint = sum(file["size"] for file in marker(store, 40)["files"])
+    model, data = 600_000, 100_000  # at most
+    held = list(map(int, disk.read_text().split()))
+    assert checkpoint < max(held) < 2 * checkpoint + model + data
+    assert not list((tmp_path / "pods-2" / "tmp-0").glob("train-*")), "nor is anything of the work"
+
+
+def test_a_second_sigterm_ends_it_at_once(start, tmp_path):
+    store = tmp_path / "store"
+    with start(store, FIRST, processes=0, save_steps=1000, **faulty(slow=60)) as pods:
+        pods.wait_for_step(3)
+        process = pods.processes[0]
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert process.poll() is None, "it is saving"
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert process.wait(timeout=30) == 143
+        assert time.monotonic() - began < 5
+    assert not list((run_of(store) / "checkpoints").glob("step-*.json"))
+    assert causes(store) == [None]
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause", "rank", "says"),
+    [
+        ({"memory_at": 4, "rank": 1}, "out_of_memory", 1, "out of memory; lower batch_size or max_seq_len"),
+        ({"error_at": 4, "rank": 1}, "crash", 1, "ValueError: the code is wrong"),
+    ],
+)
+def test_the_process_that_fails_says_why_and_the_other_that_it_only_follows(start, tmp_path, fault, cause, rank, says):
+    store = tmp_path / "store"
+    with start(store, FIRST, **faulty(**fault)) as pods:
+        assert pods.end() == [1]
+    assert [(line["cause"], line["rank"]) for line in last_words(tmp_path / "pods-0")] == [(cause, rank)]
+    assert says in last_words(tmp_path / "pods-0")[0]["message"]
+    everything = [json.loads(line) for line in (tmp_path / "pods-0" / "termination-0").read_text().splitlines()]
+    assert len(everything) == 2
+    assert all(len(json.dumps(line)) <= 1024 for line in everything)
+    entry = ledger(store)[0]
+    assert (entry["cause"], entry["rank"]) == (cause, rank)
+    assert says in entry["message"]
+    assert "Traceback" in log(store, 1, rank)
+    assert says.partition(";")[0] in log(store, 1, rank)
+
+
+def test_a_bucket_that_fails_is_told_as_such_and_the_next_start_goes_on(start, tmp_path):
+    store = tmp_path / "store"
+    with start(store, FIRST, processes=0, max_steps=30, **faulty(fails_from=15)) as pods:
+        assert pods.end() == [1]
+    assert causes(store) == ["storage"]
+    assert last_words(tmp_path / "pods-0")[0]["cause"] == "storage"
+    saved = newest_marker(store)
+    with start(store, FIRST, processes=0, max_steps=saved + 2) as pods:
+        assert pods.end() == [0], pods.log
+        assert pods.steps() == [saved + 1, saved + 2]
+    assert causes(store) == ["storage", "finished"]
+
+
+def test_a_setting_that_does_not_exist_is_one_sentence_at_once(start, tmp_path, without_torch):
+    with start(tmp_path / "store", FIRST, processes=0, environment=without_torch, colour="blue") as pods:
+        assert pods.end() == [1]
+    words = last_words(tmp_path / "pods-0")
+    assert [(line["cause"], line["rank"]) for line in words] == [("user_error", 0)]
+    assert words[0]["message"].startswith("extra_args.colour is no setting")
+    assert pods.log == f"train.py: {words[0]['message']}\n"
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.fixture
+def without_torch(tmp_path):
+    """An environment in which nobody can import what is heavy."""
+    for name in ("torch", "accelerate"):
+        (tmp_path / "light" / name).mkdir(parents=True)
+        (tmp_path / "light" / name / "__init__.py").write_text("raise SystemExit('it was imported')")
+    return {"PYTHONPATH": str(tmp_path / "light")}
+
+
+def test_a_user_error_is_not_tried_again(start, tmp_path, without_torch):
+    store = tmp_path / "store"
+    with start(store, FIRST, processes=0, dataset_text_field="body") as pods:
+        assert pods.end() == [1]
+    assert causes(store) == ["user_error"]
+    before = files(store)
+    with start(store, FIRST, processes=0, environment=without_torch) as pods:
+        assert pods.end() == [1]
+    words = last_words(tmp_path / "pods-1")
+    assert [line["cause"] for line in words] == ["user_error"]
+    assert words[0]["message"].startswith("attempt 1 ended with what no restart mends: ")
+    assert "no text in field 'body'" in words[0]["message"]
+    assert files(store) == before
+
+    with start(store, SECOND, processes=0, environment=without_torch) as pods:
+        assert pods.end() == [1]
+    assert "it was imported" in pods.log, "which a new submission does"
+
+
+@pytest.mark.parametrize(
+    ("history", "says"),
+    [
+        (["out_of_memory", "out_of_memory"], "attempts 1 and 2 ran out of memory"),
+        (["crash", "storage", None], "3 attempts have failed and max_restarts is 2"),
+    ],
+)
+def test_a_start_over_budget_ends_before_anything_heavy(start, tmp_path, without_torch, history, says):
+    store = tmp_path / "store"
+    folder = run_of(store) / "attempts" / FIRST
+    folder.mkdir(parents=True)
+    for number, cause in enumerate(history, 1):
+        entry = {"attempt": number, "pods": ["pod-0"], "started_at": 1.0, "cause": cause}
+        (folder / str(number)).write_text(json.dumps(entry))
+    environment = without_torch | {"MAX_RESTARTS": "2"}
+    began = time.monotonic()
+    with start(store, FIRST, processes=0, environment=environment) as pods:
+        assert pods.end() == [1]
+        assert time.monotonic() - began < 30
+    assert says in last_words(tmp_path / "pods-0")[0]["message"]
+    assert says in pods.log
+    assert len(causes(store)) == len(history)
+    assert None not in causes(store)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("framework", layout.FRAMEWORKS)
+def test_killed_at_any_call_to_the_storage_it_ends_as_if_nothing_had_happened(start, tmp_path, framework, seed):
+    """Whole runs of two processes, killed at random calls, until one gets through."""
+    chance = random.Random(f"{framework} {seed}")
+    store, straight = tmp_path / "store", tmp_path / "straight"
+    job = {"framework": framework, "max_steps": 25, "save_steps": 5, "keep_last": 2, "resume": "true"}
+    with start(straight, FIRST, **job) as pods:
+        assert pods.end() == [0], pods.log
+    checkpoints = run_of(store, framework) / "checkpoints"
+    for number in range(40):
+        fault = {"rank": chance.randint(0, 1), "kills_at": chance.randint(5, 90), "after": chance.random() < 0.5}
+        options = faulty(**fault) if number < 4 else {"environment": {}}
+        options["environment"] |= {"MAX_RESTARTS": "50"}
+        with start(store, SECOND, **job, **options) as pods:
+            ended = pods.end()
+        for path in checkpoints.glob("step-*.json"):
+            for file in json.loads(path.read_bytes())["files"]:
+                assert (checkpoints / file["path"]).stat().st_size == file["size"], (fault, path)
+        if ended == [0]:
+            break
+    assert ended == [0], pods.log
+    models = [
+        run_of(base, framework) / "model" / submission / "model.safetensors"
+        for base, submission in ((straight, FIRST), (store, SECOND))
+    ]
+    assert models[0].read_bytes() == models[1].read_bytes()

@@ -1,0 +1,107 @@
+"""A process that dies between any two calls to the storage leaves nothing that could be taken for a checkpoint and is
+none, and takes away nothing that the next start needs."""
+
+import itertools
+import threading
+
+import pytest
+from faults import DiedError, MortalStorage
+
+from training import layout
+from training.checkpoint import Checkpoints
+from training.distributed import World
+from training.storage import Folder
+
+OLD, MINE = (f"0198000{number}-0000-7000-8000-000000000000" for number in (1, 2))
+
+
+# What a checkpoint has below its name: a folder of files, or nothing, where it is a file itself.
+FORMS = {
+    ("hf", False): ("weights", "optimizer", "sub/rng"),
+    ("meta", False): ("",),
+    ("meta", True): (".metadata", "__0_0.distcp", "__1_0.distcp"),
+    ("nemo", False): ("",),
+    ("nemo", True): (".metadata", "__0_0.distcp", "meta.pt"),
+}
+
+
+@pytest.fixture(params=FORMS, ids=lambda form: f"{form[0]}{' sharded' if form[1] else ''}", autouse=True)
+def form(request, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.FORM", request.param)
+
+
+FORM = ("hf", False)
+
+
+def checkpoints(storage, submission=MINE, keep_last=None):
+    world = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
+    return Checkpoints(storage, world, framework=FORM[0], submission=submission, keep_last=keep_last)
+
+
+def save(one, path, step):
+    target = path / layout.checkpoint_name(FORM[0], step, sharded=FORM[1])
+
+    def write():
+        for name in FORMS[FORM]:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_text(f"{one.submission} {step} {name}")
+
+    one.begin(target, step=step, metrics={"loss": 1.5}, write=write)
+    one.finish()
+    assert not target.exists()
+
+
+def scenario(path, storage, submission, steps, keep_last=None):
+    one = checkpoints(storage, submission, keep_last)
+    one.choose(True)
+    for step in steps:
+        save(one, path, step)
+
+
+def sound(storage):
+    """Steps that have a marker; each marker's files are there."""
+    listing = storage.list(layout.CHECKPOINTS)
+    markers = checkpoints(storage)._read_markers(listing)
+    assert len(markers) == sum(layout.parse_marker_key(entry.key) is not None for entry in listing)
+    for marker in markers:
+        assert marker.state(listing) == "complete", marker
+    return {marker.step for marker in markers}
+
+
+# What was there before, the saves during which the process dies, and the steps that the next start may go on from.
+SCENARIOS = {
+    "a first save": ([], [10], None, {0, 10}),
+    "a second one": ([(MINE, [10])], [20], None, {10, 20}),
+    "one that makes an older one go": ([(MINE, [10, 20])], [30], 2, {20, 30}),
+    "one that replaces another submission's": ([(OLD, [10, 20, 30])], [20], None, {30, 20}),
+    "one that replaces its own": ([(MINE, [10, 20])], [20], None, {10, 20}),
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_dying_between_any_two_calls_leaves_no_false_checkpoint(tmp_path, name):
+    before, steps, keep_last, resumes = SCENARIOS[name]
+    seen = set()
+    for dies_at, after in itertools.product(range(1000), (False, True)):
+        path = tmp_path / f"{dies_at}-{after}"
+        storage = Folder(path / "run")
+        for number, (submission, saved) in enumerate(before):
+            scenario(path / str(number), storage, submission, saved)
+        mortal = MortalStorage(storage, dies_at, after=after)
+        try:
+            scenario(path / "new", mortal, MINE, steps, keep_last)
+            break
+        except DiedError:
+            pass
+        sound(storage)
+
+        start = checkpoints(storage).choose(True)
+        seen.add(start.step if start else 0)
+        if start:
+            folder = checkpoints(storage).download(start, path / "resume")
+            for file in FORMS[FORM]:
+                assert (folder / file).read_text() == f"{start.submission} {start.step} {file}"
+        scenario(path / "again", storage, MINE, [steps[-1] + 10])
+        assert steps[-1] + 10 in sound(storage)
+    assert dies_at >= 5, "the save has that many calls at least"
+    assert seen == resumes

@@ -1,0 +1,196 @@
+"""The ledger of a submission's starts: which one this is, how the others ended, and whether there may be another.
+
+An entry is claimed at a start and closed at its end, by whichever process knows the cause. What nobody closed is judged
+at the next start: in the same pods the processes must have died, in others the cluster has moved them.
+"""
+
+import dataclasses
+import json
+import logging
+import re
+import time
+import typing
+from concurrent.futures import ThreadPoolExecutor
+
+from training import errors, layout
+from training.errors import KnownError
+from training.owner import Owner
+from training.place import Place
+from training.storage import Storage
+
+if typing.TYPE_CHECKING:
+    from training.distributed import World
+
+COUNTED = (errors.CRASH, errors.STORAGE, errors.OUT_OF_MEMORY)  # the rest is no fault of the run
+READERS = 8  # at a time
+
+logger = logging.getLogger(__name__)
+
+
+class RefusedError(KnownError):
+    """Another start would end as the earlier ones did. The cause is theirs."""
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(cause, message)  # both, so that it travels to the other processes
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return self.args[1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attempt:
+    attempt: int  # from 1
+    pods: tuple[str, ...]  # UIDs by node; until all have met, that of the first alone
+    started_at: float  # seconds since 1970, by this machine's clock
+    cause: str | None = None  # None while it runs, and when it ended without a word
+    rank: int | None = None  # who knew the cause
+    message: str | None = None
+    ended_at: float | None = None
+
+    def dump(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+
+class Ledger:
+    def __init__(self, storage: Storage, submission: str, max_restarts: int) -> None:
+        self.storage = storage
+        self.submission = submission
+        self.max_restarts = max_restarts
+        self.doubtful: Attempt | None = None  # open, and only all pods together can tell how it ended
+
+    # === starting ===
+
+    def start(self, place: Place) -> int | None:
+        """Before anything heavy is imported, on the first process of each node. Rank 0 claims a number and returns it.
+
+        Raises SupersededError, and RefusedError where the closed entries are reason enough.
+        """
+        Owner(self.storage, self.submission).check()
+        attempts = self.read()
+        if place.rank > 0:
+            self._check(attempts)  # rank 0 does what has to be written
+            return None
+        if attempts and attempts[-1].cause is None:
+            last = attempts.pop()
+            if last.pods[:1] == (place.pod,) and place.nodes > 1 and len(last.pods) == place.nodes:
+                self.doubtful = last
+            else:
+                attempts.append(self._close(last, self._judge(last, (place.pod,))))
+        self._check(attempts)
+        number = attempts[-1].attempt + 1 if attempts else 1
+        if self.doubtful:
+            number = self.doubtful.attempt + 1
+        return self._claim(number, place.pod)
+
+    def meet(self, world: "World", place: Place, number: int | None) -> int:
+        """Everybody learns rank 0's number, which gets all pods' UIDs; together. Raises RefusedError."""
+        pods = dict(sorted(world.gather((place.node, place.pod))))
+        return world.on_rank_zero(lambda: self._settle(number, tuple(pods.values())))
+
+    def _settle(self, number: int, pods: tuple[str, ...]) -> int:
+        attempts = {attempt.attempt: attempt for attempt in self.read()}
+        mine = attempts.pop(number)
+        if self.doubtful:
+            attempts[self.doubtful.attempt] = self._close(self.doubtful, self._judge(self.doubtful, pods))
+            try:
+                self._check(list(attempts.values()))
+            except RefusedError:
+                self.storage.delete([layout.attempt_key(self.submission, number)])  # it has not begun
+                raise
+        if mine.pods != pods:
+            self._write(dataclasses.replace(mine, pods=pods))
+        logger.info("attempt %d of submission %s", number, self.submission)
+        return number
+
+    def _judge(self, attempt: Attempt, pods: tuple[str, ...]) -> str:
+        """How an attempt ended that nobody closed. `pods` may be the first ones only."""
+        same = attempt.pods[: len(pods)] == pods
+        return errors.CRASH if same else errors.PREEMPTED
+
+    def _check(self, attempts: list[Attempt]) -> None:
+        """Raises RefusedError when there may be no other attempt after these."""
+        closed = [attempt for attempt in attempts if attempt.cause is not None]
+        if not closed:
+            return
+        last = closed[-1]
+        said = f": {last.message}" if last.message else ""
+        if last.cause == errors.USER_ERROR:
+            raise RefusedError(last.cause, f"attempt {last.attempt} ended with what no restart mends{said}")
+        if [attempt.cause for attempt in closed[-2:]] == [errors.OUT_OF_MEMORY] * 2:
+            raise RefusedError(last.cause, f"attempts {closed[-2].attempt} and {last.attempt} ran out of memory{said}")
+        failed = [attempt for attempt in closed if attempt.cause in COUNTED]
+        if len(failed) > self.max_restarts:
+            raise RefusedError(
+                failed[-1].cause or errors.CRASH,
+                f"{len(failed)} attempts have failed and max_restarts is {self.max_restarts}; the last, "
+                f"attempt {failed[-1].attempt}, by {failed[-1].cause}"
+                + (f": {failed[-1].message}" if failed[-1].message else ""),
+            )
+
+    def _claim(self, number: int, pod: str) -> int:
+        while True:
+            attempt = Attempt(attempt=number, pods=(pod,), started_at=time.time())
+            key, body = layout.attempt_key(self.submission, number), attempt.dump()
+            try:
+                self.storage.write(key, body, only_if_absent=True)
+                return number
+            except FileExistsError:
+                # A retry after a lost answer finds what its first try wrote. Anything else is another pod's.
+                if self.storage.read(key) == body:
+                    return number
+                number += 1
+
+    # === ending ===
+
+    def close(self, number: int, cause: str, rank: int, message: str | None = None) -> None:
+        """Say how an attempt ended. Who says so first is right: what follows is often a consequence."""
+        attempt = self._read(layout.attempt_key(self.submission, number))
+        if attempt and attempt.cause is None:
+            self._close(attempt, cause, rank, message)
+
+    def _close(self, attempt: Attempt, cause: str, rank: int | None = None, message: str | None = None) -> Attempt:
+        closed = dataclasses.replace(attempt, cause=cause, rank=rank, message=message, ended_at=time.time())
+        self._write(closed)
+        return closed
+
+    # === reading and writing ===
+
+    def read(self) -> list[Attempt]:
+        """All entries, the first attempt first."""
+        keys = [entry.key for entry in self.storage.list(layout.attempts_prefix(self.submission))]
+        with ThreadPoolExecutor(READERS) as pool:
+            return sorted(filter(None, pool.map(self._read, keys)), key=lambda attempt: attempt.attempt)
+
+    def _read(self, key: str) -> Attempt | None:
+        number = re.fullmatch("[1-9][0-9]{0,8}", key.rpartition("/")[2])
+        if not number:
+            return None
+        try:
+            body = self.storage.read(key)
+        except FileNotFoundError:
+            return None  # deleted since it was listed
+        try:
+            return parse(int(number[0]), body)
+        except (ValueError, TypeError, KeyError) as error:
+            # Taken for the worst that it may have been, so that damage makes no restart more.
+            logger.warning("%s cannot be understood and counts as a crash: %s", key, error)
+            return Attempt(attempt=int(number[0]), pods=(), started_at=0.0, cause=errors.CRASH)
+
+    def _write(self, attempt: Attempt) -> None:
+        self.storage.write(layout.attempt_key(self.submission, attempt.attempt), attempt.dump())
+
+
+def parse(number: int, body: bytes) -> Attempt:
+    value = json.loads(body)
+    if value["cause"] not in (None, *errors.CAUSES):
+        raise ValueError(f"no cause: {value['cause']!r}")
+    return Attempt(
+        attempt=number,
+        pods=tuple(map(str, value["pods"])),
+        started_at=float(value["started_at"]),
+        cause=value["cause"],
+        rank=value.get("rank"),
+        message=value.get("message"),
+        ended_at=value.get("ended_at"),
+    )

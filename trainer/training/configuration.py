@@ -1,0 +1,45 @@
+"""The settings as a submission uses them: what model and machine leave open is filled in, checked and written down."""
+
+import dataclasses
+import json
+import typing
+
+from training import layout
+from training.errors import UserError
+from training.job import Job
+from training.settings import Settings
+from training.storage import Storage
+
+if typing.TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from training.distributed import World
+
+LONGEST = 2048  # tokens of a text, where neither the job nor the model says
+
+
+def complete(settings: Settings, config: "PreTrainedConfig", world: "World") -> Settings:
+    """The settings with max_seq_len and precision, which depend on model and machine."""
+    import torch
+
+    limit = getattr(config, "max_position_embeddings", None)
+    max_seq_len = settings.max_seq_len or min(limit or LONGEST, LONGEST)
+    if limit and max_seq_len > limit:
+        raise UserError(f"max_seq_len {max_seq_len} is beyond the {limit} positions of the model")
+    bf16 = world.gpu and torch.cuda.is_bf16_supported()
+    precision = settings.precision or ("bf16" if bf16 else "fp32")
+    if precision == "fp16" and not world.gpu:
+        raise UserError("precision fp16 needs a GPU; bf16 and fp32 do not")
+    if precision == "bf16" and world.gpu and not bf16:
+        raise UserError("precision bf16 is not supported by this GPU")
+    return dataclasses.replace(settings, max_seq_len=max_seq_len, precision=precision)
+
+
+def write(storage: Storage, job: Job, settings: Settings, world: "World", total: int) -> None:
+    """What this submission trains, and how, with every default spelled out."""
+    body = dataclasses.asdict(dataclasses.replace(job, settings=settings)) | {
+        "world_size": world.size,
+        "total_steps": total,
+    }
+    for key in layout.config_keys(job.submission):
+        storage.write(key, json.dumps(body, indent=2).encode())

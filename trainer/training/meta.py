@@ -1,0 +1,199 @@
+"""The runner for framework=meta: torch alone, with FSDP2 and torch.distributed.checkpoint.
+
+Weights, gradients and optimizer are split over the processes. A checkpoint is written and uploaded while the training
+goes on: by one process as a file, by several as a folder to which each one writes its own part.
+"""
+
+import functools
+import logging
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from training import configuration, data, layout, model, optimizer, random_state
+from training.checkpoint import Checkpoints
+from training.distributed import World, alone
+from training.errors import UserError
+from training.job import Job
+from training.progress import Progress
+from training.settings import Settings
+from training.steps import Steps
+from training.storage import open_storage
+
+ARITHMETIC = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+logger = logging.getLogger(__name__)
+
+
+def train(job: Job, world: World) -> bool:
+    """Train to the last step. False when it was told to stop before; what it had reached is saved then."""
+    transformers_logging.disable_progress_bar()
+    if world.rank > 0:
+        transformers_logging.set_verbosity_error()
+    settings = world.on_rank_zero(lambda: job.settings)  # a config file may have changed between two ranks' reading
+    storage = open_storage(job.prefix)
+    checkpoints = Checkpoints(
+        storage, world, framework=job.framework, submission=job.submission, keep_last=settings.keep_last
+    )
+    with world.node_directory() as directory, alone(world):
+        start = checkpoints.choose(job.resume, job.resume_step)
+        texts = data.prepare(job.dataset_uri, settings, directory / "data", world)
+        source = model.fetch(job.model_id, directory / "model", world)
+        resume = checkpoints.download(start, directory / "resume") if start else None
+        network, tokenizer = model.load(source)
+        settings = configuration.complete(settings, network.config, world)
+        order = data.Order(texts, settings, world)
+        total = order.steps(settings)
+        if world.rank == 0:
+            configuration.write(storage, job, settings, world, total)
+
+        progress = Progress(storage, job.submission, world.attempt, total)
+        steps = Steps(settings, world, checkpoints, progress, total, directory)
+        training = Training(network, settings, world, total)
+        if resume:
+            training.load(resume)
+        else:
+            random_state.begin(settings.seed, world)
+        reached = start.step if start else 0
+        if reached < total:
+            collator = data.Collator(tokenizer, settings.max_seq_len)
+            batches = iter(data.training_batches(texts, order, collator, settings, world, reached, total))
+            steps.begin(reached)
+            for step in range(reached + 1, total + 1):
+                training.step([next(batches) for _ in range(settings.gradient_accumulation)])
+                reached = step
+                then = steps.after(step, training.step_loss, training.tokens)
+                if then.evaluate:
+                    held_out = data.evaluation_batches(texts, order, collator)
+                    steps.evaluated(step, *model.evaluate(network, held_out, training.device))
+                if then.save:
+                    path = directory / "work" / layout.checkpoint_name("meta", step, sharded=world.size > 1)
+                    write = functools.partial(training.write, training.state(step), path)
+                    checkpoints.begin(path, step=step, metrics=steps.metrics, write=write)
+                if then.stop:
+                    break
+            checkpoints.finish()
+        else:
+            steps.reached_before(reached, start.metrics if start else {})
+        progress.finish()
+
+        if reached < total:
+            return False
+        weights = model.whole_weights(network)
+        if world.rank == 0:
+            model.export(network, tokenizer, directory / "export", storage, job.submission, weights)
+        return True
+
+
+class Training:
+    """The model, its optimizer, and all else that changes with each step."""
+
+    def __init__(self, network: PreTrainedModel, settings: Settings, world: World, total: int) -> None:
+        if not model.takes_items(network):
+            raise UserError(f"{type(network).__name__} computes its loss in a way that framework hf alone can train")
+        self.network = network
+        self.settings = settings
+        self.world = world
+        self.device = torch.device("cuda", world.local_rank) if world.gpu else torch.device("cpu")
+        arithmetic = ARITHMETIC[settings.precision or "fp32"]
+        policy = MixedPrecisionPolicy(param_dtype=arithmetic, reduce_dtype=torch.float32)
+        model.shard(network, init_device_mesh(self.device.type, (world.size,)), policy)
+        network.to(self.device)  # the buffers; the weights are there
+        self.optimizer = optimizer.adamw(network, settings)
+        self.schedule = optimizer.schedule(self.optimizer, settings, total)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        # Saving goes on beside training, and their messages must not meet.
+        self.saving_group = dist.new_group(backend="gloo")
+        self.step_loss: torch.Tensor | float = 0.0
+        self.tokens: torch.Tensor | float = 0.0
+
+    def step(self, batches: list[data.Batch]) -> None:
+        """One step of the optimizer; the loss is the mean over all tokens of all processes' batches."""
+        (items,) = self.world.total([float(sum(map(data.predicted, batches)))])
+        self.step_loss = 0.0
+        for batch in batches:
+            self.network.set_requires_gradient_sync(batch is batches[-1])
+            batch = model.to_device(batch, self.device)
+            self.tokens = self.tokens + batch["attention_mask"].sum()
+            # Gradients are averaged over the processes, but the items are those of all of them.
+            loss = self.network(**batch, num_items_in_batch=items, use_cache=False).loss * self.world.size
+            self.scaler.scale(loss).backward()
+            self.step_loss = self.step_loss + loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), optimizer.CLIP)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+
+    def state(self, step: int) -> dict[str, typing.Any]:
+        """A copy of everything, on the CPU; together."""
+        options = StateDictOptions(full_state_dict=self.world.size == 1, cpu_offload=True)
+        weights, moments = get_state_dict(self.network, self.optimizer, options=options)
+        state = {"model": weights, "optimizer": moments, "scaler": self.scaler.state_dict(), "step": step}
+        state[self._random_key()] = random_state.state(self.world)
+        return state if self.world.gpu else copied(state)
+
+    def write(self, state: dict[str, typing.Any], path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.world.size == 1:
+            torch.save(state, path)
+        else:
+            dcp.save(state, storage_writer=dcp.FileSystemWriter(path), process_group=self.saving_group)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint of any number of processes; together."""
+        options = StateDictOptions(full_state_dict=path.is_file())
+        if path.is_file():
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            world_size = 1
+        else:
+            weights, moments = get_state_dict(self.network, self.optimizer)
+            state = {"model": weights, "optimizer": moments, "scaler": self.scaler.state_dict(), "step": 0}
+            reader = dcp.FileSystemReader(path)
+            keys = reader.read_metadata().state_dict_metadata
+            world_size = next(int(key.partition("of")[2].partition(".")[0]) for key in keys if key.startswith("random"))
+            if world_size == self.world.size:
+                state[self._random_key()] = random_state.state(self.world)
+            dcp.load(state, storage_reader=reader)
+        set_state_dict(
+            self.network,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=options,
+        )
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        optimizer.follow_settings(self.optimizer, self.schedule, self.settings, state["step"])
+        if world_size == self.world.size:
+            random_state.restore(state[self._random_key()], self.world)
+        else:
+            random_state.begin(self.settings.seed, self.world)
+
+    def _random_key(self) -> str:
+        return f"random{self.world.rank}of{self.world.size}"
+
+
+def copied(value: typing.Any) -> typing.Any:
+    """With tensors of its own: where training is on the CPU, its state is no copy, and changes with the next step."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(copied, value))
+    return value

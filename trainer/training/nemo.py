@@ -1,0 +1,223 @@
+"""The runner for framework=nemo: Lightning on a causal language model.
+
+Each process has the whole model (DDP), or, when `sharded`, a part of it (ModelParallelStrategy, which is FSDP2). A
+checkpoint is Lightning's own, a file or a sharded folder. When to save is decided in steps.py, and no callback of
+Lightning's does.
+"""
+
+import contextlib
+import logging
+import os
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from training import configuration, data, layout, model, optimizer, random_state
+from training.checkpoint import Checkpoints
+from training.distributed import World, alone
+from training.errors import UserError
+from training.job import Job
+from training.progress import Progress
+from training.settings import Settings
+from training.steps import Steps
+from training.storage import open_storage
+
+PRECISIONS: dict[str, typing.Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+logger = logging.getLogger(__name__)
+
+
+def train(job: Job, world: World) -> bool:
+    """Train to the last step. False when it was told to stop before; what it had reached is saved then."""
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if world.rank > 0:
+        transformers_logging.set_verbosity_error()
+    settings = world.on_rank_zero(lambda: job.settings)  # a config file may have changed between two ranks' reading
+    storage = open_storage(job.prefix)
+    checkpoints = Checkpoints(
+        storage, world, framework=job.framework, submission=job.submission, keep_last=settings.keep_last
+    )
+    with world.node_directory() as directory, alone(world) if settings.sharded else contextlib.nullcontext():
+        start = checkpoints.choose(job.resume, job.resume_step)
+        texts = data.prepare(job.dataset_uri, settings, directory / "data", world)
+        source = model.fetch(job.model_id, directory / "model", world)
+        resume = checkpoints.download(start, directory / "resume") if start else None
+        if start and resume and resume.is_dir() != settings.sharded:
+            way = "with" if resume.is_dir() else "without"
+            raise UserError(
+                f"step {start.step} was saved {way} sharded: go on from it {way} sharded, or from another step"
+            )
+        network, tokenizer = model.load(source)
+        settings = configuration.complete(settings, network.config, world)
+        order = data.Order(texts, settings, world)
+        total = order.steps(settings)
+        if world.rank == 0:
+            configuration.write(storage, job, settings, world, total)
+
+        progress = Progress(storage, job.submission, world.attempt, total)
+        steps = Steps(settings, world, checkpoints, progress, total, directory)
+        reached = start.step if start else 0
+        collator = data.Collator(tokenizer, settings.max_seq_len)
+        batches = data.training_batches(texts, order, collator, settings, world, reached, total)
+        module = Module(network, settings, world, total)
+        after_step = AfterStep(steps, lambda: data.evaluation_batches(texts, order, collator), directory / "work")
+        trainer = lightning_trainer(settings, world, total, after_step, directory / "lightning")
+        trainer.fit(module, StepBatches(batches, settings, world), ckpt_path=resume, weights_only=True)
+        if reached < total:
+            reached = trainer.global_step
+        else:
+            steps.reached_before(reached, start.metrics if start else {})
+        progress.finish()
+
+        if reached < total:
+            return False
+        weights = model.whole_weights(network) if settings.sharded else None
+        if world.rank == 0:
+            model.export(network, tokenizer, directory / "export", storage, job.submission, weights)
+        return True
+
+
+def lightning_trainer(
+    settings: Settings, world: World, total: int, after_step: "AfterStep", directory: Path
+) -> pl.Trainer:
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    trainer = pl.Trainer(
+        accelerator="gpu" if world.gpu else "cpu",
+        devices=processes,
+        num_nodes=world.size // processes,
+        strategy=strategy(settings, world),
+        precision=PRECISIONS[settings.precision or "fp32"],
+        max_steps=total,
+        max_epochs=-1,
+        accumulate_grad_batches=settings.gradient_accumulation,
+        gradient_clip_val=optimizer.CLIP,
+        callbacks=[after_step],
+        default_root_dir=directory,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    # Its handler of SIGTERM would talk to the other processes from the middle of anything. Ours only sets a flag.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
+
+
+def strategy(settings: Settings, world: World) -> Strategy:
+    if settings.sharded:
+        return Sharded(data_parallel_size=world.size, tensor_parallel_size=1)
+    if world.size > 1:
+        return DDPStrategy(find_unused_parameters=False)
+    return SingleDeviceStrategy(device=torch.device("cuda", world.local_rank) if world.gpu else torch.device("cpu"))
+
+
+class Sharded(ModelParallelStrategy):
+    """Each node has the files of its own processes below a path of its own; by itself it takes rank 0's for all."""
+
+    def broadcast(self, obj, src=0):
+        return obj if isinstance(obj, str | Path) else super().broadcast(obj, src)
+
+
+class Module(pl.LightningModule):
+    """The model, its optimizer, and the random numbers of all processes, which Lightning would save of rank 0 alone."""
+
+    def __init__(self, network: PreTrainedModel, settings: Settings, world: World, total: int) -> None:
+        super().__init__()
+        if not model.takes_items(network):
+            raise UserError(f"{type(network).__name__} computes its loss in a way that framework hf alone can train")
+        self.network = network
+        self.settings = settings
+        self.world = world
+        self.total = total
+        self.random_states: list[typing.Any] = []
+        self.step_loss: torch.Tensor | float = 0.0
+        self.tokens: torch.Tensor | float = 0.0
+
+    def configure_model(self) -> None:
+        if self.settings.sharded:
+            arithmetic = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
+            policy = MixedPrecisionPolicy(param_dtype=arithmetic, reduce_dtype=torch.float32)
+            model.shard(self.network, self.device_mesh["data_parallel"], policy)
+
+    def configure_optimizers(self):
+        # In mixed precision Lightning clips no gradients of a fused one.
+        adamw = optimizer.adamw(self.network, self.settings, fused=self.settings.precision == "fp32")
+        schedule = optimizer.schedule(adamw, self.settings, self.total)
+        return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        (scheduler,) = self.trainer.lr_scheduler_configs
+        optimizer.follow_settings(self.trainer.optimizers[0], scheduler.scheduler, self.settings)
+        if len(self.random_states) == self.world.size:
+            random_state.restore(self.random_states[self.world.rank], self.world)
+        else:
+            random_state.begin(self.settings.seed, self.world)
+        self.network.train()
+
+    def training_step(self, batch: data.Batch, batch_idx: int) -> torch.Tensor:
+        if batch_idx % self.settings.gradient_accumulation == 0:
+            self.step_loss = 0.0
+        self.tokens = self.tokens + batch["attention_mask"].sum()
+        # Gradients are averaged over the processes, but the items are those of all of them.
+        loss = self.network(**batch, use_cache=False).loss * self.world.size
+        self.step_loss = self.step_loss + loss.detach()
+        return loss * self.settings.gradient_accumulation  # by which Lightning divides it
+
+    def on_save_checkpoint(self, checkpoint: dict[str, typing.Any]) -> None:
+        checkpoint["random_states"] = self.world.gather(random_state.state(self.world))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, typing.Any]) -> None:
+        self.random_states = checkpoint["random_states"]
+
+
+class AfterStep(pl.Callback):
+    def __init__(self, steps: Steps, held_out: typing.Callable[[], Iterable[data.Batch]], directory: Path) -> None:
+        self.steps = steps
+        self.held_out = held_out
+        self.directory = directory
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.steps.begin(trainer.global_step)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if (batch_idx + 1) % self.steps.settings.gradient_accumulation:
+            return
+        step = trainer.global_step
+        then = self.steps.after(step, pl_module.step_loss, pl_module.tokens)
+        if then.evaluate:
+            with trainer.precision_plugin.val_step_context():
+                self.steps.evaluated(
+                    step, *model.evaluate(pl_module.network, self.held_out(), trainer.strategy.root_device)
+                )
+        if then.save:
+            path = self.directory / layout.checkpoint_name("nemo", step, sharded=self.steps.settings.sharded)
+            trainer.save_checkpoint(path)
+            self.steps.checkpoints.save(path, step=step, metrics=self.steps.metrics)
+        if then.stop:
+            trainer.should_stop = True
+
+
+class StepBatches:
+    """The batches with the number of tokens that are predicted in their step, over all of them and all processes."""
+
+    def __init__(self, batches: Iterable[data.Batch], settings: Settings, world: World) -> None:
+        self.batches = batches
+        self.accumulation = settings.gradient_accumulation
+        self.world = world
+
+    def __iter__(self) -> Iterator[dict[str, typing.Any]]:
+        batches = iter(self.batches)
+        while step := [batch for _, batch in zip(range(self.accumulation), batches, strict=False)]:
+            (items,) = self.world.total([float(sum(map(data.predicted, step)))])
+            for batch in step:
+                yield batch | {"num_items_in_batch": items}

@@ -1,0 +1,219 @@
+"""What a process prints, also that of its libraries: on the console as ever, and in the run's logs/ while it runs.
+
+The process's own output goes into a file, so nothing that happens to the rest can stop or fail it. A second process,
+which outlives it, copies the file to the console and writes it to storage. S3 cannot append: an object is written anew
+while it grows, up to PART bytes, and the log goes on in the next one.
+
+The file is on the pod's volume, where TRAINER_LOG_DIR names one. What the second process could not write any more,
+because its container was killed, the next container writes first.
+"""
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import typing
+from pathlib import Path
+
+from training import layout
+from training.storage import Storage, open_storage
+
+PART = 4 * 1024 * 1024  # bytes
+EVERY_SECONDS = 10.0
+LOOK_SECONDS = 0.05
+LAST_SECONDS = 10.0  # for what is left at the end
+
+_ATTEMPT = re.compile("attempt-([0-9]{1,9})")
+
+
+class RankLog:
+    """A context in which the process's output is kept. It never raises."""
+
+    def __init__(self, prefix: str, submission: str, rank: int) -> None:
+        self.prefix = prefix
+        self.submission = submission
+        self.rank = rank
+        self.path: Path | None = None
+        self.follower = 0
+        self.orders = -1
+        self.originals: tuple[int, int] = (-1, -1)
+
+    def __enter__(self) -> "RankLog":
+        try:
+            self._start()
+        except OSError as error:
+            print(f"the log is not kept: {error}", file=sys.stderr)  # noqa: T201
+        return self
+
+    def _start(self) -> None:
+        volume = os.environ.get("TRAINER_LOG_DIR")
+        root = Path(volume or tempfile.mkdtemp(prefix="train-log-"))
+        folder = root / self.submission
+        folder.mkdir(parents=True, exist_ok=True)
+        left = sorted(folder.glob(f"attempt-*/rank-{self.rank}.log"))
+        # A start that ended before it had a number is told at the head of the next one.
+        path = folder / f"rank-{self.rank}.log"
+        output = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        told = os.fstat(output).st_size
+        sys.stdout.flush()
+        sys.stderr.flush()
+        reading, self.orders = os.pipe()
+        parent = os.getpid()
+        self.follower = os.fork()
+        if not self.follower:
+            try:
+                os.close(self.orders)
+                os.setsid()  # torchrun's signals are for the process that trains
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                    signal.signal(number, signal.SIG_IGN)
+                shipper = Shipper(self.prefix, self.submission, self.rank, output, left)
+                follow(output, told, reading, parent, shipper)
+                if shipper.done:
+                    remove(folder / f"attempt-{shipper.attempt}" / path.name)
+                if not volume:
+                    shutil.rmtree(root, ignore_errors=True)
+            except Exception:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        os.close(reading)
+        self.path = path
+        self.originals = (os.dup(1), os.dup(2))
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+    def number(self, attempt: int | None) -> None:
+        """It is known now where the log belongs; None as long as it is not."""
+        if attempt is None or not self.path or self.path.parent.name != self.submission:
+            return
+        target = self.path.parent / f"attempt-{attempt}" / self.path.name
+        with contextlib.suppress(OSError):
+            target.parent.mkdir(exist_ok=True)
+            self.path = self.path.rename(target)
+            os.write(self.orders, f"attempt {attempt}\n".encode())
+
+    def __exit__(self, *_: object) -> None:
+        if not self.follower:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        for original, number in zip(self.originals, (1, 2), strict=True):
+            os.dup2(original, number)
+            os.close(original)
+        os.close(self.orders)  # the order to end
+        deadline = time.monotonic() + LAST_SECONDS + 2
+        while time.monotonic() < deadline:
+            if os.waitpid(self.follower, os.WNOHANG)[0]:
+                return
+            time.sleep(0.005)
+
+
+# === in the second process ===
+
+
+class Shipper:
+    """Writes one log to storage, again and again, and before that what earlier containers have left."""
+
+    def __init__(self, prefix: str, submission: str, rank: int, file: int, left: list[Path]) -> None:
+        self.prefix = prefix
+        self.submission = submission
+        self.rank = rank
+        self.file = file
+        self.left = left
+        self.attempt: int | None = None
+        self.done = False  # all of it is in storage
+        self.ended = threading.Event()
+        self.said = False
+        self._storage: Storage | None = None
+        self._there: dict[str, int] = {}  # sizes of what is written, by key
+
+    def run(self) -> None:
+        for path in self.left:
+            self._safely(lambda path=path: self._ship_left(path))
+        while not self.ended.wait(EVERY_SECONDS):
+            self._safely(self._ship)
+        self.done = self._safely(self._ship) and self.attempt is not None
+
+    def _ship(self) -> None:
+        if self.attempt is not None:
+            self._write(self.file, self.attempt, self._there)
+
+    def _ship_left(self, path: Path) -> None:
+        number = _ATTEMPT.fullmatch(path.parent.name)
+        if number:
+            attempt = int(number[1])
+            key = layout.log_key(self.submission, attempt, self.rank)
+            with path.open("rb", buffering=0) as file:
+                self._write(file.fileno(), attempt, {entry.key: entry.size for entry in self.storage.list(key)})
+            remove(path)
+
+    def _write(self, file: int, attempt: int, there: dict[str, int]) -> None:
+        """Bring a log's objects up to the file. It only grows, so what has the right size is right."""
+        for part, start in enumerate(range(0, max(os.fstat(file).st_size, 1), PART)):
+            key = layout.log_key(self.submission, attempt, self.rank, part)
+            body = os.pread(file, PART, start)
+            if there.get(key) != len(body):
+                self.storage.write(key, body)
+                there[key] = len(body)
+
+    @property
+    def storage(self) -> Storage:
+        if self._storage is None:
+            self._storage = open_storage(self.prefix)
+        return self._storage
+
+    def _safely(self, action: typing.Callable[[], None]) -> bool:
+        try:
+            action()
+        except Exception as error:  # whatever it is, training goes on
+            if not self.said:
+                print(f"the log could not be written: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            self.said = True
+            return False
+        self.said = False
+        return True
+
+
+def follow(file: int, told: int, orders: int, parent: int, shipper: Shipper) -> None:
+    """Copy the file to the console but for the first `told` bytes, until the process that writes it has ended."""
+    shipping = threading.Thread(target=shipper.run, daemon=True)
+    shipping.start()
+    ended = False
+    while True:
+        while chunk := os.pread(file, 1024 * 1024, told):
+            told += len(chunk)
+            with contextlib.suppress(OSError):  # nobody looks at the console; storage has it
+                console(chunk)
+        if ended:
+            break
+        if select.select([orders], [], [], LOOK_SECONDS)[0]:
+            order = os.read(orders, 4096)
+            ended = not order
+            if order:
+                shipper.attempt = int(order.split()[-1])
+        # Processes that the parent has forked hold the other end of the pipe too.
+        ended = ended or os.getppid() != parent
+    shipper.ended.set()
+    shipping.join(LAST_SECONDS)
+
+
+def console(chunk: bytes) -> None:
+    while chunk:
+        chunk = chunk[os.write(2, chunk) :]
+
+
+def remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+        path.parent.rmdir()

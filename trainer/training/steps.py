@@ -1,0 +1,91 @@
+"""What comes after each step: the processes agree whether to log, evaluate, save or stop, and rank 0 tells.
+
+When to save is decided here and not by a framework, which would go by the settings of the checkpoint that it resumes.
+"""
+
+import dataclasses
+import logging
+import math
+import shutil
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+
+from training.checkpoint import Checkpoints
+from training.distributed import World
+from training.progress import Progress
+from training.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Next:
+    """What all processes do after a step."""
+
+    evaluate: bool
+    save: bool
+    stop: bool  # as told by SIGTERM
+
+
+class Steps:
+    def __init__(
+        self,
+        settings: Settings,
+        world: World,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        total: int,
+        directory: Path,
+    ) -> None:
+        self.settings = settings
+        self.world = world
+        self.checkpoints = checkpoints
+        self.progress = progress
+        self.total = total
+        self.directory = directory
+        self.first = True
+        self.metrics: dict[str, float | None] = {}  # of the last step that was asked for its own
+
+    def begin(self, step: int) -> None:
+        self.progress.start(step)
+
+    def after(self, step: int, loss: typing.Any, tokens: typing.Any) -> Next:
+        """Together. `loss` is this process's share in the mean over all, `tokens` are those of it since it began.
+
+        Both may be numbers on a GPU, for which nobody waits when nobody asks.
+        """
+        last = step >= self.total
+        stop, due, saving = self.world.any(
+            self.world.stop.is_set(), self.world.rank == 0 and self.progress.due(), self.checkpoints.pending()
+        )
+        if not saving:
+            self.checkpoints.finish()
+        evaluate = bool(self.settings.eval_steps) and not stop and (last or step % (self.settings.eval_steps or 1) == 0)
+        save = last or stop or step % self.settings.save_steps == 0
+        report = self.first or last or stop or due
+        log = report or step % self.settings.logging_steps == 0
+        if log or save:
+            sum_of_losses, all_tokens = self.world.total([float(loss), float(tokens)])
+            self.metrics = {"loss": sum_of_losses / self.world.size}
+            if log:
+                logger.info("step %d/%d loss %.4f", step, self.total, self.metrics["loss"])
+            if report and self.world.rank == 0:
+                self.progress.report(step, self.metrics["loss"], all_tokens)
+        if self.first and self.world.local_rank == 0:
+            # Every process has read what it needs of it; a disk holds one checkpoint at a time, two while saving.
+            shutil.rmtree(self.directory / "resume", ignore_errors=True)
+        self.first = False
+        return Next(evaluate=evaluate, save=save, stop=stop)
+
+    def evaluated(self, step: int, loss: float, tokens: float) -> None:
+        """Tell the mean loss of the texts that are held out; together. Both are this process's sums."""
+        loss, tokens = self.world.total([loss, tokens])
+        self.metrics = self.metrics | {"eval_loss": loss / tokens if tokens else math.nan}
+        logger.info("step %d/%d eval_loss %.4f", step, self.total, self.metrics["eval_loss"])
+
+    def reached_before(self, step: int, metrics: Mapping[str, typing.Any]) -> None:
+        """Tell that there is nothing to train."""
+        logger.info("step %d of %d was reached before", step, self.total)
+        if self.world.rank == 0:
+            self.progress.report(step, metrics.get("loss"), 0.0)
