@@ -169,9 +169,9 @@ impl<'a> Submitting<'a> {
         let previous = self.read_owner().await?;
         let owner = previous.as_ref().map(|(owner, _)| owner);
         let standing = self.standing(owner).await?;
-        if matches!(standing, Standing::Active) {
+        if let Standing::Taken(refusal) = standing {
             // Before all else: what its job has written is no reason to restart it.
-            return Err(owner.map_or_else(unknown_owner, run_active));
+            return Err(refusal);
         }
         let job = self.prepare(owner).await?;
         if matches!(standing, Standing::Busy) {
@@ -202,10 +202,10 @@ impl<'a> Submitting<'a> {
 
     /// Our job exists: hold the run for it and keep a record.
     async fn keep(&self, created: PyTorchJob) -> Result<Tried, Failure> {
-        if let Some(winner) = self.hold_for(&created).await {
+        if let Some(refusal) = self.hold_for(&created).await {
             // Another job of the same run was created meanwhile, under another name. Two must not write into one run.
             self.jobs.cancel(&created).await.map_err(cluster_failure)?;
-            return Err(run_active(&winner));
+            return Err(refusal);
         }
         self.record(&created).await;
         Ok(Tried::placed(Placed::Created(created)))
@@ -330,9 +330,9 @@ impl<'a> Submitting<'a> {
         let previous = self.read_owner().await?;
         let owner = previous.as_ref().map(|(owner, _)| owner);
         let standing = self.standing(owner).await?;
-        if matches!(standing, Standing::Active) {
+        if let Standing::Taken(refusal) = standing {
             // Before all else: what its job has written is no reason to restart it.
-            return Err(owner.map_or_else(unknown_owner, run_active));
+            return Err(refusal);
         }
         let job = self.prepare(owner).await?;
         if matches!(standing, Standing::Busy) {
@@ -366,12 +366,16 @@ impl Submitting<'_> {
         Ok(Some((owner, object.identity.etag)))
     }
 
-    /// Where the run stands with this owner.
+    /// Where the run stands with this owner. A run that was trained in a namespace belongs to those who see that namespace,
+    /// also when its job has ended; nobody else learns more than that.
     async fn standing(&self, owner: Option<&Owner>) -> Result<Standing, Failure> {
         let Some(owner) = owner else { return Ok(Standing::Free) };
         if owner.is_job(self.request.namespace.as_str(), self.request.job_name.as_str()) {
             // Names decide between us.
             return Ok(Standing::Free);
+        }
+        if !owner.namespace.parse().is_ok_and(|namespace| self.caller.sees(&namespace)) {
+            return Ok(Standing::Taken(run_hidden()));
         }
         let (Ok(namespace), Ok(name)) =
             (self.handler.rules.namespaces.choose(Some(&owner.namespace)), owner.job.parse())
@@ -384,7 +388,7 @@ impl Submitting<'_> {
         let job = job.filter(|job| job.annotation(key::CHECKPOINT_PREFIX) == Some(prefix.as_str()));
         Ok(match job {
             Some(job) if Phase::of(&job).0.is_finished() => Standing::Free,
-            Some(_) => Standing::Active,
+            Some(_) => Standing::Taken(run_active(owner)),
             None if is_young(owner) => Standing::Busy,
             None => Standing::Free,
         })
@@ -413,10 +417,10 @@ impl Submitting<'_> {
     }
 
     /// See to it that the run's owner is this job, which exists: an equal request that came later may have claimed the run
-    /// and then found the name taken. Returns the owner when it is another job that is active.
+    /// and then found the name taken. Returns the refusal when the run is another's.
     ///
     /// A bucket that fails now does not undo the job: it was claimed a moment ago, or the next request sees to it.
-    async fn hold_for(&self, job: &PyTorchJob) -> Option<Owner> {
+    async fn hold_for(&self, job: &PyTorchJob) -> Option<Failure> {
         if self.effect == Effect::DryRun || Phase::of(job).0.is_finished() {
             return None;
         }
@@ -428,16 +432,16 @@ impl Submitting<'_> {
                     return Ok(Held::Yes);
                 }
                 if let Some((previous, _)) = &previous
-                    && matches!(self.standing(Some(previous)).await?, Standing::Active)
+                    && let Standing::Taken(refusal) = self.standing(Some(previous)).await?
                 {
-                    return Ok(Held::Not(previous.clone()));
+                    return Ok(Held::Not(refusal));
                 }
                 let written = self.write_owner(owner.clone(), previous.map(|(_, etag)| etag)).await?;
                 Ok::<_, Failure>(if written.is_some() { Held::Yes } else { Held::LookAgain })
             };
             match held.await {
                 Ok(Held::Yes) => return None,
-                Ok(Held::Not(winner)) => return Some(winner),
+                Ok(Held::Not(refusal)) => return Some(refusal),
                 Ok(Held::LookAgain) => sleep(LOOK_AGAIN).await,
                 Err(failure) => {
                     self.warn(&failure, "cannot make sure that the job owns its run");
@@ -504,8 +508,8 @@ enum Standing {
     Free,
     /// It was claimed a moment ago, and the job of that claim may be about to appear.
     Busy,
-    /// Its owner trains it.
-    Active,
+    /// Its owner trains it, or is not for the caller to see.
+    Taken(Failure),
 }
 
 /// Whether the job of a claim may still be about to appear. A submission's id begins with the time at which it was made.
@@ -524,7 +528,7 @@ fn is_young(owner: &Owner) -> bool {
 /// Whether a job owns its run.
 enum Held {
     Yes,
-    Not(Owner),
+    Not(Failure),
     LookAgain,
 }
 
@@ -532,9 +536,11 @@ fn to_body(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
     serde_json::to_vec(value).map_err(storage_failure)
 }
 
-/// Never in practice: only a known owner can be active.
-fn unknown_owner() -> Failure {
-    Failure::new(Code::RunActive, "another job trains this run")
+/// The refusal for a caller who may not see the owner's namespace: the same whatever that job does or did.
+fn run_hidden() -> Failure {
+    let detail =
+        "this run belongs to a namespace that the token does not see; choose another run_id or checkpoint_base_uri";
+    Failure::new(Code::RunActive, detail)
 }
 
 fn run_active(owner: &Owner) -> Failure {

@@ -155,8 +155,21 @@ impl World {
     }
 
     fn with_store(store: Store, bucket: Bucket) -> Self {
+        Self::with_secret(TOKEN.to_owned(), store, bucket)
+    }
+
+    /// Whose token sees these namespaces only.
+    fn limited_to(namespaces: &[&str]) -> Self {
+        // SHA-256 of TOKEN.
+        let sha256 = "263b9741bfc84598b8f5688c5481887c8493d40b0b557de2f2f9b0329139c5db";
+        let entry = json!({"id": "limited", "sha256": sha256, "scopes": ["submit"], "namespaces": namespaces});
+        let bucket = Bucket::default();
+        Self::with_secret(json!({"tokens": [entry]}).to_string(), bucket.store(), bucket)
+    }
+
+    fn with_secret(secret: String, store: Store, bucket: Bucket) -> Self {
         let secret = mock!(aws_sdk_secretsmanager::Client::get_secret_value)
-            .then_output(|| GetSecretValueOutput::builder().secret_string(TOKEN).build());
+            .then_output(move || GetSecretValueOutput::builder().secret_string(&secret).build());
         let secrets = mock_client!(aws_sdk_secretsmanager, RuleMode::MatchAny, &[&secret]);
         let cluster = Arc::new(Mutex::new(ApiServer::default()));
         let handler = Handler {
@@ -449,6 +462,90 @@ async fn another_job_that_got_the_run_first_keeps_it() {
     // Finished: the run is free.
     world.finish("other");
     assert_eq!(world.post("/train", &request()).await.outcome(), (201, ""));
+}
+
+#[tokio::test]
+async fn a_run_of_a_namespace_that_the_token_does_not_see_is_refused_in_one_way() {
+    let job = |condition: &str| {
+        json!({
+            "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": {},
+            "metadata": {
+                "name": "secret", "uid": "s",
+                "annotations": {"trainer.deepfinery/checkpoint-prefix": "s3://bucket/runs/r/framework=hf"},
+            },
+            "status": {"conditions": [{"type": condition, "status": "True"}]},
+        })
+    };
+    let old = "01980000-0000-7000-8000-000000000009";
+    let claim = |submission: &str, namespace: &str, released: bool| {
+        json!({"submission": submission, "namespace": namespace, "job": "secret", "released": released}).to_string()
+    };
+    let young = uuid::Uuid::now_v7().to_string();
+    let mut resumed = request();
+    resumed["resume_from_checkpoint"] = json!(true);
+    let restart_named = format!("/train?namespace=training-two&restart={old}");
+    let mut details = Vec::new();
+    for (label, owner, theirs) in [
+        ("running", claim(old, "training", false), Some(job("Running"))),
+        ("ended", claim(old, "training", false), Some(job("Succeeded"))),
+        ("gone", claim(old, "training", false), None),
+        ("about to appear", claim(&young, "training", false), None),
+        ("given up", claim(&young, "training", true), None),
+        ("of a namespace that is served no more", claim(old, "retired", false), None),
+    ] {
+        for has_own in [false, true] {
+            let world = World::limited_to(&["training-two"]);
+            if has_own {
+                // A job of the caller's that trained the run before.
+                world.post("/train?namespace=training-two", &request()).await;
+                world.finish("hf-r");
+            }
+            world.bucket.write(OWNER, &owner);
+            world.bucket.write(MARKER, "{}");
+            world.server(|server| theirs.clone().map(|job| server.jobs.insert("secret".to_owned(), job)));
+            let before = world.names();
+            for (path, body) in [
+                ("/train?namespace=training-two", &request()),
+                ("/train?namespace=training-two", &resumed),
+                ("/train?namespace=training-two&restart=true", &request()),
+                ("/train?namespace=training-two&restart=true", &resumed),
+                (restart_named.as_str(), &request()),
+            ] {
+                if has_own && !path.contains("restart=true") {
+                    continue;
+                }
+                for path in [path.to_owned(), format!("{path}&dry_run=true")] {
+                    let answer = world.post(&path, body).await;
+                    assert_eq!(answer.outcome(), (409, "run_active"), "{label} {has_own} {path}: {answer:?}");
+                    details.push(answer.body["detail"].as_str().expect("a detail").to_owned());
+                }
+            }
+            assert_eq!(world.names(), before, "{label}");
+            assert_eq!(world.bucket.body(OWNER).as_deref(), Some(owner.as_str()), "{label}");
+        }
+    }
+    details.dedup();
+    assert_eq!(details.len(), 1, "{details:?}");
+    assert!(!details.iter().any(|detail| detail.contains("secret") || detail.contains("`training`")), "{details:?}");
+
+    // Who sees the owner's namespace, by a list or because nothing limits the token, goes on.
+    let seen = claim(old, "training", false);
+    for world in [World::limited_to(&["training", "training-two"]), World::new()] {
+        world.bucket.write(OWNER, &seen);
+        world.server(|server| server.jobs.insert("secret".to_owned(), job("Running")));
+        let answer = world.post("/train?namespace=training-two", &request()).await;
+        assert_eq!(answer.outcome(), (409, "run_active"));
+        assert!(answer.body["detail"].as_str().is_some_and(|detail| detail.contains("`secret`")), "{answer:?}");
+        world.finish("secret");
+        assert_eq!(world.post("/train?namespace=training-two", &request()).await.outcome(), (201, ""));
+    }
+
+    // Somebody who sees more claims the run between our claim and our creation: our job is taken back.
+    let world = World::limited_to(&["training-two"]);
+    let (bucket, late) = (world.bucket.clone(), seen.clone());
+    let world = world.fault(Method::POST, Fault::Meanwhile(Box::new(move |_| bucket.write(OWNER, &late))));
+    assert_eq!(world.post("/train?namespace=training-two", &request()).await.outcome(), (409, "run_active"));
+    assert_eq!((world.names(), world.bucket.body(OWNER)), (Vec::new(), Some(seen)));
 }
 
 #[tokio::test]
