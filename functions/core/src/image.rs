@@ -9,7 +9,7 @@ use thiserror::Error;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageReference(String);
 
-/// The prefixes of images that callers may name.
+/// The images that callers may name.
 #[derive(Clone, Debug, Default)]
 pub struct AllowedImages(Vec<String>);
 
@@ -26,6 +26,11 @@ impl ImageReference {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The repository: the reference without tag and digest.
+    fn name(&self) -> &str {
+        without_tag_and_digest(&self.0)
+    }
 }
 
 impl fmt::Display for ImageReference {
@@ -38,12 +43,10 @@ impl FromStr for ImageReference {
     type Err = ImageError;
 
     fn from_str(text: &str) -> Result<Self, ImageError> {
-        let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
-        let last_slash = name.rfind('/').map_or(0, |at| at + 1);
-        let (path, tag) = match name.rfind(':') {
-            Some(colon) if colon >= last_slash => (name.get(..colon).unwrap_or_default(), name.get(colon + 1..)),
-            _ => (name, None),
-        };
+        let path = without_tag_and_digest(text);
+        let rest = text.strip_prefix(path).unwrap_or_default();
+        let (tag, digest) = rest.split_once('@').map_or((rest, None), |(tag, digest)| (tag, Some(digest)));
+        let tag = tag.strip_prefix(':');
         let mut components = path.split('/');
         let first = components.next().unwrap_or_default();
         let rest_is_path = components.clone().all(is_path_component);
@@ -60,20 +63,25 @@ impl FromStr for ImageReference {
 // === impl AllowedImages ===
 
 impl AllowedImages {
-    /// Read a comma-separated list of prefixes.
+    /// Read a comma-separated list. An entry that ends in a slash allows every image below it, one with a tag or digest
+    /// that image alone, and any other the repository of that name with every tag.
     #[must_use]
     pub fn from_list(list: &str) -> Self {
-        Self(list.split(',').map(str::trim).filter(|prefix| !prefix.is_empty()).map(str::to_owned).collect())
+        Self(list.split(',').map(str::trim).filter(|entry| !entry.is_empty()).map(str::to_owned).collect())
     }
 
-    /// Whether a prefix ends where a part of the reference ends: `team/trainer` allows `team/trainer:2` and
-    /// `team/trainer/cuda`, but not `team/trainer-of-others`.
+    /// Whether an entry allows an image. Whole parts are compared: a text that begins alike can be another registry
+    /// (`stub:5000/x` is not of `stub`), another repository, or another image of an allowed tag.
     #[must_use]
     pub fn allow(&self, image: &ImageReference) -> bool {
-        self.0.iter().any(|prefix| {
-            image.0.strip_prefix(prefix.as_str()).is_some_and(|rest| {
-                rest.is_empty() || prefix.ends_with(['/', ':', '@']) || rest.starts_with(['/', ':', '@'])
-            })
+        self.0.iter().any(|entry| {
+            if entry.ends_with('/') {
+                image.name().starts_with(entry.as_str())
+            } else if without_tag_and_digest(entry) == entry {
+                image.name() == entry
+            } else {
+                image.0 == *entry
+            }
         })
     }
 }
@@ -82,6 +90,13 @@ impl fmt::Display for AllowedImages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.join(", "))
     }
+}
+
+fn without_tag_and_digest(text: &str) -> &str {
+    let text = text.split_once('@').map_or(text, |(name, _)| name);
+    let last = text.rfind('/').map_or(0, |slash| slash + 1);
+    // A colon before the last slash is a port's.
+    text.rfind(':').filter(|colon| *colon >= last).and_then(|colon| text.get(..colon)).unwrap_or(text)
 }
 
 fn is_path_component(component: &str) -> bool {
@@ -149,13 +164,41 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_allows_whole_parts_only() {
-        let allowed = AllowedImages::from_list("team/trainer, stub ,mirror.example/");
+    fn an_entry_allows_whole_parts_only() {
+        let allowed =
+            AllowedImages::from_list("team/trainer, stub ,mirror.example/,trainer:2,host:5000/a,pinned:1@sha256:x");
         let allows = |image: &str| allowed.allow(&image.parse().expect("a reference"));
-        for good in ["team/trainer", "team/trainer:2", "team/trainer/cuda", "stub", "mirror.example/any/thing:1"] {
+        let digest = format!("@sha256:{}", "1".repeat(64));
+        for good in [
+            "team/trainer",
+            "team/trainer:2",
+            &format!("team/trainer{digest}"),
+            "stub",
+            "stub:any",
+            "mirror.example/any/thing:1",
+            "trainer:2",
+            "host:5000/a:1",
+        ] {
             assert!(allows(good), "{good}");
         }
-        for bad in ["team/trainer-of-others", "stubborn", "mirror.example.evil/x", "other"] {
+        for bad in [
+            "team/trainer-of-others",
+            "team/trainer/cuda",
+            "stubborn",
+            "stub:5000/evil/x:1",
+            "stub/evil:1",
+            "mirror.example.evil/x",
+            "mirror.example",
+            "trainer",
+            "trainer:20",
+            "trainer:2/evil/x",
+            &format!("trainer:2{digest}"),
+            &format!("trainer{digest}"),
+            "host:5000/ab",
+            "host:50001/a",
+            "pinned:1",
+            "other",
+        ] {
             assert!(!allows(bad), "{bad}");
         }
         assert!(!AllowedImages::from_list("").allow(&"stub".parse().expect("a reference")));

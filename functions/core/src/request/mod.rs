@@ -369,7 +369,7 @@ fn read_image(fields: &mut Fields, rules: &Rules) -> Option<ImageReference> {
     if image == rules.default_image || rules.allowed_images.allow(&image) {
         return Some(image);
     }
-    let detail = format!("must be `{}` or begin with one of: {}", rules.default_image, rules.allowed_images);
+    let detail = format!("must be `{}` or one that these allow: {}", rules.default_image, rules.allowed_images);
     fields.refuse("/image", "not_allowed", detail);
     None
 }
