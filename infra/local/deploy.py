@@ -22,6 +22,7 @@ from botocore.exceptions import ClientError
 ANY_METHOD = "x-amazon-apigateway-any-method"
 DEFAULT_ROUTE = "$default"
 TRAINER_ROLE = "trainer"
+FRAMEWORKS = ("hf", "nemo", "meta")
 # The role in the stack's outputs and the Kubernetes group that infra/cluster binds.
 ACCESS = {"SubmitRoleArn": "training-submit", "StatusRoleArn": "training-status"}
 
@@ -116,7 +117,9 @@ def make_trainer_role(bucket: str) -> None:
         iam.create_role(RoleName=TRAINER_ROLE, AssumeRolePolicyDocument=policy(trust))
     runs = f"arn:aws:s3:::{bucket}/runs/*"
     writes = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
-    theirs = [f"arn:aws:s3:::{bucket}/runs/{part}" for part in ("*/index/*", "*/owner", "*/_jobs/*", "_jobs/*")]
+    # With the folder of the framework, so that a run may be called `index`.
+    parts = [f"*/framework={framework}/{part}" for framework in FRAMEWORKS for part in ("index/*", "owner")]
+    theirs = [f"arn:aws:s3:::{bucket}/runs/{part}" for part in (*parts, "*/_jobs/*", "_jobs/*")]
     iam.put_role_policy(
         RoleName=TRAINER_ROLE,
         PolicyName="runs",

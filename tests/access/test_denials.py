@@ -37,7 +37,7 @@ BUCKET: list[tuple[str, str, str, bool]] = [
     (role, verb, key, allowed)
     for role, grants in {
         "submit": {
-            "GET": ["owner", "_jobs/x/y/z", "index/v1/000000000001", "checkpoints/step-000001.json"],
+            "GET": ["owner", "index/v1/000000000001", "checkpoints/step-000001.json"],
             "PUT": ["owner", "_jobs/x/y/z"],
             "DELETE": [],
         },
@@ -66,6 +66,26 @@ BUCKET: list[tuple[str, str, str, bool]] = [
         *("checkpoints/checkpoint-1/model.safetensors", "progress/x"),
     )
     for allowed in [key in grants[verb]]
+]
+
+# Whole keys that look like a granted one, because a wildcard crosses slashes.
+BUCKET += [
+    ("submit", "PUT", "datasets/owner", False),
+    ("submit", "PUT", "datasets/_jobs/x", False),
+    ("submit", "PUT", "runs/r/framework=hf/checkpoints/checkpoint-1/owner", False),
+    ("submit", "GET", "runs/index/v1/r/framework=hf/checkpoints/checkpoint-1/model.safetensors", False),
+    ("status", "GET", "runs/progress/r/framework=hf/checkpoints/checkpoint-1/model.safetensors", False),
+    ("status", "GET", "runs/index/v1/framework=hf/logs/x", False),
+    ("indexer", "PUT", "runs/a/index/v1/r/framework=hf/owner", False),
+    ("indexer", "DELETE", "runs/index/v1/framework=hf/checkpoints/checkpoint-1/model.safetensors", False),
+    ("indexer", "PUT", "runs/r/framework=other/index/v1/000000000001", False),
+    # A run may be called so all the same.
+    ("trainer", "PUT", "runs/index/framework=hf/checkpoints/step-000001.json", True),
+    ("trainer", "PUT", "runs/owner/framework=nemo/progress/x", True),
+    ("trainer", "PUT", "runs/index/framework=meta/index/v1/000000000001", False),
+    ("trainer", "PUT", "runs/a/b/framework=nemo/owner", False),
+    ("trainer", "PUT", "runs/a/_jobs/x/y/z", False),
+    ("trainer", "PUT", "datasets/x", False),
 ]
 
 # What each function's Role grants; all else is refused. A role without an access entry is not even known.
@@ -151,7 +171,8 @@ def test_the_bucket_is_open_where_the_role_needs_it(
     table: list[tuple[str, str, str]],
 ) -> None:
     s3 = sessions[role].client("s3", config=boto3.session.Config(s3={"addressing_style": "path"}))
-    path = f"runs/{key}" if key.startswith("_jobs/") else f"{RUN}/{key}"
+    whole = key.startswith(("runs/", "datasets/"))
+    path = key if whole else f"runs/{key}" if key.startswith("_jobs/") else f"{RUN}/{key}"
     where = {"Bucket": settings["RUNS_BUCKET"], "Key": path}
     calls = {
         "GET": lambda: s3.get_object(**where),

@@ -24,31 +24,36 @@ API_FUNCTIONS = ["SubmitFunction", "StatusFunction"]
 
 BUCKET = "arn:aws-cn:s3:::training-runs"
 CLUSTER = "arn:aws-cn:eks:cn-north-1:123456789012:cluster/training"
-# What submit reads and writes in the bucket. The last are the jobs of a base URI that is the bucket itself.
-SUBMIT_KEYS = ["*/owner", "*/_jobs/*", "_jobs/*"]
+FRAMEWORKS = ["hf", "nemo", "meta"]
+
+
+def grants(verb: str, *parts: str) -> set[tuple[str, str]]:
+    """A verb for parts of every run."""
+    return {(f"s3:{verb}", f"{BUCKET}/*/framework={framework}/{part}") for framework in FRAMEWORKS for part in parts}
+
+
 GRANTS = {
     "SubmitFunction": {
         ("secretsmanager:GetSecretValue", "<Token.Id>"),
         ("eks:DescribeCluster", CLUSTER),
         ("s3:ListBucket", BUCKET),
-        ("s3:GetObject", f"{BUCKET}/*/index/v1/*"),
-        ("s3:GetObject", f"{BUCKET}/*/checkpoints/step-*.json"),
-        *((f"s3:{verb}", f"{BUCKET}/{key}") for verb in ("GetObject", "PutObject") for key in SUBMIT_KEYS),
+        *grants("GetObject", "owner", "index/v1/*", "checkpoints/step-*.json"),
+        *grants("PutObject", "owner"),
+        # The second is of a base URI that is the bucket itself.
+        ("s3:PutObject", f"{BUCKET}/*/_jobs/*/*/*"),
+        ("s3:PutObject", f"{BUCKET}/_jobs/*/*/*"),
     },
     "StatusFunction": {
         ("secretsmanager:GetSecretValue", "<Token.Id>"),
         ("eks:DescribeCluster", CLUSTER),
         ("s3:ListBucket", BUCKET),
-        ("s3:GetObject", f"{BUCKET}/*/progress/*"),
-        ("s3:GetObject", f"{BUCKET}/*/owner"),
-        ("s3:GetObject", f"{BUCKET}/*/index/v1/*"),
-        ("s3:GetObject", f"{BUCKET}/*/checkpoints/step-*.json"),
+        *grants("GetObject", "progress/*", "owner", "index/v1/*", "checkpoints/step-*.json"),
     },
     "IndexerFunction": {
         ("s3:ListBucket", BUCKET),
-        ("s3:GetObject", f"{BUCKET}/*/checkpoints/step-*.json"),
-        ("s3:PutObject", f"{BUCKET}/*/index/v1/*"),
-        ("s3:DeleteObject", f"{BUCKET}/*/index/v1/*"),
+        *grants("GetObject", "checkpoints/step-*.json"),
+        *grants("PutObject", "index/v1/*"),
+        *grants("DeleteObject", "index/v1/*"),
         ("sqs:SendMessage", "<DeadLetters.Arn>"),
     },
 }
@@ -250,9 +255,10 @@ def test_policies_only_allow_and_name_what_they_allow(deployment: Deployment, fu
         for action in as_list(statement["Action"]):
             assert re.fullmatch(r"[a-z0-9-]+:[A-Za-z0-9]+", action), action
         for resource in as_list(statement["Resource"]):
-            # A wildcard stands only for the part of a key that varies: the base, the run, the step.
-            rest = resource.removeprefix(f"{BUCKET}/*/").removeprefix(f"{BUCKET}/_jobs/")
-            assert rest != resource or "*" not in resource, resource
+            # A wildcard stands only for the part of a key that varies, and crosses slashes: what is fixed of a key must
+            # be what no base and no run can be called.
+            fixed = r"(\*/framework=(hf|nemo|meta)/(owner|(index/v1|progress)/\*|checkpoints/step-\*\.json)|(\*/)?_jobs/\*/\*/\*)"
+            assert "*" not in resource or re.fullmatch(re.escape(f"{BUCKET}/") + fixed, resource), resource
 
 
 def test_every_role_is_a_functions_and_only_lambda_may_take_it(deployment: Deployment) -> None:
