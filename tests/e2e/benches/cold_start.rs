@@ -6,7 +6,6 @@
 
 use std::{
     collections::HashMap,
-    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -110,19 +109,14 @@ async fn subjects(world: &World, upstreams: &Upstreams, job: &str) -> Result<Vec
 
 impl Upstreams {
     async fn start(world: &World) -> Result<Self> {
-        let ports: Value = serde_json::from_slice(&std::fs::read(world.root.join(".local/state/ports.json"))?)?;
-        let local = |name: &str| -> Result<SocketAddr> {
-            let port = ports[name].as_u64().with_context(|| format!("no port of {name}"))?;
-            Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, u16::try_from(port)?)))
-        };
-        let cluster = Relay::start(local("cluster_proxy")?).await?;
+        let cluster = Relay::start(world.address("cluster_proxy")?).await?;
         // EKS describes the way to the cluster; here it is the one over the relay.
-        let described = local("cluster_proxy")?.to_string().into_bytes();
+        let described = world.address("cluster_proxy")?.to_string().into_bytes();
         let instead = cluster.address.to_string().into_bytes();
         ensure!(described.len() == instead.len(), "the ports have other lengths: run it again");
         let pki = world.root.join(".local/state/pki");
         let (certificate, key) = (pki.join("server.crt"), pki.join("server.key"));
-        let tls = TlsEnd::start(local("aws_proxy")?, &certificate, &key, Some((described, instead))).await?;
+        let tls = TlsEnd::start(world.address("aws_proxy")?, &certificate, &key, Some((described, instead))).await?;
         Ok(Self { cluster, aws: Relay::start(tls.address).await?, _tls: tls })
     }
 

@@ -10,6 +10,7 @@ pub mod relay;
 pub mod runtime;
 
 use std::{
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Output,
     time::{Duration, Instant},
@@ -43,6 +44,16 @@ impl World {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
         Ok(Self { twin: Twin::connect(&root.join(".local/env"))?, root })
+    }
+
+    /// Where a part of the twin listens.
+    ///
+    /// # Errors
+    /// There is no such part.
+    pub fn address(&self, name: &str) -> Result<SocketAddr> {
+        let ports: Value = serde_json::from_slice(&std::fs::read(self.root.join(".local/state/ports.json"))?)?;
+        let port = ports[name].as_u64().with_context(|| format!("no port of {name}"))?;
+        Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, u16::try_from(port)?)))
     }
 
     /// A run id that no other test has.

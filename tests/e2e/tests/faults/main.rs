@@ -269,6 +269,9 @@ impl Stage {
     async fn ask_new_function(&self, clock: Option<&str>, run_id: &str) -> Result<(String, Answer, Option<String>)> {
         let mut environment = environment(&self.world, "submit").await?;
         environment.insert("AWS_LAMBDA_LOG_FORMAT".to_owned(), "JSON".to_owned());
+        // Through the proxy, as the deployed functions go.
+        let aws = format!("http://{}", self.world.address("aws_proxy")?);
+        environment.insert("AWS_ENDPOINT_URL".to_owned(), aws);
         if let Some(offset) = clock {
             environment.extend(faketime(&self.world).await?);
             environment.insert("FAKETIME".to_owned(), offset.to_owned());
