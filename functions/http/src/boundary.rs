@@ -26,6 +26,8 @@ use crate::{
 
 /// How long a request may take. API Gateway gives up after 30 s and says nothing of what happened.
 const ANSWER_WITHIN: Duration = Duration::from_secs(27);
+/// Every answer is for one caller, and true only now.
+const NOT_KEPT: &str = "no-store";
 /// Longest body that is looked at, in bytes.
 const MAX_BODY_BYTES: usize = 128 * 1024;
 
@@ -132,6 +134,7 @@ fn respond(
         Ok(Answer { status, content_type, body, headers }) => {
             info!(request_id, %method, path, status, duration_ms, "answered");
             let response = Response::builder().status(status).header(header::CONTENT_TYPE, content_type);
+            let response = response.header(header::CACHE_CONTROL, NOT_KEPT);
             let response = headers.into_iter().fold(response, |response, (name, value)| response.header(name, value));
             // As text: a binary body would be sent in base64.
             let body = String::from_utf8(body).map_or_else(|error| Body::from(error.into_bytes()), Body::from);
@@ -149,7 +152,7 @@ fn respond(
             let mut response = Response::builder()
                 .status(status)
                 .header(header::CONTENT_TYPE, "application/problem+json")
-                .header(header::CACHE_CONTROL, "no-store");
+                .header(header::CACHE_CONTROL, NOT_KEPT);
             if let Some(seconds) = code.retry_after_seconds()
                 && !headers.iter().any(|(name, _)| *name == header::RETRY_AFTER)
             {
@@ -182,6 +185,15 @@ mod tests {
         let failure = in_time(std::future::pending()).await.expect_err("too long");
         assert_eq!(failure.problem.code, Code::ClusterTimeout);
         assert!(started.elapsed() <= Duration::from_secs(28), "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn no_answer_is_kept_on_its_way() {
+        let refusal = Failure::new(Code::JobNotFound, "no such job");
+        for result in [Answer::json(200, &"here it is"), Err(refusal)] {
+            let response = respond(&Request::default(), Instant::now(), result).expect("a response");
+            assert_eq!(response.headers().get_all(header::CACHE_CONTROL).iter().collect::<Vec<_>>(), ["no-store"]);
+        }
     }
 
     #[test]
