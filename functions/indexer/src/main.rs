@@ -11,7 +11,7 @@ use training_store::Store;
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
 const CALL_WITHIN: Duration = Duration::from_secs(15);
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
     let runs_base_uris = Settings::new(|name| std::env::var(name).ok()).list("RUNS_BASE_URIS")?;

@@ -15,7 +15,7 @@ use training_core::settings::Settings;
 use training_http::token::TokenCheck;
 use training_store::Store;
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
     let config = Config::read(&Settings::new(|name| std::env::var(name).ok()))?;

@@ -58,7 +58,7 @@ impl Relay {
         Ok(Self { address, waits, task })
     }
 
-    /// When somebody in front had asked and nobody had answered, since the last time that this was called.
+    /// When somebody in front had asked and had not had the last part of the answer, since this was called last.
     #[must_use]
     pub fn take_waits(&self) -> Vec<(Instant, Instant)> {
         std::mem::take(&mut self.waits.lock().unwrap_or_else(PoisonError::into_inner))
@@ -95,13 +95,15 @@ async fn relay(front: TcpStream, upstream: SocketAddr, waits: Arc<Mutex<Vec<(Ins
         tokio::select! {
             read = front_in.read(&mut asked) => {
                 let Ok(length @ 1..) = read else { return };
-                since = since.or_else(|| Some(Instant::now()));
+                since = Some(Instant::now());
                 if behind_out.write_all(asked.get(..length).unwrap_or_default()).await.is_err() { return }
             }
             read = behind_in.read(&mut answered) => {
                 let Ok(length @ 1..) = read else { return };
-                if let Some(since) = since.take() {
-                    waits.lock().unwrap_or_else(PoisonError::into_inner).push((since, Instant::now()));
+                // An answer has several parts: TLS 1.3 sends a session ticket before the first.
+                let now = Instant::now();
+                if let Some(since) = since.replace(now) {
+                    waits.lock().unwrap_or_else(PoisonError::into_inner).push((since, now));
                 }
                 if front_out.write_all(answered.get(..length).unwrap_or_default()).await.is_err() { return }
             }
