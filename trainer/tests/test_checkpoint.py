@@ -341,6 +341,17 @@ def test_keeping_the_last_ones_removes_only_ones_own(checkpoints, storage, tmp_p
     assert folders == {"checkpoint-1", "checkpoint-2", "checkpoint-5", "checkpoint-6"}
 
 
+def test_a_torn_one_takes_no_good_ones_place(checkpoints, storage, tmp_path):
+    trained(checkpoints, tmp_path, MINE, 40)
+    storage.delete(["checkpoints/checkpoint-40/weights"])
+    one = checkpoints(MINE, keep_last=1)
+    assert one.choose(False) is None
+    save(one, tmp_path, 10, 20)
+    assert start(checkpoints, MINE, resume=False) == (MINE, 20)
+    save(one, tmp_path, 40)
+    assert [layout.parse_marker_key(entry.key) for entry in storage.list("checkpoints/step-")] == [40]
+
+
 def test_a_marker_goes_before_its_files(checkpoints, storage, tmp_path, monkeypatch):
     trained(checkpoints, tmp_path, MINE, 1)
     one = checkpoints(MINE, keep_last=1)

@@ -257,7 +257,9 @@ class Checkpoints:
         self._write_marker(marker)
         self.own.add(saving.step)
         logger.info("saved step %d: %d files, %d bytes", saving.step, len(uploaded), sum(uploaded.values()))
-        for old in sorted(self.own)[: -self.keep_last] if self.keep_last else []:
+        # A higher step is one that could not be gone on from: it takes no good one's place.
+        reached = sorted(step for step in self.own if step <= saving.step)
+        for old in reached[: -self.keep_last] if self.keep_last else []:
             self._remove(old, self._files(old))
             self.own.remove(old)
 
