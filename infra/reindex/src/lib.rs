@@ -57,7 +57,9 @@ pub async fn runs(store: &Store, uris: &[S3Uri]) -> Result<Vec<RunPrefix>> {
         let below = if folder.key().is_empty() { String::new() } else { format!("{}/", folder.key()) };
         let names = store.list_folders(folder.bucket(), &below).await?;
         let names = names.iter().filter(|name| *name != RECORDS).map(|name| name.trim_end_matches('/'));
-        // A name that is none of ours, an empty one for instance, has no runs below it.
+        // An empty name, as of a key with `//`, would lead to the same folder again.
+        let names = names.filter(|name| !name.is_empty());
+        // A name that is none of ours has no runs below it.
         folders.extend(names.filter_map(|name| folder.join(name).to_string().parse().ok()));
     }
     found.sort_by_key(ToString::to_string);
@@ -194,6 +196,7 @@ mod tests {
             "runs/team/r/framework=hf/checkpoints/step-7.json",
             "runs/team/r/framework=hf/index/v1/README",
             "runs/team/other/notes.txt",
+            "runs//notes.txt",
         ];
         for key in foreign {
             bucket.write(key, "{}");
