@@ -178,6 +178,10 @@ class Module(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, typing.Any]) -> None:
         self.random_states = checkpoint["random_states"]
+        # It steps where accumulation divides its count of batches: let that be as if it had always been this one.
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        missing = checkpoint["global_step"] * self.settings.gradient_accumulation - batches["ready"]
+        batches |= {name: number + missing for name, number in batches.items()}
 
 
 class AfterStep(pl.Callback):
