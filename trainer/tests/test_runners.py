@@ -2,14 +2,18 @@
 
 import importlib
 import json
+import os
 import shutil
 import threading
+from unittest import mock
 
 import pytest
-from pods import FIRST, SECOND, marker
+from pods import FIRST, SECOND, exported, marker, same
+from safetensors.torch import load_file
 
 from training import job
 from training.distributed import World
+from training.layout import FRAMEWORKS
 
 ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
 
@@ -30,7 +34,8 @@ def train(tmp_path, model_dir, dataset):
             "RESUME": "true",
             "TRAINING_EXTRA_ARGS_JSON": json.dumps(given),
         }
-        assert importlib.import_module(f"training.{framework}").train(job.parse([], environment), ALONE)
+        with mock.patch.dict(os.environ):  # Lightning leaves something there
+            assert importlib.import_module(f"training.{framework}").train(job.parse([], environment), ALONE)
         steps = range(begins + 1, given["max_steps"] + 1)
         return [marker(tmp_path / "store", step, framework)["metrics"]["loss"] for step in steps]
 
@@ -47,3 +52,12 @@ def test_with_other_batches_all_go_on_as_if_it_had_always_been_so(train, tmp_pat
         curves[framework, bool(own)] = train(framework, SECOND, begins=3, max_steps=6, **changed | own)
     for name, curve in curves.items():
         assert curve == pytest.approx(curves["meta", False], abs=1e-6), name
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_step_that_predicts_nothing_has_no_loss_and_no_gradient(train, tmp_path, model_dir, framework):
+    """Texts that are the end token alone have no second token."""
+    data = tmp_path / "ends.jsonl"
+    data.write_text('{"text": "</s>"}\n' * 8)
+    assert train(framework, data=data, max_steps=2) == [0.0, 0.0]
+    assert same(exported(tmp_path / "store", FIRST, framework), load_file(model_dir / "tiny" / "model.safetensors"))

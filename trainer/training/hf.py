@@ -122,6 +122,10 @@ class StepTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         return self.batches
 
+    def get_batch_samples(self, *args, **kwargs):
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        return batches, None if items is None else items.clamp(min=1)
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         self.tokens = self.tokens + inputs["attention_mask"].sum()
         loss = super().training_step(model, inputs, num_items_in_batch)

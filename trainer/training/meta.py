@@ -129,7 +129,7 @@ class Training:
             batch = model.to_device(batch, self.device)
             self.tokens = self.tokens + batch["attention_mask"].sum()
             # Gradients are averaged over the processes, but the items are those of all of them.
-            loss = self.network(**batch, num_items_in_batch=items, use_cache=False).loss * self.world.size
+            loss = self.network(**batch, num_items_in_batch=max(items, 1), use_cache=False).loss * self.world.size
             self.scaler.scale(loss).backward()
             self.step_loss = self.step_loss + loss.detach()
         self.scaler.unscale_(self.optimizer)

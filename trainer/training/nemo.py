@@ -224,4 +224,4 @@ class StepBatches:
         while step := [batch for _, batch in zip(range(self.accumulation), batches, strict=False)]:
             (items,) = self.world.total([float(sum(map(data.predicted, step)))])
             for batch in step:
-                yield batch | {"num_items_in_batch": items}
+                yield batch | {"num_items_in_batch": max(items, 1)}
