@@ -6,9 +6,11 @@ slow           seconds that each upload takes
 fails_from     the number of the upload from which on all of them fail
 memory_at      the step at which a process asks for more memory than there is
 error_at       the step at which its code fails
+disk_full      that a process cannot write its part of a sharded checkpoint
 disk           a file to which each storage call appends how many bytes the working directories hold
 """
 
+import errno
 import json
 import os
 import runpy
@@ -75,7 +77,18 @@ def fail_in_a_step():
     World.any = any_of
 
 
+def fill_the_disk():
+    from torch.distributed.checkpoint import FileSystemWriter
+
+    def write_data(self, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    FileSystemWriter.write_data = write_data
+
+
 if {"memory_at", "error_at"} & FAULT.keys():
     fail_in_a_step()
+if HERE and "disk_full" in FAULT:
+    fill_the_disk()
 sys.argv[0] = str(TRAINER / "train.py")
 runpy.run_path(sys.argv[0], run_name="__main__")

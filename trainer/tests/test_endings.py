@@ -16,13 +16,13 @@ from training import layout
 FAULTY = Path(__file__).with_name("faulty_train.py")
 
 
-def ledger(store, submission=FIRST):
-    folder = run_of(store) / "attempts" / submission
+def ledger(store, submission=FIRST, framework="hf"):
+    folder = run_of(store, framework) / "attempts" / submission
     return [json.loads((folder / str(number)).read_bytes()) for number in range(1, len(list(folder.iterdir())) + 1)]
 
 
-def causes(store, submission=FIRST):
-    return [entry["cause"] for entry in ledger(store, submission)]
+def causes(store, submission=FIRST, framework="hf"):
+    return [entry["cause"] for entry in ledger(store, submission, framework)]
 
 
 def log(store, attempt, rank=0, submission=FIRST):
@@ -111,6 +111,16 @@ def test_the_process_that_fails_says_why_and_the_other_that_it_only_follows(star
     assert says in entry["message"]
     assert "Traceback" in log(store, 1, rank)
     assert says.partition(";")[0] in log(store, 1, rank)
+
+
+def test_a_part_of_a_checkpoint_that_cannot_be_written_is_told_with_its_process(start, tmp_path):
+    store = tmp_path / "store"
+    with start(store, FIRST, framework="meta", max_steps=20, **faulty(disk_full=True, rank=1)) as pods:
+        assert pods.end() == [1], pods.log
+    words = last_words(tmp_path / "pods-0")
+    assert {line["cause"] for line in words} == {"storage"}
+    assert words[0]["message"].endswith("rank 1: OSError: [Errno 28] No space left on device")
+    assert causes(store, framework="meta") == ["storage"]
 
 
 def test_a_bucket_that_fails_is_told_as_such_and_the_next_start_goes_on(start, tmp_path):

@@ -13,6 +13,7 @@ from training import last_words
 from training.attempts import RefusedError
 from training.errors import (
     AccessDeniedError,
+    CheckpointError,
     PeerLostError,
     StorageError,
     SupersededError,
@@ -49,6 +50,9 @@ CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't 
             True,
         ),
         (PeerLostError("not all came"), "crash", True),
+        (CheckpointError(1, OSError(errno.ENOSPC, "No space left on device")), "storage", False),
+        (CheckpointError(1, MemoryError()), "out_of_memory", False),
+        (CheckpointError(1, RuntimeError(GLOO)), "crash", True),
     ],
 )
 def test_each_exception_has_a_cause(error, cause, consequence):
@@ -129,6 +133,7 @@ def test_without_a_file_for_it_nothing_is_written_and_nothing_fails(tmp_path, mo
         (ValueError("\n\n first \n second"), "ValueError: first"),
         (ValueError(), "ValueError"),
         (PeerLostError("not all 2 processes came"), "not all 2 processes came"),
+        (CheckpointError(1, ValueError("first\nsecond")), "CheckpointError: rank 1: ValueError: first"),
         (StorageError("a/b: gone"), "reading or writing objects failed, also after retries: StorageError: a/b: gone"),
     ],
 )

@@ -5,7 +5,7 @@ import threading
 import torch
 
 from training import meta, model
-from training.distributed import World, alone
+from training.distributed import World, sharding
 from training.settings import Settings
 
 ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
@@ -22,7 +22,7 @@ def tensors(value):
 def test_what_is_being_saved_does_not_change_with_the_next_step(model_dir):
     batch = {"input_ids": torch.arange(16).reshape(2, 8), "attention_mask": torch.ones(2, 8, dtype=torch.long)}
     batch["labels"] = batch["input_ids"]
-    with alone(ALONE):
+    with sharding(ALONE):
         network, _ = model.load(str(model_dir / "tiny"))
         training = meta.Training(network, Settings(precision="fp32", lr=0.1), ALONE, 10)
         training.step([batch])

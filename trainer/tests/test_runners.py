@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from training import job
 from training.distributed import World
+from training.errors import CheckpointError, cause_of
 from training.layout import FRAMEWORKS
 
 ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
@@ -61,3 +62,12 @@ def test_a_step_that_predicts_nothing_has_no_loss_and_no_gradient(train, tmp_pat
     data.write_text('{"text": "</s>"}\n' * 8)
     assert train(framework, data=data, max_steps=2) == [0.0, 0.0]
     assert same(exported(tmp_path / "store", FIRST, framework), load_file(model_dir / "tiny" / "model.safetensors"))
+
+
+def test_a_sharded_checkpoint_that_cannot_be_read_ends_as_any_error(train, tmp_path):
+    train("nemo", max_steps=1, sharded=True)
+    for path in (tmp_path / "store").rglob("*.distcp"):
+        path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(CheckpointError, match=r"^rank 0: UnpicklingError: ") as error:
+        train("nemo", SECOND, begins=1, max_steps=2, sharded=True)
+    assert cause_of(error.value) == "crash"

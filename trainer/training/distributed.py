@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from training.errors import STOPPED, KnownError, PeerLostError, UserError
+from training.errors import STOPPED, CheckpointError, KnownError, PeerLostError, UserError
 from training.place import Place
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def join(place: Place, gpus_per_node: int | None, num_nodes: int | None) -> Iter
         torch.cuda.set_device(world.local_rank)
     if world.size > 1:
         _meet(world)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "cpu:gloo")
+        dist.init_process_group(_backend(gpu))
     yield world
     # Not after an error: the others are not coming, and to wait for them would hide it.
     if world.size > 1:
@@ -139,15 +139,32 @@ def stop_at_sigterm() -> threading.Event:
 
 
 @contextlib.contextmanager
-def alone(world: World) -> Iterator[None]:
-    """A process group for a process that is the only one, where a library cannot do without."""
-    if world.size > 1:
+def sharding(world: World) -> Iterator[None]:
+    """What splitting a model over the processes needs: a process group also where there is only one.
+
+    torch's exception for a sharded checkpoint is none that anybody expects: it is no Exception.
+    """
+    from torch.distributed.checkpoint import CheckpointException
+
+    with _group_of_one(world) if world.size == 1 else contextlib.nullcontext():
+        try:
+            yield
+        except CheckpointException as error:
+            rank, (first, _) = min(error.failures.items())
+            raise CheckpointError(rank, first) from error
+
+
+@contextlib.contextmanager
+def _group_of_one(world: World) -> Iterator[None]:
+    dist.init_process_group(_backend(world.gpu), store=dist.HashStore(), rank=0, world_size=1)
+    try:
         yield
-        return
-    backend = "cpu:gloo,cuda:nccl" if world.gpu else "cpu:gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    finally:
+        dist.destroy_process_group()
+
+
+def _backend(gpu: bool) -> str:
+    return "cpu:gloo,cuda:nccl" if gpu else "cpu:gloo"
 
 
 def _meet(world: World) -> None:

@@ -62,8 +62,18 @@ class PeerLostError(RuntimeError):
     """Another process of the job is gone. Why, only that one knows."""
 
 
+class CheckpointError(Exception):
+    """A process could not write or read its part of a sharded checkpoint, and all of them know."""
+
+    def __init__(self, rank: int, error: BaseException) -> None:
+        super().__init__(f"rank {rank}: {type(error).__name__}: {error}")
+        self.error = error
+
+
 def cause_of(error: BaseException) -> str:
     """The cause that an exception means."""
+    if isinstance(error, CheckpointError):
+        return cause_of(error.error)
     if isinstance(error, KnownError):
         return error.cause
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
@@ -75,6 +85,8 @@ def cause_of(error: BaseException) -> str:
 
 def is_consequence(error: BaseException) -> bool:
     """Whether a process ends only because another one did."""
+    if isinstance(error, CheckpointError):
+        return is_consequence(error.error)
     return isinstance(error, PeerLostError) or (
         isinstance(error, RuntimeError) and cause_of(error) == CRASH and bool(_PEER_LOST.search(str(error)))
     )

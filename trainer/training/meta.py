@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from training import configuration, data, layout, model, optimizer, random_state
 from training.checkpoint import Checkpoints
-from training.distributed import World, alone
+from training.distributed import World, sharding
 from training.errors import UserError
 from training.job import Job
 from training.progress import Progress
@@ -48,7 +48,7 @@ def train(job: Job, world: World) -> bool:
     checkpoints = Checkpoints(
         storage, world, framework=job.framework, submission=job.submission, keep_last=settings.keep_last
     )
-    with world.node_directory() as directory, alone(world):
+    with world.node_directory() as directory, sharding(world):
         start = checkpoints.choose(job.resume, job.resume_step)
         texts = data.prepare(job.dataset_uri, settings, directory / "data", world)
         source = model.fetch(job.model_id, directory / "model", world)
