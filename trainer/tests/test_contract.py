@@ -23,9 +23,22 @@ def parse(value):
 
 
 def reject(value):
+    return reject_text({"text": json.dumps(value)})
+
+
+def reject_text(value):
     with pytest.raises(ValueError, match=r".") as refused:
-        marker.parse(json.dumps(value).encode())
-    return str(refused.value).split()[0]  # the field at fault comes first
+        marker.parse(value["text"].encode())
+    return str(refused.value).split()[0]  # what is at fault comes first
+
+
+def of_size(value):
+    body = b'{"framework": "hf", "step": 1, "saved_at": 1.0, "metadata": {}}'.ljust(value["bytes"])
+    try:
+        marker.parse(body)
+    except ValueError as error:
+        return str(error).partition(":")[0]
+    return "read"
 
 
 def complete(value):
@@ -47,7 +60,13 @@ OPERATIONS = {
         "config_keys": lambda value: layout.config_keys(**value),
         "owner_key": lambda value: layout.owner_key(**value),
     },
-    "marker.json": {"parse": parse, "reject": reject, "complete": complete},
+    "marker.json": {
+        "parse": parse,
+        "reject": reject,
+        "reject_text": reject_text,
+        "of_size": of_size,
+        "complete": complete,
+    },
 }
 VECTORS = [
     (file, vector)
@@ -67,6 +86,11 @@ def test_vector(file, vector):
 @pytest.mark.parametrize(("file", "op"), [(file, op) for file, ops in OPERATIONS.items() for op in ops])
 def test_each_operation_has_a_vector(file, op):
     assert any(vector["op"] == op for of, vector in VECTORS if of == file)
+
+
+def test_nesting_without_end_is_refused_and_no_crash():
+    with pytest.raises(ValueError, match=r"^JSON "):
+        marker.parse(b"[" * 1_000_000)
 
 
 def test_what_is_written_can_be_read():

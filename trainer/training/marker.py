@@ -6,14 +6,20 @@ A contract with the control plane: tests/contract/marker.json holds the vectors 
 import dataclasses
 import json
 import math
+import re
 import typing
-import uuid
 from collections.abc import Iterable
 
 from training import layout
 from training.storage import Entry
 
 LAYOUT = 1
+MAX_BYTES = 2 * 1024 * 1024  # of a marker; ten thousand files take some 1.5 MB
+MAX_PATH_BYTES = 1024 - len(layout.CHECKPOINTS)  # longer ones are in no key of S3
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+# S3 answers lists as XML, which cannot hold these; and halves of characters have no UTF-8.
+_UNLISTED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,12 +63,14 @@ class Marker:
 
 def parse(body: bytes) -> Marker:
     """Raises ValueError that names the field at fault. Fields of later releases are ignored."""
+    if len(body) > MAX_BYTES:
+        raise ValueError(f"too large: it has {len(body)} bytes, and at most {MAX_BYTES} are read")
     try:
-        value = json.loads(body)
-    except ValueError as error:
-        raise ValueError(f"not JSON: {error}") from None
+        value = json.loads(body.decode(), parse_constant=no_number, parse_int=whole_number)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"JSON cannot be read: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
+        raise ValueError("JSON of another kind than an object")
 
     def field(name: str, fits: typing.Callable[[typing.Any], bool], *, optional: bool = True) -> typing.Any:
         found = value.get(name)
@@ -73,19 +81,32 @@ def parse(body: bytes) -> Marker:
         return found
 
     field("layout", lambda layout: whole(layout) and 1 <= layout <= LAYOUT)
-    files = field("files", lambda files: isinstance(files, list) and all(map(is_file, files)))
+    files = field("files", are_files)
+    submission = field("submission", is_uuid)
+    parent = field("parent", is_parent)
     return Marker(
         framework=field("framework", lambda name: name in layout.FRAMEWORKS, optional=False),
         step=field("step", is_step, optional=False),
         saved_at=field("saved_at", is_number, optional=False),
-        submission=field("submission", is_uuid),
+        submission=submission and submission.lower(),
         attempt=field("attempt", whole),
-        parent=field("parent", is_parent),
+        parent=parent and parent | {"submission": parent["submission"].lower()},
         world_size=field("world_size", whole),
         files=None if files is None else tuple(File(path=f["path"], size=f["size"], etag=f.get("etag")) for f in files),
-        metrics=field("metrics", lambda metrics: isinstance(metrics, dict)) or {},
+        metrics=field("metrics", are_metrics) or {},
         metadata=field("metadata", lambda metadata: isinstance(metadata, dict)) or {},
     )
+
+
+def no_number(text: str) -> typing.Any:
+    """NaN and the infinities, which are Python's and not JSON's."""
+    raise ValueError(f"{text} is no number")
+
+
+def whole_number(text: str) -> int | float:
+    """As the control plane reads it: what does not fit into 64 bits, and minus nought, is a float."""
+    number = int(text)
+    return number if -(2**63) <= number < 2**64 and text != "-0" else float(text)
 
 
 def whole(value: typing.Any) -> bool:
@@ -101,20 +122,37 @@ def is_step(value: typing.Any) -> bool:
 
 
 def is_uuid(value: typing.Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(uuid.UUID(value))
-    except ValueError:
-        return False
+    return isinstance(value, str) and bool(_UUID.fullmatch(value))
 
 
 def is_parent(value: typing.Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("submission"), str) and is_step(value.get("step"))
+    return isinstance(value, dict) and is_uuid(value.get("submission")) and is_step(value.get("step"))
+
+
+def are_metrics(value: typing.Any) -> bool:
+    """What can be written again as JSON."""
+    try:
+        return isinstance(value, dict) and bool(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+    except (ValueError, RecursionError):
+        return False
+
+
+def are_files(value: typing.Any) -> bool:
+    """One file, or all below one folder, so that a listing of it covers no other checkpoint."""
+    if not isinstance(value, list) or not all(map(is_file, value)):
+        return False
+    folders = {file["path"].partition("/")[0] if "/" in file["path"] else None for file in value}
+    return len(value) < 2 or (len(folders) == 1 and None not in folders)
 
 
 def is_file(value: typing.Any) -> bool:
-    """A path that stays below checkpoints/, a size, and perhaps an ETag."""
+    """A path that stays below checkpoints/ and can be in a key, a size, and perhaps an ETag."""
     if not isinstance(value, dict) or not whole(value.get("size")):
         return False
     path, etag = value.get("path"), value.get("etag")
     inside = isinstance(path, str) and all(part not in ("", ".", "..") for part in path.split("/"))
-    return inside and isinstance(etag, str | None)
+    return inside and can_be_in_key(path) and isinstance(etag, str | None)
+
+
+def can_be_in_key(path: str) -> bool:
+    return not _UNLISTED.search(path) and len(path.encode()) <= MAX_PATH_BYTES

@@ -13,8 +13,6 @@ use crate::{
 
 /// The version of the format that this release reads and writes.
 const VERSION: u64 = 1;
-/// Metrics that an entry keeps, in bytes of JSON.
-const MAX_METRICS_BYTES: usize = 4 * 1024;
 
 /// What the index knows of one checkpoint: a function of its marker and of a listing of its files, and of nothing else.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -69,7 +67,7 @@ impl IndexEntry {
             saved_at: marker.saved_at,
             size_bytes: files.iter().map(|file| file.size).fold(0, u64::saturating_add),
             file_count: files.len(),
-            metrics: bounded(&marker.metrics),
+            metrics: marker.metrics.clone(),
             parent: marker.parent.clone(),
             marker_key: prefix.key(&RunKey::Marker(marker.step)),
             marker_etag,
@@ -102,17 +100,6 @@ impl IndexEntry {
     }
 }
 
-/// Metrics as far as they fit: whole ones, in the order of the marker. A page of entries is one answer.
-fn bounded(metrics: &Map<String, Value>) -> Map<String, Value> {
-    let mut room = MAX_METRICS_BYTES;
-    let fits = |(name, value): &(&String, &Value)| {
-        let size = name.len() + value.to_string().len();
-        room = room.saturating_sub(size);
-        room > 0
-    };
-    metrics.iter().take_while(fits).map(|(name, value)| (name.clone(), value.clone())).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,7 +107,7 @@ mod tests {
     #[test]
     fn an_entry_survives_its_own_format_and_refuses_a_newer_one() {
         let prefix = "s3://bucket/runs/r/framework=hf".parse().expect("a prefix");
-        let body = br#"{"framework":"hf","step":5,"saved_at":1.5,"files":[{"path":"a","size":2},{"path":"b","size":3}],"metrics":{"loss":2.25}}"#;
+        let body = br#"{"framework":"hf","step":5,"saved_at":1.5,"files":[{"path":"c/a","size":2},{"path":"c/b","size":3}],"metrics":{"loss":2.25}}"#;
         let marker = Marker::parse(body).expect("a marker");
         let entry = IndexEntry::new(&prefix, &marker, "\"e\"".to_owned(), &[]);
         assert_eq!((entry.size_bytes, entry.file_count, entry.state), (5, 2, State::Incomplete));

@@ -12,6 +12,9 @@ use crate::names::{Framework, RunId, Step, Submission};
 /// still has twelve digits.
 const INDEX_DIGITS: usize = 12;
 
+/// Longest key of an object, in bytes: S3's own limit.
+pub const MAX_KEY_BYTES: usize = 1_024;
+
 /// An `s3://bucket/key` URI, the key without leading or trailing slashes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct S3Uri {
@@ -123,9 +126,7 @@ impl FromStr for S3Uri {
         }
         let key = key.trim_end_matches('/');
         let bad_segment = |segment: &str| matches!(segment, "" | "." | "..");
-        // S3 answers lists as XML, which cannot hold control characters and these two.
-        let unlisted = |character: char| character.is_control() || matches!(character, '\u{fffe}' | '\u{ffff}');
-        if !key.is_empty() && (key.split('/').any(bad_segment) || key.contains(unlisted)) {
+        if !key.is_empty() && (key.split('/').any(bad_segment) || !can_be_listed(key)) {
             return Err(UriError::Segment);
         }
         if key.len() > 900 {
@@ -277,6 +278,12 @@ pub fn job_record_key(base: &S3Uri, namespace: &str, job: &str, submission: &Sub
 #[must_use]
 pub fn model_folder(submission: &Submission) -> String {
     format!("model/{submission}/")
+}
+
+/// Whether S3 can tell of a key with this text: it answers lists as XML, which cannot hold control characters and two more.
+#[must_use]
+pub(crate) fn can_be_listed(text: &str) -> bool {
+    !text.contains(|character: char| character.is_control() || matches!(character, '\u{fffe}' | '\u{ffff}'))
 }
 
 /// The step of a marker's key relative to the run's prefix; `None` for any other key.

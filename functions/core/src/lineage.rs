@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::{index::IndexEntry, marker::Parent, names::Submission};
+use crate::{index::IndexEntry, marker::Parent};
 
 /// What choosing among checkpoints needs to know of each, and no more: a run may have very many.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,7 +107,7 @@ impl Lineage {
     /// Count a submission up to a limit; the ancestor to count after it, and its limit.
     fn go_on(&mut self, submission: String, limit: u64, parent: Option<&Parent>) -> Option<(String, u64)> {
         self.reach.insert(submission, limit);
-        let next = parent.map(|parent| (canonical(&parent.submission), limit.min(parent.step)));
+        let next = parent.map(|parent| (parent.submission.to_string(), limit.min(parent.step.get())));
         // Nobody is their own ancestor, except in markers that lie.
         next.filter(|(submission, _)| !self.reach.contains_key(submission))
     }
@@ -170,21 +170,20 @@ pub fn candidates(checkpoints: &[Known], preference: Preference) -> Vec<u64> {
     chosen.into_iter().map(|known| known.step).collect()
 }
 
-/// A submission as entries write it; a text that is none stays as it is and belongs to nobody.
-fn canonical(submission: &str) -> String {
-    submission.parse().map_or_else(|_| submission.to_owned(), |id: Submission| id.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::Step;
 
     const A: &str = "01970000-0000-7000-8000-00000000000a";
     const B: &str = "01980000-0000-7000-8000-00000000000b";
     const C: &str = "01990000-0000-7000-8000-00000000000c";
 
     fn known(step: u64, submission: &str, parent: Option<(&str, u64)>) -> Known {
-        let parent = parent.map(|(submission, step)| Parent { submission: submission.to_owned(), step });
+        let parent = parent.map(|(submission, step)| Parent {
+            submission: submission.parse().expect("a submission"),
+            step: Step::new(step).expect("a step"),
+        });
         let submission = (!submission.is_empty()).then(|| submission.to_owned());
         Known { step, submission, parent, metric: None }
     }

@@ -2,20 +2,30 @@
 //!
 //! `tests/contract/marker.json` holds the vectors that the trainer runs too.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt, marker::PhantomData, str::FromStr};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde::{
+    Deserialize, Serialize,
+    de::{Deserializer, MapAccess, Visitor},
+};
+use serde_json::{Map, Value, value::RawValue};
 use thiserror::Error;
 
 use crate::{
-    layout::RunPrefix,
+    layout::{self, RunPrefix},
     names::{Framework, Step, Submission},
 };
 
+/// Largest marker, in bytes: ten thousand files take some 1.5 MB. The indexer has 128 MiB and holds a marker, what it
+/// says and a listing at once; one that ends it would do so again at each delivery.
+pub const MAX_BYTES: usize = 2 * 1024 * 1024;
 /// The newest layout that this release reads.
 const LAYOUT: u64 = 1;
+/// Longest path of a file: longer ones are in no key of S3, whatever the run.
+const MAX_PATH_BYTES: usize = layout::MAX_KEY_BYTES - "checkpoints/".len();
+/// Metrics that are kept, in bytes of JSON: a page of index entries is one answer.
+const MAX_METRICS_BYTES: usize = 4 * 1024;
 
 /// What a marker says of its checkpoint.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,7 +42,7 @@ pub struct Marker {
     pub parent: Option<Parent>,
     /// The checkpoint's files; `None` when the marker does not list them.
     pub files: Option<Vec<File>>,
-    /// Metrics of that one step.
+    /// Metrics of that one step: whole ones in the marker's order, as far as they fit into 4 KiB.
     pub metrics: Map<String, Value>,
 }
 
@@ -41,9 +51,11 @@ pub struct Marker {
 #[schemars(rename = "ParentCheckpoint")]
 pub struct Parent {
     /// The submission that was resumed.
-    pub submission: String,
+    #[schemars(with = "String")]
+    pub submission: Submission,
     /// The step that was resumed.
-    pub step: u64,
+    #[schemars(with = "u64")]
+    pub step: Step,
 }
 
 /// One file of a checkpoint, or one object of a listing.
@@ -74,6 +86,9 @@ pub enum State {
 /// Why an object is not a marker that this release reads; the word is the field at fault.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum MarkerError {
+    /// Larger than any marker.
+    #[error("is larger than {MAX_BYTES} bytes")]
+    TooLarge,
     /// Not a JSON object.
     #[error("is not a JSON object")]
     Json,
@@ -85,6 +100,12 @@ pub enum MarkerError {
     ContradictsKey(&'static str),
 }
 
+/// The fields of a JSON object in their order, each a text until it is asked for: what somebody else or a later release
+/// adds is passed over, and never takes the memory that values take, up to forty times that of their text.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+struct FieldsVisitor<'a>(PhantomData<Fields<'a>>);
+
 // === impl Marker ===
 
 impl Marker {
@@ -93,22 +114,26 @@ impl Marker {
     /// # Errors
     /// [`MarkerError`] names the field at fault.
     pub fn parse(body: &[u8]) -> Result<Self, MarkerError> {
-        let Ok(Value::Object(object)) = serde_json::from_slice(body) else { return Err(MarkerError::Json) };
-        let field = |name: &'static str| object.get(name).filter(|value| !value.is_null());
-        if field("layout").is_some_and(|layout| layout.as_u64().is_none_or(|layout| layout == 0 || layout > LAYOUT)) {
+        if body.len() > MAX_BYTES {
+            return Err(MarkerError::TooLarge);
+        }
+        let fields = Fields::parse(body).ok_or(MarkerError::Json)?;
+        if fields.get("layout")?.is_some_and(|layout: u64| layout == 0 || layout > LAYOUT) {
             return Err(MarkerError::Field("layout"));
         }
+        // Of no use here; but what the trainer refuses is no checkpoint.
+        for unused in ["attempt", "world_size"] {
+            fields.get::<u64>(unused)?;
+        }
+        fields.get::<Fields<'_>>("metadata")?;
         Ok(Self {
-            framework: required(
-                field("framework").and_then(Value::as_str).and_then(|text| text.parse().ok()),
-                "framework",
-            )?,
-            step: required(field("step").and_then(Value::as_u64).and_then(|step| Step::new(step).ok()), "step")?,
-            saved_at: required(field("saved_at").and_then(Value::as_f64), "saved_at")?,
-            submission: optional(field("submission"), "submission", |value| value.as_str()?.parse().ok())?,
-            parent: optional(field("parent"), "parent", |value| Parent::deserialize(value).ok())?,
-            files: optional(field("files"), "files", parse_files)?,
-            metrics: optional(field("metrics"), "metrics", |value| value.as_object().cloned())?.unwrap_or_default(),
+            framework: required(fields.text("framework")?, "framework")?,
+            step: fields.step()?,
+            saved_at: required(fields.get("saved_at")?, "saved_at")?,
+            submission: fields.text("submission")?,
+            parent: fields.parsed("parent", |parent| parse_parent(&parent))?,
+            files: fields.parsed("files", |files: Vec<&RawValue>| parse_files(&files))?,
+            metrics: fields.parsed("metrics", |metrics| parse_metrics(&metrics))?.unwrap_or_default(),
         })
     }
 
@@ -127,15 +152,19 @@ impl Marker {
         Ok(marker)
     }
 
-    /// The longest text with which all its files' paths begin: what a listing must cover, and little else.
+    /// What a listing must cover, and little else: the path of the one file, or the innermost folder in which all of them
+    /// lie, with its slash, so that a listing of `checkpoint-5/` has nothing of `checkpoint-50/`.
     #[must_use]
     pub fn listing_prefix(&self) -> &str {
-        let mut files = self.files.iter().flatten().map(|file| file.path.as_str());
-        let Some(first) = files.next() else { return "" };
-        files.fold(first, |prefix, path| {
-            let common: usize =
-                prefix.chars().zip(path.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
-            prefix.get(..common).unwrap_or_default()
+        let Some((first, rest)) = self.files.as_deref().and_then(<[File]>::split_first) else { return "" };
+        if rest.is_empty() {
+            return &first.path;
+        }
+        rest.iter().fold(folder_of(&first.path), |mut folder, file| {
+            while !file.path.starts_with(folder) {
+                folder = folder_of(folder.trim_end_matches('/'));
+            }
+            folder
         })
     }
 
@@ -154,22 +183,108 @@ impl Marker {
     }
 }
 
+// === impl Fields ===
+
+impl<'a> Fields<'a> {
+    fn parse(text: &'a [u8]) -> Option<Self> {
+        serde_json::from_slice(text).ok()
+    }
+
+    /// A field's value; `None` where it is missing or null.
+    fn get<T: Deserialize<'a>>(&self, name: &'static str) -> Result<Option<T>, MarkerError> {
+        // Of two equal names the last one counts, as in Python.
+        let Some((_, value)) = self.0.iter().rfind(|(found, _)| found == name) else { return Ok(None) };
+        serde_json::from_str(value.get()).map_err(|_| MarkerError::Field(name))
+    }
+
+    /// A field that is made of its value; `None` where it is missing or null.
+    fn parsed<V: Deserialize<'a>, T>(
+        &self,
+        name: &'static str,
+        parse: impl FnOnce(V) -> Option<T>,
+    ) -> Result<Option<T>, MarkerError> {
+        self.get(name)?.map(|value| required(parse(value), name)).transpose()
+    }
+
+    /// A field that is a text of some form.
+    fn text<T: FromStr>(&self, name: &'static str) -> Result<Option<T>, MarkerError> {
+        self.parsed(name, |text: String| text.parse().ok())
+    }
+
+    fn step(&self) -> Result<Step, MarkerError> {
+        Step::new(required(self.get("step")?, "step")?).map_err(|_| MarkerError::Field("step"))
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FieldsVisitor(PhantomData))
+    }
+}
+
+// === impl FieldsVisitor ===
+
+impl<'de: 'a, 'a> Visitor<'de> for FieldsVisitor<'a> {
+    type Value = Fields<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'a>, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(field) = map.next_entry()? {
+            fields.push(field);
+        }
+        Ok(Fields(fields))
+    }
+}
+
 fn required<T>(value: Option<T>, field: &'static str) -> Result<T, MarkerError> {
     value.ok_or(MarkerError::Field(field))
 }
 
-fn optional<T>(
-    value: Option<&Value>,
-    field: &'static str,
-    parse: impl FnOnce(&Value) -> Option<T>,
-) -> Result<Option<T>, MarkerError> {
-    value.map(|value| required(parse(value), field)).transpose()
+fn parse_parent(fields: &Fields<'_>) -> Option<Parent> {
+    Some(Parent { submission: fields.text("submission").ok()??, step: fields.step().ok()? })
 }
 
-fn parse_files(value: &Value) -> Option<Vec<File>> {
-    let files = Vec::<File>::deserialize(value).ok()?;
-    let inside = |file: &File| !file.path.split('/').any(|segment| matches!(segment, "" | "." | ".."));
-    files.iter().all(inside).then_some(files)
+/// The files of one checkpoint: one file, or all below one folder, so that a listing of it covers no other checkpoint.
+fn parse_files(values: &[&RawValue]) -> Option<Vec<File>> {
+    let files: Vec<File> = values.iter().map(|value| parse_file(value)).collect::<Option<_>>()?;
+    let folder = files.first().and_then(|file| file.path.split_once('/')).map(|(folder, _)| folder);
+    let is_beside = |file: &File| folder.is_some() && file.path.split_once('/').map(|(folder, _)| folder) == folder;
+    (files.len() < 2 || files.iter().all(is_beside)).then_some(files)
+}
+
+fn parse_file(value: &RawValue) -> Option<File> {
+    let fields = Fields::parse(value.get().as_bytes())?;
+    let path: String = fields.get("path").ok()??;
+    let is_inside = !path.split('/').any(|segment| matches!(segment, "" | "." | ".."));
+    let can_be_there = path.len() <= MAX_PATH_BYTES && layout::can_be_listed(&path);
+    let file = File { path, size: fields.get("size").ok()??, etag: fields.get("etag").ok()? };
+    (is_inside && can_be_there).then_some(file)
+}
+
+fn parse_metrics(fields: &Fields<'_>) -> Option<Map<String, Value>> {
+    let mut metrics = Map::new();
+    let mut room = MAX_METRICS_BYTES - "{}".len();
+    for (name, value) in &fields.0 {
+        // What is too long as a text is not made a value: that takes much more memory.
+        if value.get().len() > MAX_METRICS_BYTES {
+            break;
+        }
+        let value: Value = serde_json::from_str(value.get()).ok()?;
+        // As it will be written, with a comma.
+        let Some(left) = room.checked_sub(format!("{}:{value},", Value::from(name.as_str())).len()) else { break };
+        room = left;
+        metrics.insert(name.clone(), value);
+    }
+    Some(metrics)
+}
+
+/// The part of a path before its last segment, with its slash; empty where there is none.
+fn folder_of(path: &str) -> &str {
+    path.rsplit_once('/').and_then(|(folder, _)| path.get(..=folder.len())).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -186,13 +301,36 @@ mod tests {
     fn a_listing_covers_all_files_of_the_step() {
         for (paths, prefix) in [
             (&["checkpoint-1/a", "checkpoint-1/b/c"][..], "checkpoint-1/"),
+            (&["checkpoint-1/rank-0", "checkpoint-1/rank-1"], "checkpoint-1/"),
+            (&["checkpoint-1/a1/x", "checkpoint-1/a2/x"], "checkpoint-1/"),
+            (&["checkpoint-1/a/x/y", "checkpoint-1/a/z"], "checkpoint-1/a/"),
             (&["step-000001.pt"], "step-000001.pt"),
+            (&["step-000001/one/file"], "step-000001/one/file"),
             (&["step-000001/.metadata", "step-000001/__0_0.distcp", "step-000001/__1_0.distcp"], "step-000001/"),
-            (&["é/a", "è/a"], ""),
             (&[], ""),
         ] {
             assert_eq!(marker(paths).listing_prefix(), prefix);
         }
+    }
+
+    #[test]
+    fn metrics_are_kept_as_far_as_they_fit_when_written() {
+        let kept = |metrics: &str| {
+            let body = format!(r#"{{"framework":"hf","step":1,"saved_at":1.0,"metrics":{metrics}}}"#);
+            Marker::parse(body.as_bytes()).expect("a marker").metrics
+        };
+        let plain = (0..1_000).map(|at| format!(r#""m{at}": {at}"#)).collect::<Vec<_>>().join(", ");
+        let escaped = (0..1_000).map(|at| format!(r#""\u0001\u0001{at}": "\u0002""#)).collect::<Vec<_>>().join(", ");
+        for all in [format!("{{{plain}}}"), format!("{{{escaped}}}")] {
+            let metrics = kept(&all);
+            let written = serde_json::to_string(&metrics).expect("metrics").len();
+            assert!((MAX_METRICS_BYTES - 32..=MAX_METRICS_BYTES).contains(&written), "{written} bytes");
+            let first: Map<String, Value> = serde_json::from_str(&all).expect("metrics");
+            assert!(metrics.iter().eq(first.iter().take(metrics.len())), "the first ones, whole");
+        }
+        let long = format!(r#"{{"loss": 1.5, "histogram": [{}0], "last": 1}}"#, "0, ".repeat(MAX_METRICS_BYTES));
+        assert_eq!(Value::Object(kept(&long)), serde_json::json!({"loss": 1.5}));
+        assert_eq!(kept("null"), Map::new());
     }
 
     #[test]

@@ -28,11 +28,13 @@ pub struct RunId(String);
 pub struct JobName(String);
 
 /// A global training step, 0 to 999,999,999,999.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u64")]
 pub struct Step(u64);
 
 /// The id of one really created job (`UUIDv7`): pods restarted by the cluster keep it, a new POST has a new one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Submission(String);
 
 /// Why a text is not the name that it should be.
@@ -196,6 +198,14 @@ impl Step {
     }
 }
 
+impl TryFrom<u64> for Step {
+    type Error = NameError;
+
+    fn try_from(step: u64) -> Result<Self, NameError> {
+        Self::new(step)
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -230,6 +240,14 @@ impl From<uuid::Uuid> for Submission {
     }
 }
 
+impl TryFrom<String> for Submission {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
 impl fmt::Display for Submission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -240,6 +258,10 @@ impl FromStr for Submission {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
+        // The common form alone; `parse` takes others too, in braces or without hyphens.
+        if text.len() != uuid::fmt::Hyphenated::LENGTH {
+            return Err(NameError::Submission);
+        }
         let id: uuid::Uuid = text.parse().map_err(|_| NameError::Submission)?;
         Ok(id.into())
     }

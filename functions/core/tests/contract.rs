@@ -101,9 +101,25 @@ fn parse(input: &Value) -> Value {
 }
 
 fn reject(input: &Value) -> Value {
-    match Marker::parse(input.to_string().as_bytes()) {
+    reject_text(&json!({"text": input.to_string()}))
+}
+
+fn reject_text(input: &Value) -> Value {
+    match Marker::parse(text(input, "text").as_bytes()) {
         Err(MarkerError::Field(field)) => field.into(),
-        other => panic!("not refused for a field: {other:?}"),
+        Err(MarkerError::Json) => "JSON".into(),
+        other => panic!("not refused for what it says: {other:?}"),
+    }
+}
+
+/// A marker that is filled up with spaces.
+fn of_size(input: &Value) -> Value {
+    let mut body = br#"{"framework": "hf", "step": 1, "saved_at": 1.0, "metadata": {}}"#.to_vec();
+    body.resize(input["bytes"].as_u64().and_then(|bytes| usize::try_from(bytes).ok()).expect("a number"), b' ');
+    match Marker::parse(&body) {
+        Ok(_) => "read".into(),
+        Err(MarkerError::TooLarge) => "too large".into(),
+        Err(other) => panic!("not refused for its size: {other:?}"),
     }
 }
 
@@ -133,5 +149,14 @@ fn the_layout_is_the_trainers() {
 
 #[test]
 fn markers_are_read_as_the_trainer_writes_them() {
-    run("marker.json", &[("parse", parse), ("reject", reject), ("complete", complete)]);
+    run(
+        "marker.json",
+        &[
+            ("parse", parse),
+            ("reject", reject),
+            ("reject_text", reject_text),
+            ("of_size", of_size),
+            ("complete", complete),
+        ],
+    );
 }
