@@ -8,12 +8,13 @@ import threading
 from unittest import mock
 
 import pytest
-from pods import FIRST, SECOND, exported, marker, same
+from pods import FIRST, SECOND, exported, files, marker, same
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from training import job
+from training import job, model
 from training.distributed import World
-from training.errors import CheckpointError, cause_of
+from training.errors import CheckpointError, UserError, cause_of
 from training.layout import FRAMEWORKS
 
 ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
@@ -71,3 +72,35 @@ def test_a_sharded_checkpoint_that_cannot_be_read_ends_as_any_error(train, tmp_p
     with pytest.raises(CheckpointError, match=r"^rank 0: UnpicklingError: ") as error:
         train("nemo", SECOND, begins=1, max_steps=2, sharded=True)
     assert cause_of(error.value) == "crash"
+
+
+@pytest.mark.parametrize(("framework", "own"), [("hf", {}), ("nemo", {}), ("nemo", {"sharded": True}), ("meta", {})])
+def test_a_run_does_not_go_on_with_another_model(train, tmp_path, model_dir, framework, own):
+    train(framework, max_steps=1, **own)
+    other = tmp_path / "other"
+    shutil.copytree(model_dir / "tiny", other)
+    config = AutoConfig.from_pretrained(other)
+    config.intermediate_size = 96
+    if framework == "hf":
+        (other / "model.safetensors").unlink()  # it takes the checkpoint's weights, and reads no others
+        config.save_pretrained(other)
+    else:
+        AutoModelForCausalLM.from_config(config).save_pretrained(other)
+    with pytest.raises(UserError) as error:
+        train(framework, SECOND, begins=1, max_steps=2, model=other, **own)
+    assert str(error.value) == (
+        f"MODEL_ID {other} is another model than the one of step 1, from which this job goes on: "
+        "model.layers.0.mlp.gate_proj.weight is 96 x 64, and there 128 x 64"
+    )
+
+
+def test_a_restart_of_hf_asks_for_no_model(train, tmp_path):
+    train("hf", max_steps=1)
+    train("hf", begins=1, max_steps=2, model=tmp_path / "gone")
+
+
+def test_of_a_model_in_a_bucket_only_what_is_needed_is_brought(tmp_path, model_dir):
+    assert model.locate(f"file://{model_dir}/tiny", tmp_path / "config", ["config.json"]) == str(tmp_path / "config")
+    assert files(tmp_path / "config") == {"config.json"}
+    model.locate(f"file://{model_dir}/tiny", tmp_path / "all")
+    assert files(tmp_path / "all") == files(model_dir / "tiny")

@@ -47,6 +47,9 @@ def train(job: Job, world: World) -> bool:
         else:
             source = model.fetch(job.model_id, directory / "model", world)
         network, tokenizer = model.load(source)
+        if start and start.submission != job.submission:
+            config = model.fetch(job.model_id, directory / "model", world, files=["config.json"])
+            model.check_same(job.model_id, model.shapes_of_config(config), model.shapes(network), start.step)
         settings = configuration.complete(settings, network.config, world)
         order = data.Order(texts, settings, world)
         total = order.steps(settings)

@@ -54,6 +54,8 @@ def train(job: Job, world: World) -> bool:
         source = model.fetch(job.model_id, directory / "model", world)
         resume = checkpoints.download(start, directory / "resume") if start else None
         network, tokenizer = model.load(source)
+        if start and resume:
+            model.check_same(job.model_id, model.shapes(network), model.saved_shapes(resume, "model"), start.step)
         settings = configuration.complete(settings, network.config, world)
         order = data.Order(texts, settings, world)
         total = order.steps(settings)

@@ -4,6 +4,7 @@ import inspect
 import logging
 import os
 import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from training import layout
@@ -22,18 +23,20 @@ if typing.TYPE_CHECKING:
     from training.distributed import World
 
 URIS = ("s3://", "file://")
-NEEDED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a hub's repository
+NEEDED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # of a hub's repository
+
+Shapes = Mapping[str, "torch.Size"]  # by the weight's name
 
 logger = logging.getLogger(__name__)
 
 
-def fetch(model_id: str, directory: Path, world: "World") -> str:
-    """Bring the model to each node; together. Returns its folder on this one."""
-    places = world.agreed(lambda: (world.node, locate(model_id, directory) if world.local_rank == 0 else None))
+def fetch(model_id: str, directory: Path, world: "World", files: Sequence[str] | None = None) -> str:
+    """Bring the model, or of it those files, to each node; together. Returns its folder on this one."""
+    places = world.agreed(lambda: (world.node, locate(model_id, directory, files) if world.local_rank == 0 else None))
     return next(place for node, place in places if node == world.node and place)
 
 
-def locate(model_id: str, directory: Path) -> str:
+def locate(model_id: str, directory: Path, files: Sequence[str] | None = None) -> str:
     """A local Hugging Face folder with the model; from a bucket it is brought to `directory` first.
 
     Looked for as a URI, an absolute path, a folder's name under MODEL_DIR, and at last as a name on the hub.
@@ -44,7 +47,8 @@ def locate(model_id: str, directory: Path) -> str:
             # Such a folder is flat. What lies deeper are other formats of the same weights.
             entries = [entry for entry in storage.list("") if "/" not in entry.key]
             for entry in entries:
-                storage.download(entry.key, directory / entry.key)
+                if files is None or entry.key in files:
+                    storage.download(entry.key, directory / entry.key)
         except AccessDeniedError:
             raise UserError(f"MODEL_ID {model_id} may not be read by this job: access denied") from None
         return checked(model_id, directory)
@@ -55,7 +59,7 @@ def locate(model_id: str, directory: Path) -> str:
     models = Path(os.environ.get("MODEL_DIR") or "/opt/models")
     if (models / model_id).is_dir():
         return checked(model_id, models / model_id)
-    return from_hub(model_id)
+    return from_hub(model_id, files)
 
 
 def checked(model_id: str, folder: Path) -> str:
@@ -64,11 +68,11 @@ def checked(model_id: str, folder: Path) -> str:
     return str(folder)
 
 
-def from_hub(model_id: str) -> str:
+def from_hub(model_id: str, files: Sequence[str] | None) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(model_id, allow_patterns=NEEDED)
+        return snapshot_download(model_id, allow_patterns=list(files or NEEDED))
     except (OSError, ValueError) as error:
         said = str(error).splitlines()[0]
         raise UserError(
@@ -85,9 +89,58 @@ def load(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         tokenizer = AutoTokenizer.from_pretrained(source)
         network = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise UserError(f"the model in {source} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise unloadable(source, error) from None
     network.train()  # it comes in evaluation mode
     return network, tokenizer
+
+
+def unloadable(source: str, error: Exception) -> UserError:
+    return UserError(f"the model in {source} cannot be loaded: {str(error).splitlines()[0]}")
+
+
+def shapes(network: "PreTrainedModel") -> Shapes:
+    return {name: weight.shape for name, weight in network.state_dict().items()}
+
+
+def shapes_of_config(source: str) -> Shapes:
+    """Those of the model that a folder's config.json describes; weights are not looked at."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return shapes(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)))
+    except (OSError, ValueError) as error:
+        raise unloadable(source, error) from None
+
+
+def saved_shapes(path: Path, part: str, prefix: str = "") -> Shapes:
+    """Those that a file or a sharded folder has of the weights, which are in a part of it, with names that begin so."""
+    import torch
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    if path.is_file():
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[part]
+        return {name.removeprefix(prefix): tensor.shape for name, tensor in state.items()}
+    prefix = f"{part}.{prefix}"
+    entries = FileSystemReader(path).read_metadata().state_dict_metadata.items()
+    return {
+        name.removeprefix(prefix): entry.size
+        for name, entry in entries
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def check_same(model_id: str, mine: Shapes, saved: Shapes, step: int) -> None:
+    """Raises UserError where a checkpoint is another model's."""
+    for name in [*mine, *saved]:
+        if mine.get(name) != saved.get(name):
+            here, there = (" x ".join(map(str, of[name])) if name in of else "absent" for of in (mine, saved))
+            raise UserError(
+                f"MODEL_ID {model_id} is another model than the one of step {step}, from which this job goes on: "
+                f"{name} is {here}, and there {there}"
+            )
 
 
 def shard(network: "PreTrainedModel", mesh: "DeviceMesh", policy: "MixedPrecisionPolicy") -> None:

@@ -56,6 +56,9 @@ def train(job: Job, world: World) -> bool:
                 f"step {start.step} was saved {way} sharded: go on from it {way} sharded, or from another step"
             )
         network, tokenizer = model.load(source)
+        if start and resume:
+            saved = model.saved_shapes(resume, "state_dict", "network.")
+            model.check_same(job.model_id, model.shapes(network), saved, start.step)
         settings = configuration.complete(settings, network.config, world)
         order = data.Order(texts, settings, world)
         total = order.steps(settings)
