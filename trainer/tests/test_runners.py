@@ -104,3 +104,15 @@ def test_of_a_model_in_a_bucket_only_what_is_needed_is_brought(tmp_path, model_d
     assert files(tmp_path / "config") == {"config.json"}
     model.locate(f"file://{model_dir}/tiny", tmp_path / "all")
     assert files(tmp_path / "all") == files(model_dir / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"lr_scheduler_kwargs": {"cycles": 1}}, "got an unexpected keyword argument 'cycles'"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "One of min_lr or min_lr_rate should be set"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_a_sentence(train, given, says):
+    with pytest.raises(UserError, match=f"^lr_scheduler_type does not go with lr_scheduler_kwargs: .*{says}"):
+        train("hf", max_steps=1, **given)

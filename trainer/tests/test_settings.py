@@ -1,4 +1,5 @@
 import json
+import math
 import re
 
 import pytest
@@ -57,6 +58,10 @@ def test_accepts(framework, given, name, value):
         ('{"lr": 0}', "lr"),
         ('{"lr": NaN}', "lr"),
         ('{"lr": Infinity}', "lr"),
+        ('{"lr": 1e999}', "lr must be a number, not Infinity"),
+        ('{"lr": 1' + 400 * "0" + "}", "lr must be a number, not 1000"),
+        ('{"lr": 1, "seed": 1, "lr": 2}', "extra_args cannot be read: lr is given twice"),
+        ('{"lr": ' + 9999 * "[" + 9999 * "]" + "}", "extra_args cannot be read: "),
         ('{"seed": -1}', "seed"),
         ('{"seed": 4294967296}', "seed"),
         ('{"max_seq_len": 1}', "max_seq_len"),
@@ -113,7 +118,11 @@ def test_hf_takes_its_own_names_for_the_settings_of_all():
         ({"optim": "adam"}, "optim must be one of adamw_torch, adamw_torch_fused, "),
         ({"lr_scheduler_type": "greedy"}, "lr_scheduler_type must be one of linear, cosine, "),
         ({"lr_scheduler_type": "cosine", "scheduler": "cosine"}, "exclude each other"),
-        ({"lr_scheduler_kwargs": [1]}, "lr_scheduler_kwargs must be a mapping or text, not a list"),
+        ({"lr_scheduler_kwargs": [1]}, "lr_scheduler_kwargs must be a mapping, not a list"),
+        ({"lr_scheduler_kwargs": "{}"}, 'lr_scheduler_kwargs must be a mapping, not "{}"'),
+        ({"lr_scheduler_kwargs": {"cycles": [1.0, math.inf]}}, "lr_scheduler_kwargs must have finite numbers"),
+        ({"max_grad_norm": math.nan}, "max_grad_norm must have finite numbers"),
+        ({"max_grad_norm": 10**400}, "max_grad_norm must have finite numbers"),
         ({"max_grad_nrom": 1}, "max_grad_nrom is no setting of hf: did you mean max_grad_norm?"),
         ({"output_dir": "/x"}, "output_dir cannot be set: where it writes is the platform's"),
         ({"save_strategy": "epoch"}, "save_strategy cannot be set: when it saves is decided by save_steps"),

@@ -33,14 +33,15 @@ def read(path: str) -> dict[str, typing.Any]:
 def parse(body: bytes, name: str) -> typing.Any:
     """Raises ValueError, also for a key that is given twice."""
     try:
-        return json.loads(body, object_pairs_hook=_object)
+        return json.loads(body, object_pairs_hook=without_twins)
     except json.JSONDecodeError:
         if name.endswith(".json"):
             raise
     return _yaml(body)
 
 
-def _object(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
+def without_twins(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
+    """A JSON object. Raises ValueError for a key that is given twice."""
     _no_twins([key for key, _ in pairs])
     return dict(pairs)
 

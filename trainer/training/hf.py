@@ -125,6 +125,13 @@ class StepTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         return self.batches
 
+    def create_scheduler(self, *args, **kwargs):
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            said = str(error).splitlines()[0]
+            raise UserError(f"lr_scheduler_type does not go with lr_scheduler_kwargs: {said}") from None
+
     def get_batch_samples(self, *args, **kwargs):
         batches, items = super().get_batch_samples(*args, **kwargs)
         return batches, None if items is None else items.clamp(min=1)

@@ -6,7 +6,6 @@ A setting that does not exist, has another type or contradicts another one is re
 import dataclasses
 import difflib
 import json
-import math
 import types
 import typing
 
@@ -89,9 +88,9 @@ class Settings:
 def parse(text: str, config_path: str | None = None, framework: str = "hf") -> Settings:
     """Settings from the JSON object of TRAINING_EXTRA_ARGS_JSON, and from a file where that has none."""
     try:
-        arguments = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"extra_args is not JSON: {error}") from None
+        arguments = json.loads(text, object_pairs_hook=config_file.without_twins)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"extra_args cannot be read: {error}") from None
     if not isinstance(arguments, dict):
         raise UserError("extra_args must be a JSON object")
     values = checked(arguments, "extra_args.", framework)
@@ -136,8 +135,8 @@ def typed(key: str, value: typing.Any, annotation: typing.Any) -> typing.Any:
     if value is None and type(None) in kinds:
         return None
     kind = kinds[0]
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and training_arguments.finite(value):
         value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    if type(value) is not kind or (kind is float and not training_arguments.finite(value)):
         raise UserError(f"{key} must be {NAMES[kind]}, not {training_arguments.shown(value)}")
     return value

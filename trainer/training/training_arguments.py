@@ -7,6 +7,7 @@ import ast
 import functools
 import importlib.util
 import json
+import math
 import typing
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def check(key: str, name: str, value: typing.Any) -> None:
     if name in OWNED:
         raise UserError(f"{key} cannot be set: {OWNED[name]}")
     kinds = _fields()[name]
+    if "dict" in kinds:  # transformers would read it from text too
+        kinds = ("dict", "None")
     words = [word for kind in kinds for word in _words().get(kind, ()) if word not in UNSCHEDULED]
     if isinstance(value, str) and words:
         if value not in words:
@@ -83,6 +86,17 @@ def check(key: str, name: str, value: typing.Any) -> None:
     if not any(type(value) in KINDS.get(kind, ()) for kind in kinds):
         meanings = dict.fromkeys(MEANINGS[kind] for kind in kinds if kind in MEANINGS)
         raise UserError(f"{key} must be {' or '.join(meanings)}, not {shown(value)}")
+    if not finite(value):
+        raise UserError(f"{key} must have finite numbers and plain values alone")
+
+
+def finite(value: typing.Any) -> bool:
+    """Whether it is JSON, with numbers that a float can hold."""
+    try:
+        json.dumps(value, allow_nan=False)
+        return not isinstance(value, int) or math.isfinite(value)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return False
 
 
 def shown(value: typing.Any) -> str:
