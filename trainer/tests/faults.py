@@ -47,6 +47,9 @@ class MortalStorage:
     def write(self, key, body, *, only_if_absent=False):
         return self._call("write", key, lambda: self.inner.write(key, body, only_if_absent=only_if_absent))
 
+    def replace(self, key, old, new):
+        return self._call("replace", key, lambda: self.inner.replace(key, old, new))
+
     def upload(self, source, key):
         return self._call("upload", key, lambda: self.inner.upload(source, key))
 

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import posixpath
 import re
 import signal
 import socket
@@ -185,25 +186,23 @@ def progress(store, submission, framework="hf"):
 
 def state(store, step, framework="hf"):
     """Everything that a checkpoint holds of the training: weights, optimizer, schedule and random states."""
-    folder = run_of(store, framework) / "checkpoints"
+    files = [file["path"] for file in marker(store, step, framework)["files"]]
+    path = run_of(store, framework) / "checkpoints" / posixpath.commonpath(files)
     found = {}
     if framework == "hf":
-        folder = folder / f"checkpoint-{step}"
-        found["weights"] = load_file(folder / "model.safetensors")
+        found["weights"] = load_file(path / "model.safetensors")
         for name in ("optimizer.pt", "scheduler.pt"):
-            found[name] = torch.load(folder / name)
-        for path in folder.glob("rng_state*.pth"):
-            found[path.name] = torch.load(path, weights_only=False)["cpu"]
-        return found
-    for path in folder.glob(f"step-{step:06d}*"):
-        if path.is_dir():
-            with tempfile.NamedTemporaryFile() as whole:
-                dcp_to_torch_save(path, whole.name)
-                found |= torch.load(whole.name, weights_only=False)
-            if (path / "meta.pt").exists():
-                found |= torch.load(path / "meta.pt")
-        elif path.suffix != ".json":
-            found = torch.load(path)
+            found[name] = torch.load(path / name)
+        for file in path.glob("rng_state*.pth"):
+            found[file.name] = torch.load(file, weights_only=False)["cpu"]
+    elif path.is_dir():
+        with tempfile.NamedTemporaryFile() as whole:
+            dcp_to_torch_save(path, whole.name)
+            found |= torch.load(whole.name, weights_only=False)
+        if (path / "meta.pt").exists():
+            found |= torch.load(path / "meta.pt")
+    else:
+        found = torch.load(path)
     assert found
     return found
 

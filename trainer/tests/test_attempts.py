@@ -26,8 +26,17 @@ def ledger(storage, max_restarts=3):
     return Ledger(storage, SUBMISSION, max_restarts)
 
 
-def place(pod="pod-0", rank=0, nodes=1):
-    return Place(rank=rank, size=nodes, local_rank=0, node=rank, nodes=nodes, pod=pod, under_torchrun=nodes > 1)
+def place(pod="pod-0", rank=0, nodes=1, uid=True):
+    return Place(
+        rank=rank,
+        size=nodes,
+        local_rank=0,
+        node=rank,
+        nodes=nodes,
+        pod=pod,
+        under_torchrun=nodes > 1,
+        pod_has_uid=uid,
+    )
 
 
 class Told(World):
@@ -213,6 +222,15 @@ def test_who_is_superseded_begins_nothing(storage):
     with pytest.raises(SupersededError):
         ledger(storage).start(place())
     assert entries(storage) == []
+
+
+def test_a_pod_that_was_replaced_begins_nothing(storage):
+    begin(storage, "pod-0", "pod-1")
+    begin(storage, "pod-9", "pod-1")
+    with pytest.raises(SupersededError, match="pod pod-0 was replaced by pod pod-9"):
+        ledger(storage).start(place("pod-0", nodes=2))
+    assert entries(storage) == [(1, "preempted"), (2, None)]
+    assert ledger(storage).start(place("pod-0", nodes=2, uid=False)) == 3, "a host may get the job back"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"cause": "luck", "pods": [], "started_at": 1}'])

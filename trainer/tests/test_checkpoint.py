@@ -1,5 +1,6 @@
 """What makes files a checkpoint, and which one a submission starts from."""
 
+import collections
 import dataclasses
 import json
 import logging
@@ -24,10 +25,14 @@ def storage(tmp_path):
 
 @pytest.fixture
 def checkpoints(storage, tmp_path):
-    """Makes a submission's view of the run; each is as a freshly started process would have it."""
+    """Makes a submission's view of the run; each is as its next attempt would have it."""
+    attempts = collections.Counter()
 
     def make(submission, keep_last=None):
-        world = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
+        attempts[submission] += 1
+        world = World(
+            rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event(), attempt=attempts[submission]
+        )
         return Checkpoints(storage, world, framework="hf", submission=submission, keep_last=keep_last)
 
     return make
@@ -51,6 +56,11 @@ def trained(checkpoints, tmp_path, submission, *steps, resume=False, step=None):
     return start.step if start else 0
 
 
+def weights(storage, step):
+    (file,) = (file for file in parse(storage.read(layout.marker_key(step))).files if file.path.endswith("/weights"))
+    return layout.CHECKPOINTS + file.path
+
+
 def start(checkpoints, submission, resume, step=None):
     chosen = checkpoints(submission).choose(resume, step)
     return (chosen.submission, chosen.step) if chosen else None
@@ -59,8 +69,8 @@ def start(checkpoints, submission, resume, step=None):
 def test_saving_writes_files_and_a_marker_of_them(checkpoints, storage, tmp_path):
     trained(checkpoints, tmp_path, MINE, 500)
     assert [entry.key for entry in storage.list("")] == [
-        "checkpoints/checkpoint-500/sub/rng",
-        "checkpoints/checkpoint-500/weights",
+        f"checkpoints/checkpoint-500/{MINE}-1/sub/rng",
+        f"checkpoints/checkpoint-500/{MINE}-1/weights",
         "checkpoints/step-000500.json",
     ]
     body = json.loads(storage.read("checkpoints/step-000500.json"))
@@ -74,11 +84,11 @@ def test_saving_writes_files_and_a_marker_of_them(checkpoints, storage, tmp_path
         "parent": None,
         "world_size": 1,
         "files": [
-            {"path": "checkpoint-500/sub/rng", "size": 1},
-            {"path": "checkpoint-500/weights", "size": 40},
+            {"path": f"checkpoint-500/{MINE}-1/sub/rng", "size": 1},
+            {"path": f"checkpoint-500/{MINE}-1/weights", "size": 40},
         ],
         "metrics": {"loss": 1.5},
-        "metadata": {"hf_checkpoint_dir": "checkpoints/checkpoint-500"},
+        "metadata": {"hf_checkpoint_dir": f"checkpoints/checkpoint-500/{MINE}-1"},
     }
 
 
@@ -129,22 +139,22 @@ def test_beyond_the_step_it_went_on_from_a_parents_steps_do_not_count(checkpoint
     trained(checkpoints, tmp_path, OLD, 10, 20)
     assert trained(checkpoints, tmp_path, OTHER, 25, resume=True) == 20
     trained(checkpoints, tmp_path, OLD, 30)  # a step of the old one that no chain leads to
-    storage.delete(["checkpoints/checkpoint-25/weights"])
+    storage.delete([weights(storage, 25)])
     assert start(checkpoints, MINE, resume=True) == (OLD, 20)
 
 
 def test_where_a_newer_submission_has_nothing_whole_an_older_one_serves(checkpoints, storage, tmp_path):
     trained(checkpoints, tmp_path, OLD, 10)
     trained(checkpoints, tmp_path, OTHER, 20)
-    storage.delete(["checkpoints/checkpoint-20/weights"])
+    storage.delete([weights(storage, 20)])
     assert start(checkpoints, MINE, resume=True) == (OLD, 10)
 
 
 TEARS = pytest.mark.parametrize(
     "tear",
     [
-        lambda storage: storage.delete(["checkpoints/checkpoint-20/weights"]),
-        lambda storage: storage.write("checkpoints/checkpoint-20/weights", b"shorter"),
+        lambda storage: storage.delete([weights(storage, 20)]),
+        lambda storage: storage.write(weights(storage, 20), b"shorter"),
         lambda storage: storage.delete(["checkpoints/step-000020.json"]),
         lambda storage: storage.write("checkpoints/step-000020.json", b"{"),
         lambda storage: storage.write("checkpoints/step-000020.json", storage.read("checkpoints/step-000010.json")),
@@ -178,7 +188,7 @@ def test_a_step_that_was_asked_for_and_is_torn_is_refused(checkpoints, storage, 
     [
         (lambda storage: storage.delete(["checkpoints/step-000020.json"]), "the run has no such checkpoint"),
         (
-            lambda storage: storage.delete(["checkpoints/checkpoint-20/weights"]),
+            lambda storage: storage.delete([weights(storage, 20)]),
             "that checkpoint's files are incomplete",
         ),
     ],
@@ -191,16 +201,17 @@ def test_a_refusal_tells_missing_from_torn_and_what_to_do(checkpoints, storage, 
 
 
 def test_the_same_size_with_another_etag_is_refused(checkpoints, storage, tmp_path, monkeypatch):
-    etags = {"checkpoints/checkpoint-20/weights": '"one"'}
+    etags = {}
     listed = storage.list
     monkeypatch.setattr(
         storage,
         "list",
         lambda prefix: [dataclasses.replace(entry, etag=etags.get(entry.key)) for entry in listed(prefix)],
     )
+    etags[f"checkpoints/checkpoint-20/{OTHER}-1/weights"] = '"one"'
     trained(checkpoints, tmp_path, OTHER, 20)
     assert start(checkpoints, MINE, resume=True, step=20) == (OTHER, 20)
-    etags["checkpoints/checkpoint-20/weights"] = '"other"'
+    etags[weights(storage, 20)] = '"other"'
     with pytest.raises(UserError, match="incomplete"):
         start(checkpoints, MINE, resume=True, step=20)
 
@@ -220,7 +231,7 @@ def test_a_restart_goes_on_from_its_own_newest_and_not_again_from_the_step(check
     trained(checkpoints, tmp_path, MINE, 15, 18, resume=True, step=10)
     assert trained(checkpoints, tmp_path, MINE, 21, resume=True, step=10) == 18
     assert parse(storage.read(layout.marker_key(21))).parent == {"submission": OLD, "step": 10}
-    storage.delete(["checkpoints/checkpoint-10/weights"])
+    storage.delete([weights(storage, 10)])
     assert start(checkpoints, MINE, resume=True, step=10) == (MINE, 21), "which needs the step no longer"
 
 
@@ -250,13 +261,57 @@ def test_who_is_superseded_writes_no_marker_and_harms_none(checkpoints, storage,
     assert [key for key in after if layout.parse_marker_key(key)] == ["checkpoints/step-000010.json"]
 
 
-def test_who_is_superseded_while_it_uploads_writes_no_marker(checkpoints, storage, tmp_path, monkeypatch):
-    one = checkpoints(MINE)
+def begun(storage, submission, attempt):
+    storage.write(layout.attempt_key(submission, attempt), b"{}")
+
+
+@pytest.mark.parametrize(
+    "take",
+    [lambda storage: own(storage, OTHER), lambda storage: begun(storage, MINE, 10)],
+    ids=["another submission", "a newer attempt"],
+)
+def test_who_is_superseded_while_it_uploads_writes_no_marker(checkpoints, storage, tmp_path, monkeypatch, take):
+    begun(storage, MINE, 1)
+    trained(checkpoints, tmp_path, MINE, 10)
+    before = {entry.key: storage.read(entry.key) for entry in storage.list("checkpoints/")}
+    begun(storage, MINE, 2)
+    one = checkpoints(MINE, keep_last=1)
+    one.choose(False)
     upload = storage.upload
-    monkeypatch.setattr(storage, "upload", lambda source, key: (upload(source, key), own(storage, OTHER)))
+    monkeypatch.setattr(storage, "upload", lambda source, key: (upload(source, key), take(storage)))
+    with pytest.raises(SupersededError, match=r"belongs to|attempt 10 of this submission has begun: attempt 2 writes"):
+        save(one, tmp_path, 20)
+    after = {entry.key: storage.read(entry.key) for entry in storage.list("checkpoints/")}
+    assert after.items() >= before.items()
+    assert [key for key in after if layout.parse_marker_key(key)] == ["checkpoints/step-000010.json"]
+
+
+@pytest.mark.parametrize("successor", [MINE, OTHER], ids=["a newer attempt", "another submission"])
+def test_what_a_late_process_uploads_touches_nobodys_files(checkpoints, storage, tmp_path, successor):
+    late = checkpoints(MINE)
+    begun(storage, MINE, 1)
+    folder = tmp_path / "late" / "checkpoint-10"
+    release = threading.Event()
+
+    def write():
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text("of the same length".ljust(40))
+        release.wait(30)
+
+    late.begin(folder, step=10, metrics={"loss": 1.5}, write=write)
+    if successor == OTHER:
+        own(storage, OTHER)
+    else:
+        begun(storage, MINE, 2)
+    trained(checkpoints, tmp_path, successor, 10)
+    before = {entry.key: storage.read(entry.key) for entry in storage.list("checkpoints/")}
+    release.set()
     with pytest.raises(SupersededError):
-        save(one, tmp_path, 10)
-    assert storage.list("checkpoints/step-") == []
+        late.finish()
+    after = {entry.key: storage.read(entry.key) for entry in storage.list("checkpoints/")}
+    assert after.items() >= before.items()
+    assert len(after) == len(before) + 1, "what it has uploaded, which nothing names"
+    assert start(checkpoints, successor, resume=False) == (successor, 10)
 
 
 @pytest.mark.parametrize("owner", [None, MINE])
@@ -269,7 +324,7 @@ def test_the_owner_is_read_once_a_marker(checkpoints, storage, tmp_path, monkeyp
     one.choose(False)
     assert keys == ["owner"]
     save(one, tmp_path, 10, 20)
-    assert keys == ["owner"] * 3
+    assert keys == ["owner", layout.marker_key(10), "owner", layout.marker_key(20), "owner"]
     assert [entry.key for entry in storage.list("checkpoints/step-")] == [layout.marker_key(step) for step in (10, 20)]
 
 
@@ -283,7 +338,7 @@ def test_an_owner_that_cannot_be_understood_is_nobody_and_said_once(checkpoints,
 
 def test_what_is_passed_over_is_said(checkpoints, storage, tmp_path, caplog):
     trained(checkpoints, tmp_path, MINE, 10, 20)
-    storage.delete(["checkpoints/checkpoint-20/weights"])
+    storage.delete([weights(storage, 20)])
     with caplog.at_level(logging.WARNING):
         start(checkpoints, MINE, resume=True)
     assert "skips step 20" in caplog.text
@@ -291,26 +346,42 @@ def test_what_is_passed_over_is_said(checkpoints, storage, tmp_path, caplog):
 
 def test_saving_a_step_again_replaces_all_of_it(checkpoints, storage, tmp_path):
     trained(checkpoints, tmp_path, OTHER, 10)
-    storage.write("checkpoints/checkpoint-10/of-a-larger-world", b"")
-    storage.write("checkpoints/checkpoint-100/another", b"")
+    storage.write(f"checkpoints/checkpoint-10/{OTHER}-7/of-an-unfinished-save", b"")
+    storage.write(f"checkpoints/checkpoint-100/{OTHER}-7/another", b"")
     trained(checkpoints, tmp_path, MINE, 10)
     assert [entry.key for entry in storage.list("checkpoints/checkpoint-10")] == [
-        "checkpoints/checkpoint-10/sub/rng",
-        "checkpoints/checkpoint-10/weights",
-        "checkpoints/checkpoint-100/another",
+        f"checkpoints/checkpoint-10/{MINE}-1/sub/rng",
+        f"checkpoints/checkpoint-10/{MINE}-1/weights",
+        f"checkpoints/checkpoint-100/{OTHER}-7/another",
     ]
     assert parse(storage.read(layout.marker_key(10))).submission == MINE
 
 
-def test_a_marker_that_another_wrote_meanwhile_is_an_error(checkpoints, storage, tmp_path, monkeypatch):
+def test_what_unfinished_saves_left_goes_with_the_next_one(checkpoints, storage, tmp_path):
+    trained(checkpoints, tmp_path, MINE, 10)
+    for name in (f"checkpoint-15/{MINE}-1/weights", f"checkpoint-15/{OTHER}-1/weights", "checkpoint-15/notes"):
+        storage.write(f"checkpoints/{name}", b"")
+    storage.write("checkpoints/step-000017.json", b"of a later release")
+    storage.write(f"checkpoints/checkpoint-17/{MINE}-1/weights", b"")
     one = checkpoints(MINE)
-    upload = storage.upload
+    one.choose(False)
+    save(one, tmp_path, 20)
+    assert [entry.key for entry in storage.list("checkpoints/checkpoint-1")] == [
+        f"checkpoints/checkpoint-10/{MINE}-1/sub/rng",
+        f"checkpoints/checkpoint-10/{MINE}-1/weights",
+        f"checkpoints/checkpoint-15/{OTHER}-1/weights",
+        "checkpoints/checkpoint-15/notes",
+        f"checkpoints/checkpoint-17/{MINE}-1/weights",
+    ]
 
-    def race(source, key):
-        upload(source, key)
-        storage.write(layout.marker_key(10), b"another's")
 
-    monkeypatch.setattr(storage, "upload", race)
+@pytest.mark.parametrize("before", [None, b"an older one"])
+def test_a_marker_that_another_wrote_meanwhile_is_an_error(checkpoints, storage, tmp_path, monkeypatch, before):
+    one = checkpoints(MINE)
+    if before:
+        storage.write(layout.marker_key(10), before)
+    check = one.owner.check
+    monkeypatch.setattr(one.owner, "check", lambda: (check(), storage.write(layout.marker_key(10), b"another's")))
     with pytest.raises(FileExistsError):
         save(one, tmp_path, 10)
     assert storage.read(layout.marker_key(10)) == b"another's"
@@ -318,15 +389,22 @@ def test_a_marker_that_another_wrote_meanwhile_is_an_error(checkpoints, storage,
 
 def test_a_marker_whose_answer_was_lost_is_written(checkpoints, storage, tmp_path, monkeypatch):
     one = checkpoints(MINE)
-    write = storage.write
+    write, replace = storage.write, storage.replace
 
     def retried(key, body, **condition):
         write(key, body, **condition)
         write(key, body, **condition)  # as botocore does when the first answer does not arrive
 
+    def replaced(key, old, new):
+        replace(key, old, new)
+        replace(key, old, new)
+
     monkeypatch.setattr(storage, "write", retried)
+    monkeypatch.setattr(storage, "replace", replaced)
     save(one, tmp_path, 10)
     assert start(checkpoints, MINE, resume=False) == (MINE, 10)
+    save(checkpoints(MINE), tmp_path, 10)
+    assert parse(storage.read(layout.marker_key(10))).attempt == 3
 
 
 def test_keeping_the_last_ones_removes_only_ones_own(checkpoints, storage, tmp_path):
@@ -343,7 +421,7 @@ def test_keeping_the_last_ones_removes_only_ones_own(checkpoints, storage, tmp_p
 
 def test_a_torn_one_takes_no_good_ones_place(checkpoints, storage, tmp_path):
     trained(checkpoints, tmp_path, MINE, 40)
-    storage.delete(["checkpoints/checkpoint-40/weights"])
+    storage.delete([weights(storage, 40)])
     one = checkpoints(MINE, keep_last=1)
     assert one.choose(False) is None
     save(one, tmp_path, 10, 20)
@@ -360,10 +438,10 @@ def test_a_marker_goes_before_its_files(checkpoints, storage, tmp_path, monkeypa
     delete = storage.delete
     monkeypatch.setattr(storage, "delete", lambda keys: (order.extend(keys := list(keys)), delete(keys)))
     save(one, tmp_path, 2)
-    assert [key for key in order if "checkpoint-2" not in key and "000002" not in key] == [
+    assert order == [
         "checkpoints/step-000001.json",
-        "checkpoints/checkpoint-1/sub/rng",
-        "checkpoints/checkpoint-1/weights",
+        f"checkpoints/checkpoint-1/{MINE}-1/sub/rng",
+        f"checkpoints/checkpoint-1/{MINE}-1/weights",
     ]
 
 

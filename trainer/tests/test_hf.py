@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from pods import (
     same,
     start_pods,
     state,
+    whole,
 )
 from safetensors.torch import load_file
 
@@ -54,7 +56,7 @@ def test_the_files_of_a_run(straight):
     for step in range(10, 61, 10):
         expected.add(f"checkpoints/step-{step:06d}.json")
         names = CHECKPOINT_FILES | {"rng_state_0.pth", "rng_state_1.pth"}
-        expected |= {f"checkpoints/checkpoint-{step}/{name}" for name in names}
+        expected |= {f"checkpoints/checkpoint-{step}/{FIRST}-1/{name}" for name in names}
     assert files(run_of(store)) == expected
     assert files(store) == {f"run/framework=hf/{name}" for name in expected}
 
@@ -91,22 +93,24 @@ def test_a_finished_run_goes_on_to_a_later_end(straight, start, tmp_path):
     assert not same(state(store, 60)["weights"], state(store, 75)["weights"])
     schedule = state(store, 75)["scheduler.pt"]
     assert schedule["base_lrs"] == [0.005, 0.005], "this job's learning rate, not the old one's"
-    before_the_end = torch.load(run_of(store) / "checkpoints/checkpoint-75/optimizer.pt")["param_groups"][0]["lr"]
+    before_the_end = torch.load(run_of(store) / f"checkpoints/checkpoint-75/{SECOND}-1/optimizer.pt")["param_groups"][
+        0
+    ]["lr"]
     assert before_the_end == 0.0, "the schedule ends where this job ends"
 
 
 def test_a_torn_checkpoint_is_skipped_and_another_world_goes_on(straight, start, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(straight[0], store)
-    (run_of(store) / "checkpoints/checkpoint-60/optimizer.pt").unlink()
-    with (run_of(store) / "checkpoints/checkpoint-50/model.safetensors").open("r+b") as torn:
+    (run_of(store) / f"checkpoints/checkpoint-60/{FIRST}-1/optimizer.pt").unlink()
+    with (run_of(store) / f"checkpoints/checkpoint-50/{FIRST}-1/model.safetensors").open("r+b") as torn:
         torn.truncate(1000)
     with start(store, SECOND, resume="true", processes=0, max_steps=42) as pods:
         assert pods.end() == [0], pods.log
         assert re.findall(r"skips step (\d+)", pods.log) == ["60", "50"]
         assert pods.steps() == [41, 42]
     assert marker(store, 42)["world_size"] == 1
-    assert not (run_of(store) / "checkpoints/checkpoint-42/rng_state_1.pth").exists()
+    assert not (run_of(store) / f"checkpoints/checkpoint-42/{SECOND}-1/rng_state_1.pth").exists()
 
 
 def test_it_goes_on_from_the_step_that_was_asked_for_as_its_config_file_says(straight, start, tmp_path):
@@ -158,6 +162,30 @@ def test_who_is_superseded_stops_and_stays_stopped(start, tmp_path):
         assert pods.end() == [1], pods.log
         assert pods.steps() == []
     assert message(tmp_path / "pods-1") == says
+    assert files(store) == before
+
+
+def test_of_two_pods_the_replaced_one_stops_and_stays_stopped(start, tmp_path):
+    store = tmp_path / "store"
+    with start(store, FIRST, max_steps=100_000, processes=1, uids=["old"]) as cut_off:
+        cut_off.wait_for_step(12)
+        with start(store, FIRST, max_steps=100_000, processes=1, uids=["new"]) as pods:
+            assert cut_off.end() == [1], cut_off.log
+            pods.wait_for_step(newest_marker(store) + 12)
+            pods.processes[0].send_signal(signal.SIGTERM)
+            pods.end()
+            stopped_at = pods.steps()[-1]
+    assert message(tmp_path / "pods-0") == "attempt 2 of this submission has begun: attempt 1 writes no more"
+    ledger = [json.loads((run_of(store) / f"attempts/{FIRST}/{attempt}").read_bytes())["cause"] for attempt in (1, 2)]
+    assert ledger == ["preempted", "preempted"]
+    attempts = [marker(store, step)["attempt"] for step in whole(store)]
+    assert attempts == sorted(attempts), "never back to the old one"
+    assert (newest_marker(store), attempts[-1]) == (stopped_at, 2)
+    before = files(store)
+
+    with start(store, FIRST, processes=1, uids=["old"]) as pods:
+        assert pods.end() == [1], pods.log
+    assert message(tmp_path / "pods-2") == "pod old was replaced by pod new: it starts nothing more"
     assert files(store) == before
 
 

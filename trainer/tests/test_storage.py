@@ -43,6 +43,18 @@ def test_the_first_to_write_wins(storage):
     assert keys(storage) == ["marker"]
 
 
+def test_who_replaces_must_know_what_is_there(storage):
+    storage.write("marker", b"one")
+    storage.replace("marker", b"one", b"two")
+    for old in (b"one", b"twice", b""):
+        with pytest.raises(FileExistsError):
+            storage.replace("marker", old, b"three")
+    assert storage.read("marker") == b"two"
+    with pytest.raises(FileExistsError):
+        storage.replace("none", b"", b"three")
+    assert keys(storage) == ["marker"]
+
+
 def test_files_travel_both_ways(storage, tmp_path):
     source = tmp_path / "source"
     source.write_bytes(b"x" * 100_000)

@@ -6,7 +6,7 @@ import boto3
 import moto
 import pytest
 from botocore.awsrequest import AWSResponse
-from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
+from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 
 from training import storage as storages
 from training.errors import AccessDeniedError, StorageError
@@ -107,6 +107,46 @@ def test_what_does_not_pass_is_an_error_of_the_storage(bucket, tmp_path, operati
     with pytest.raises(StorageError):
         VERBS[operation](bucket, tmp_path / "file")
     assert len(bucket.wire.faults) > 50, "it gives up"
+
+
+@pytest.mark.parametrize("other", [b"another's", None], ids=["replaced", "deleted"])
+def test_what_changes_between_reading_and_replacing_is_not_replaced(bucket, monkeypatch, other):
+    bucket.write("there", b"old")
+    get = bucket._get
+
+    def race(key):
+        answer = get(key)
+        bucket.delete(["there"]) if other is None else bucket.write("there", other)
+        return answer
+
+    monkeypatch.setattr(bucket, "_get", race)
+    with pytest.raises(FileExistsError):
+        bucket.replace("there", b"old", b"new")
+    assert [get(entry.key)[0] for entry in bucket.list("")] == ([] if other is None else [other])
+
+
+@pytest.mark.parametrize("verb", ["write", "replace"])
+def test_a_conflict_of_two_conditions_is_tried_again(bucket, monkeypatch, verb):
+    bucket.write("there", b"old")
+    calls = {
+        "write": lambda: bucket.write("new", b"new", only_if_absent=True) or bucket.read("new"),
+        "replace": lambda: bucket.replace("there", b"old", b"new") or bucket.read("there"),
+    }
+    put, left = bucket.client.put_object, 3
+
+    def conflicting(**request):  # not by the wire, which lets even a request through that it answers itself
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise ClientError({"Error": {"Code": "ConditionalRequestConflict"}}, "PutObject")
+        return put(**request)
+
+    monkeypatch.setattr(bucket.client, "put_object", conflicting)
+    assert calls[verb]() == b"new"
+    left = 100
+    with pytest.raises(StorageError):
+        bucket.write("another", b"", only_if_absent=True)
+    assert left > 90, "it gives up"
 
 
 def test_a_body_that_breaks_off_is_read_again(bucket, tmp_path):

@@ -7,13 +7,12 @@ at the next start: in the same pods the processes must have died, in others the 
 import dataclasses
 import json
 import logging
-import re
 import time
 import typing
 from concurrent.futures import ThreadPoolExecutor
 
 from training import errors, layout
-from training.errors import KnownError
+from training.errors import KnownError, SupersededError
 from training.owner import Owner
 from training.place import Place
 from training.storage import Storage
@@ -68,6 +67,8 @@ class Ledger:
         """
         Owner(self.storage, self.submission).check()
         attempts = self.read()
+        if place.rank == 0 and place.pod_has_uid:
+            self._check_place(place.pod, attempts)
         if place.rank > 0:
             self._check(attempts)  # rank 0 does what has to be written
             return None
@@ -82,6 +83,15 @@ class Ledger:
         if self.doubtful:
             number = self.doubtful.attempt + 1
         return self._claim(number, place.pod)
+
+    def _check_place(self, pod: str, attempts: list[Attempt]) -> None:
+        """Raises SupersededError in a pod that the cluster has replaced: its attempt would end the one that goes on.
+
+        That happens on a node that was cut off, whose kubelet starts containers again without asking anybody.
+        """
+        first = [attempt.pods[0] for attempt in attempts if attempt.pods]
+        if pod in first and first[-1] != pod:
+            raise SupersededError(f"pod {pod} was replaced by pod {first[-1]}: it starts nothing more")
 
     def meet(self, world: "World", place: Place, number: int | None) -> int:
         """Everybody learns rank 0's number, which gets all pods' UIDs; together. Raises RefusedError."""
@@ -163,19 +173,19 @@ class Ledger:
             return sorted(filter(None, pool.map(self._read, keys)), key=lambda attempt: attempt.attempt)
 
     def _read(self, key: str) -> Attempt | None:
-        number = re.fullmatch("[1-9][0-9]{0,8}", key.rpartition("/")[2])
-        if not number:
+        number = layout.parse_attempt_key(key)
+        if number is None:
             return None
         try:
             body = self.storage.read(key)
         except FileNotFoundError:
             return None  # deleted since it was listed
         try:
-            return parse(int(number[0]), body)
+            return parse(number, body)
         except (ValueError, TypeError, KeyError) as error:
             # Taken for the worst that it may have been, so that damage makes no restart more.
             logger.warning("%s cannot be understood and counts as a crash: %s", key, error)
-            return Attempt(attempt=int(number[0]), pods=(), started_at=0.0, cause=errors.CRASH)
+            return Attempt(attempt=number, pods=(), started_at=0.0, cause=errors.CRASH)
 
     def _write(self, attempt: Attempt) -> None:
         self.storage.write(layout.attempt_key(self.submission, attempt.attempt), attempt.dump())

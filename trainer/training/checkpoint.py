@@ -1,7 +1,8 @@
 """Checkpoints: files, and the marker that makes them one.
 
-Saving is: old marker away, files, everybody done, marker. So a marker always speaks of files that are there, and
-whatever has no marker, or whose marker speaks of other files than are there, is no checkpoint.
+Saving is: files under names of this attempt's own, everybody done, marker, and then away with what was there before. So
+a marker always speaks of files that are there and that no other process touches, and whatever has no marker, or whose
+marker speaks of other files than are there, is no checkpoint.
 Files are written and uploaded in the background, and only the two ends of saving stop the training: where a framework
 can write while it trains, it goes on meanwhile.
 """
@@ -10,7 +11,7 @@ import concurrent.futures
 import dataclasses
 import logging
 import math
-import os
+import posixpath
 import shutil
 import threading
 import time
@@ -93,9 +94,10 @@ class Checkpoints:
         self.framework = framework
         self.submission = submission
         self.keep_last = keep_last
-        self.owner = Owner(storage, submission)
+        self.owner = Owner(storage, submission, world.attempt)
         self.parent: dict[str, typing.Any] | None = None
         self.own: set[int] = set()  # steps that this submission has a marker of; known on rank 0
+        self.unfinished: set[str] = set()  # keys of what its earlier attempts left; known on rank 0
         self.saving: Saving | None = None
 
     def choose(self, resume: bool, step: int | None = None) -> Marker | None:
@@ -121,6 +123,7 @@ class Checkpoints:
         markers = self._read_markers(listing)
         own = [marker for marker in markers if marker.submission == self.submission]
         self.own = {marker.step for marker in own}
+        self.unfinished = self._unfinished(listing, markers)
         others = [marker for marker in markers if marker.submission != self.submission]
         candidates = sorted(own, key=lambda marker: marker.step, reverse=True)
         if resume and step is None:
@@ -149,6 +152,13 @@ class Checkpoints:
         with concurrent.futures.ThreadPoolExecutor(TRANSFERS) as pool:
             return [marker for marker in pool.map(read, keys) if marker]
 
+    def _unfinished(self, listing: list[Entry], markers: list[Marker]) -> set[str]:
+        """Files of this submission that no marker names: attempts ended before they had saved, or removed, all."""
+        named = {layout.CHECKPOINTS + file.path for marker in markers for file in marker.files or ()}
+        unread = {layout.parse_marker_key(entry.key) for entry in listing} - {marker.step for marker in markers}
+        saved = {entry.key: layout.parse_checkpoint_key(entry.key) for entry in listing if entry.key not in named}
+        return {key for key, file in saved.items() if file and file[1] == self.submission and file[0] not in unread}
+
     # === loading ===
 
     def download(self, marker: Marker, directory: Path) -> Path:
@@ -165,7 +175,7 @@ class Checkpoints:
             with concurrent.futures.ThreadPoolExecutor(TRANSFERS) as pool:
                 list(pool.map(download, marker.files))
         self.world.barrier()
-        return directory / marker.files[0].path.partition("/")[0]
+        return directory / posixpath.commonpath([file.path for file in marker.files])
 
     # === saving ===
 
@@ -189,11 +199,11 @@ class Checkpoints:
         waited for.
         """
         self.finish()
-        self.world.on_rank_zero(lambda: self._clear(step))
+        self.world.barrier()  # what a framework has written itself, each process of the node has written
 
         def write_and_upload() -> dict[str, int]:
             write()
-            return self._upload(path) if self.world.local_rank == 0 else {}
+            return self._upload(path, step) if self.world.local_rank == 0 else {}
 
         self.saving = Saving(step=step, path=path, metrics=metrics, sizes=in_background(write_and_upload))
 
@@ -213,28 +223,23 @@ class Checkpoints:
             # Where rank 0 alone writes, other nodes have nothing.
             shutil.rmtree(saving.path) if saving.path.is_dir() else saving.path.unlink(missing_ok=True)
 
-    def _clear(self, step: int) -> None:
-        """Whatever was saved under this step before, by this submission or another, is a checkpoint no longer."""
-        files = self._files(step)
-        if files:
-            # Before the marker the owner is checked anyway, but then another's files would be gone.
-            self.owner.check()
-        self._remove(step, files)
+    def _prefix(self, step: int) -> str:
+        return layout.checkpoint_prefix(self.framework, step, self.submission, self.world.attempt)
 
-    def _upload(self, path: Path) -> dict[str, int]:
+    def _upload(self, path: Path, step: int) -> dict[str, int]:
         """Sizes by key."""
-        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        sources = {layout.CHECKPOINTS + file.relative_to(path.parent).as_posix(): file for file in files}
+        base, files = (path.parent, [path]) if path.is_file() else (path, path.rglob("*"))
+        sources = {self._prefix(step) + file.relative_to(base).as_posix(): file for file in files if not file.is_dir()}
         with concurrent.futures.ThreadPoolExecutor(TRANSFERS) as pool:
             list(pool.map(self.storage.upload, sources.values(), sources.keys()))
         return {key: file.stat().st_size for key, file in sources.items()}
 
     def _commit(self, saving: Saving, uploaded: dict[str, int]) -> None:
-        name = layout.CHECKPOINTS + saving.path.name
-        there = {entry.key: entry for entry in self.storage.list(name)}
+        there = {entry.key: entry for entry in self._files(saving.step)}
         for key, size in uploaded.items():
             if key not in there or there[key].size != size:
                 raise StorageError(f"{key} was uploaded with {size} bytes and is not there so")
+        prefix = self._prefix(saving.step)
         marker = Marker(
             framework=self.framework,
             step=saving.step,
@@ -251,40 +256,54 @@ class Checkpoints:
                 metric: value if value is not None and math.isfinite(value) else None
                 for metric, value in saving.metrics.items()
             },
-            metadata={"hf_checkpoint_dir": name} if self.framework == "hf" else {},
+            metadata={"hf_checkpoint_dir": prefix.rstrip("/")} if self.framework == "hf" else {},
         )
-        self.owner.check()
-        self._write_marker(marker)
-        self.own.add(saving.step)
-        logger.info("saved step %d: %d files, %d bytes", saving.step, len(uploaded), sum(uploaded.values()))
         # A higher step is one that could not be gone on from: it takes no good one's place.
-        reached = sorted(step for step in self.own if step <= saving.step)
-        for old in reached[: -self.keep_last] if self.keep_last else []:
-            self._remove(old, self._files(old))
-            self.own.remove(old)
+        reached = sorted(step for step in {*self.own, saving.step} if step <= saving.step)
+        leaving = {step: self._files(step) for step in (reached[: -self.keep_last] if self.keep_last else [])}
+        replaced, unfinished = self._read_if_there(layout.marker_key(saving.step)), self._still_unfinished()
 
-    def _write_marker(self, marker: Marker) -> None:
+        # All that goes away was seen before this check, so that nothing of a newer submission or attempt is in it.
+        self.owner.check()
+        self._write_marker(marker, replaced)
+        logger.info("saved step %d: %d files, %d bytes", saving.step, len(uploaded), sum(uploaded.values()))
+        self.storage.delete([*(key for key in there if key not in uploaded), *unfinished])
+        for step, files in leaving.items():
+            # The marker first: without its files it would promise what is not there.
+            self.storage.delete([layout.marker_key(step)])
+            self.storage.delete(entry.key for entry in files)
+        self.own = (self.own | {saving.step}) - leaving.keys()
+        self.unfinished = set()
+
+    def _write_marker(self, marker: Marker, replaced: bytes | None) -> None:
         key, body = layout.marker_key(marker.step), marker.dump()
         try:
-            self.storage.write(key, body, only_if_absent=True)
+            if replaced is None:
+                self.storage.write(key, body, only_if_absent=True)
+            else:
+                self.storage.replace(key, replaced, body)
         except FileExistsError:
             # A retry after a lost answer finds what its first try wrote. Anything else is another writer's.
-            if self.storage.read(key) != body:
+            if self._read_if_there(key) != body:
+                self.owner.check()  # that one's sentence is the better one
                 raise
 
-    def _files(self, step: int) -> list[str]:
-        """Whichever form they have: of one process, or sharded."""
-        names = layout.checkpoint_names(self.framework, step)
-        return [
-            entry.key
-            for entry in self.storage.list(layout.CHECKPOINTS + os.path.commonprefix(sorted(names)))
-            if entry.key.removeprefix(layout.CHECKPOINTS).partition("/")[0] in names
-        ]
+    def _read_if_there(self, key: str) -> bytes | None:
+        try:
+            return self.storage.read(key)
+        except FileNotFoundError:
+            return None
 
-    def _remove(self, step: int, files: list[str]) -> None:
-        """The marker first: without its files it would promise what is not there."""
-        self.storage.delete([layout.marker_key(step)])
-        self.storage.delete(files)
+    def _files(self, step: int) -> list[Entry]:
+        """Whoever saved them."""
+        return self.storage.list(layout.step_prefix(self.framework, step))
+
+    def _still_unfinished(self) -> set[str]:
+        """Asked again, as the marker of an earlier attempt may have been under way when this one began."""
+        if not self.unfinished:
+            return set()
+        listing = self.storage.list(layout.CHECKPOINTS)
+        return self.unfinished & self._unfinished(listing, self._read_markers(listing))
 
 
 def in_background(function: Callable[[], typing.Any]) -> "concurrent.futures.Future[typing.Any]":

@@ -12,7 +12,9 @@ CHECKPOINTS = "checkpoints/"
 MAX_STEP = 10**12 - 1
 
 _MARKER = re.compile(r"checkpoints/step-([0-9]{1,12})\.json")
+_ATTEMPT = re.compile(r"[1-9][0-9]{0,8}")
 _SUBMISSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_FILE = re.compile(rf"checkpoints/(?:checkpoint|step)-([0-9]{{1,12}})/({_SUBMISSION.pattern})-[1-9][0-9]*/.")
 
 
 def is_submission(value: typing.Any) -> bool:
@@ -35,7 +37,7 @@ def parse_marker_key(key: str) -> int | None:
 
 
 def checkpoint_name(framework: str, step: int, *, sharded: bool = False) -> str:
-    """A checkpoint's file or folder below checkpoints/. The transformers Trainer gives it the same name."""
+    """A checkpoint's file or folder on a node. The transformers Trainer gives it the same name."""
     match framework:
         case "hf":
             return f"checkpoint-{step}"
@@ -46,9 +48,20 @@ def checkpoint_name(framework: str, step: int, *, sharded: bool = False) -> str:
     raise AssertionError(f"no layout for {framework}")
 
 
-def checkpoint_names(framework: str, step: int) -> set[str]:
-    """All names that a step's file or folder may have had."""
-    return {checkpoint_name(framework, step, sharded=sharded) for sharded in (False, True)}
+def step_prefix(framework: str, step: int) -> str:
+    """All files that were ever saved under a step."""
+    return f"{CHECKPOINTS}{checkpoint_name(framework, step, sharded=True)}/"
+
+
+def checkpoint_prefix(framework: str, step: int, submission: str, attempt: int) -> str:
+    """The files that one attempt saves under a step: no other writer's have their keys."""
+    return f"{step_prefix(framework, step)}{submission}-{attempt}/"
+
+
+def parse_checkpoint_key(key: str) -> tuple[int, str] | None:
+    """Step and submission of a checkpoint's file, or None for any other key."""
+    match = _FILE.match(key)
+    return (int(match[1]), match[2]) if match else None
 
 
 def progress_key(submission: str) -> str:
@@ -62,6 +75,12 @@ def attempts_prefix(submission: str) -> str:
 def attempt_key(submission: str, attempt: int) -> str:
     """The ledger's entry of a submission's start, counted from 1; order them as integers."""
     return f"{attempts_prefix(submission)}{attempt}"
+
+
+def parse_attempt_key(key: str) -> int | None:
+    """The attempt's number, or None for any other object below a submission's attempts."""
+    match = _ATTEMPT.fullmatch(key.rpartition("/")[2])
+    return int(match[0]) if match else None
 
 
 def log_key(submission: str, attempt: int, rank: int, part: int = 0) -> str:

@@ -1,7 +1,8 @@
-"""Whose the run is. The control plane says so before it makes a job; the trainer only reads it.
+"""Whose the run is: one submission's, and of that one's attempts the newest one's.
 
-A pod that was cut off and comes back must not write into a run that has gone on without it. Other launchers write no
-owner, and neither do people: a run without one is everybody's.
+A pod that was cut off and comes back must not write into a run that has gone on without it. The submission is named by
+the control plane before it makes a job; other launchers name none, and neither do people: a run without an owner is
+everybody's. The attempts are those of the ledger.
 """
 
 import json
@@ -15,13 +16,26 @@ logger = logging.getLogger(__name__)
 
 
 class Owner:
-    def __init__(self, storage: Storage, submission: str) -> None:
+    def __init__(self, storage: Storage, submission: str, attempt: int | None = None) -> None:
+        """Without an attempt, its submission's next one is meant, which is the newest."""
         self.storage = storage
         self.submission = submission
+        self.attempt = attempt
         self.warned = False
 
     def check(self) -> None:
-        """Raise SupersededError when the run is another submission's; one read."""
+        """Raise SupersededError when the run is another submission's, or another attempt's; two requests."""
+        self._check_submission()
+        if self.attempt is not None:
+            self._check_attempt(self.attempt)
+
+    def _check_attempt(self, mine: int) -> None:
+        entries = self.storage.list(layout.attempts_prefix(self.submission))
+        newest = max((layout.parse_attempt_key(entry.key) or 0 for entry in entries), default=0)
+        if newest > mine:
+            raise SupersededError(f"attempt {newest} of this submission has begun: attempt {mine} writes no more")
+
+    def _check_submission(self) -> None:
         try:
             body = self.storage.read(layout.owner_key())
         except FileNotFoundError:

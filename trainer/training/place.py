@@ -15,6 +15,7 @@ class Place:
     nodes: int
     pod: str  # the pod's UID, the host's name outside a cluster
     under_torchrun: bool
+    pod_has_uid: bool = False  # then no other pod is ever called so, while a host may get a job a second time
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Place":
@@ -29,6 +30,7 @@ class Place:
             nodes=number("GROUP_WORLD_SIZE", 1),
             pod=environment.get("POD_UID") or socket.gethostname(),
             under_torchrun=under_torchrun,
+            pod_has_uid=bool(environment.get("POD_UID")),
         )
 
     @classmethod

@@ -19,6 +19,12 @@ from training.errors import AccessDeniedError, StorageError, UserError
 PART = ".part"  # ends the name of a local file that is still being written
 TRIES = 5  # of what botocore itself does not try again
 PASSING = ("InternalError", "ServiceUnavailable", "SlowDown")  # what S3 says of single objects it did not delete
+
+
+class ConflictError(StorageError):
+    """Two requests with conditions met on one key."""
+
+
 MEANINGS = {
     "NoSuchKey": FileNotFoundError,
     "NoSuchBucket": FileNotFoundError,
@@ -26,6 +32,7 @@ MEANINGS = {
     "AccessDenied": AccessDeniedError,
     "403": AccessDeniedError,
     "PreconditionFailed": FileExistsError,
+    "ConditionalRequestConflict": ConflictError,
 }
 
 
@@ -48,6 +55,9 @@ class Storage(typing.Protocol):
 
     def write(self, key: str, body: bytes, *, only_if_absent: bool = False) -> None:
         """Raises FileExistsError when the object was to be the first and is not."""
+
+    def replace(self, key: str, old: bytes, new: bytes) -> None:
+        """Raises FileExistsError when the object is not the old one, or no longer."""
 
     def upload(self, source: Path, key: str) -> None: ...
 
@@ -91,6 +101,13 @@ class Folder:
                 os.link(part, self.root / key)  # unlike a rename, it fails when the target exists
             else:
                 part.replace(self.root / key)
+
+    def replace(self, key: str, old: bytes, new: bytes) -> None:
+        # A folder has no such operation: another process may come between the comparison and the rename.
+        with contextlib.suppress(FileNotFoundError):
+            if self.read(key) == old:
+                return self.write(key, new)
+        raise FileExistsError(f"{key} is not what it was")
 
     def upload(self, source: Path, key: str) -> None:
         with _meanings(key), self._part(self.root / key) as part:
@@ -162,12 +179,17 @@ class Bucket:
         self.prefix = f"{prefix}/" if prefix else ""
 
     def read(self, key: str) -> bytes:
+        return self._get(key)[0]
+
+    def _get(self, key: str) -> tuple[bytes, str]:
+        """The body and its ETag."""
         from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError
 
         with _meanings(key):
             for attempt in range(TRIES):
                 try:
-                    return self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].read()
+                    answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
+                    return answer["Body"].read(), answer["ETag"]
                 except (FlexibleChecksumError, HTTPClientError, IncompleteReadError):  # in the middle of the body
                     if attempt == TRIES - 1:
                         raise
@@ -175,9 +197,25 @@ class Bucket:
         raise AssertionError("unreachable")
 
     def write(self, key: str, body: bytes, *, only_if_absent: bool = False) -> None:
-        condition = {"IfNoneMatch": "*"} if only_if_absent else {}
-        with _meanings(key):
-            self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body, **condition)
+        self._put(key, body, {"IfNoneMatch": "*"} if only_if_absent else {})
+
+    def replace(self, key: str, old: bytes, new: bytes) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            body, etag = self._get(key)
+            if body == old:
+                return self._put(key, new, {"IfMatch": etag})
+        raise FileExistsError(f"{key} is not what it was")
+
+    def _put(self, key: str, body: bytes, condition: Mapping[str, str]) -> None:
+        for attempt in range(TRIES):
+            try:
+                with _meanings(key):
+                    self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body, **condition)
+                return
+            except ConflictError:  # with another request on the same key, which may come to nothing
+                if attempt == TRIES - 1:
+                    raise
+                time.sleep(0.1 * 2**attempt)
 
     def upload(self, source: Path, key: str) -> None:
         with _meanings(key):
