@@ -5,23 +5,34 @@
 use thiserror::Error;
 use training_core::{
     index::IndexEntry,
-    layout::{RunKey, RunPrefix},
-    marker::{Marker, MarkerError},
+    layout::{MAX_KEY_BYTES, RunKey, RunPrefix},
+    marker::{self, File, Marker, MarkerError},
     names::Step,
 };
 
-use crate::{Identity, Store, StoreError};
+use crate::{Identity, Read, Store, StoreError, Withheld};
 
 /// A marker that changes this often while it is indexed is left to its next events.
 const ROUNDS: usize = 5;
+/// Objects of a checkpoint's folder that are listed at most, in twenty pages: more than a marker can name. A file behind
+/// more foreign ones counts as missing, so that a folder that is full of them cannot make each event cost without end.
+const MAX_LISTED: usize = 20_000;
 
 /// What stands at a step now.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Look {
-    /// Which marker was read.
-    marker: Option<Identity>,
+    marker: Seen,
     /// What it is.
     pub found: Found,
+}
+
+/// Which marker was looked at.
+#[derive(Clone, Debug, PartialEq)]
+enum Seen {
+    Nothing,
+    Object(Identity),
+    /// One that S3 does not give, nor say which it is.
+    Withheld,
 }
 
 /// What a look at a step found.
@@ -30,9 +41,20 @@ pub enum Found {
     /// No marker.
     Nothing,
     /// A marker that cannot be used: what stands there is no checkpoint.
-    Unusable(MarkerError),
+    Unusable(Unusable),
     /// A checkpoint; this is what the index should have of it.
     Checkpoint(IndexEntry),
+}
+
+/// Why a marker cannot be used, which no further delivery of its event would change.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Unusable {
+    /// What it says is not a marker's.
+    #[error("it {0}")]
+    Content(#[from] MarkerError),
+    /// Nobody is given it.
+    #[error("it {0}")]
+    Withheld(#[from] Withheld),
 }
 
 /// Why a step could not be indexed.
@@ -54,24 +76,49 @@ impl Store {
     /// # Errors
     /// S3 cannot be reached or denies the request.
     pub async fn look(&self, prefix: &RunPrefix, step: Step) -> Result<Look, StoreError> {
-        let bucket = prefix.bucket();
-        let Some(object) = self.get(bucket, &prefix.key(&RunKey::Marker(step))).await? else {
-            return Ok(Look { marker: None, found: Found::Nothing });
+        let key = prefix.key(&RunKey::Marker(step));
+        let object = match self.read(prefix.bucket(), &key, marker::MAX_BYTES).await? {
+            Read::Object(object) => object,
+            Read::Nothing => return Ok(Look { marker: Seen::Nothing, found: Found::Nothing }),
+            Read::TooLarge(identity) => {
+                return Ok(Look {
+                    marker: Seen::Object(identity),
+                    found: Found::Unusable(MarkerError::TooLarge.into()),
+                });
+            }
+            Read::Withheld(why) => return Ok(Look { marker: Seen::Withheld, found: Found::Unusable(why.into()) }),
         };
-        let marker = Some(object.identity.clone());
         let found = match Marker::parse_at(&object.body, prefix, step) {
-            Err(reason) => Found::Unusable(reason),
+            Err(reason) => Found::Unusable(reason.into()),
             Ok(marker) => {
-                let listing = if marker.files.as_ref().is_some_and(|files| !files.is_empty()) {
-                    let folder = prefix.checkpoints_folder();
-                    self.list_files(bucket, &folder, &format!("{folder}{}", marker.listing_prefix())).await?
-                } else {
-                    Vec::new()
-                };
-                Found::Checkpoint(IndexEntry::new(prefix, &marker, object.identity.etag, &listing))
+                let listing = self.list_checkpoint(prefix, &marker).await?;
+                Found::Checkpoint(IndexEntry::new(prefix, &marker, object.identity.etag.clone(), &listing))
             }
         };
-        Ok(Look { marker, found })
+        Ok(Look { marker: Seen::Object(object.identity), found })
+    }
+
+    /// Those of a marker's files that are there, and others of the same folder.
+    async fn list_checkpoint(&self, prefix: &RunPrefix, marker: &Marker) -> Result<Vec<File>, StoreError> {
+        let folder = prefix.checkpoints_folder();
+        let listed = marker.listing_prefix();
+        let keys = format!("{folder}{listed}");
+        // There is no key of that length, and S3 takes no question about one.
+        if listed.is_empty() || keys.len() > MAX_KEY_BYTES {
+            return Ok(Vec::new());
+        }
+        // One file is the first of all keys that begin as its own does.
+        let most = if listed.ends_with('/') { MAX_LISTED } else { 1 };
+        self.list_files(prefix.bucket(), &folder, &keys, most).await
+    }
+
+    /// Whether the marker is still the one that was looked at.
+    async fn is_still(&self, bucket: &str, key: &str, seen: &Seen) -> Result<bool, StoreError> {
+        match seen {
+            Seen::Nothing => Ok(self.identity(bucket, key).await?.is_none()),
+            Seen::Object(identity) => Ok(self.identity(bucket, key).await?.as_ref() == Some(identity)),
+            Seen::Withheld => Ok(matches!(self.read(bucket, key, marker::MAX_BYTES).await?, Read::Withheld(_))),
+        }
     }
 
     /// Make the entry of a step what its marker says now. The marker is looked at again after the write, so that of two
@@ -90,7 +137,7 @@ impl Store {
                 Found::Checkpoint(entry) => self.put(bucket, &entry_key, entry.to_body()).await?,
                 Found::Nothing | Found::Unusable(_) => self.delete(bucket, &entry_key).await?,
             }
-            if self.identity(bucket, &marker_key).await? == marker {
+            if self.is_still(bucket, &marker_key, &marker).await? {
                 return Ok(found);
             }
         }

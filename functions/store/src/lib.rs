@@ -11,10 +11,13 @@ use thiserror::Error;
 use training_core::marker::File;
 
 pub use index::IndexPage;
-pub use indexing::{Found, IndexingError, Look};
+pub use indexing::{Found, IndexingError, Look, Unusable};
 
 /// Largest object that is read, in bytes: all that the functions read is text, and a function has little memory.
-const MAX_OBJECT_BYTES: i64 = 16 * 1024 * 1024;
+const MAX_OBJECT_BYTES: usize = 16 * 1024 * 1024;
+
+/// Keys of one page of a listing: as many as S3 gives.
+const MAX_PAGE: i32 = 1_000;
 
 /// A client of one S3 endpoint.
 #[derive(Clone, Debug)]
@@ -29,6 +32,30 @@ pub struct Object {
     pub body: Vec<u8>,
     /// Which object it was.
     pub identity: Identity,
+}
+
+/// What reading a key came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// No object.
+    Nothing,
+    /// An object.
+    Object(Object),
+    /// An object that is larger than what was asked for, and was not read.
+    TooLarge(Identity),
+    /// An object that S3 gives to nobody who asks as we do.
+    Withheld(Withheld),
+}
+
+/// Why S3 does not give an object: because of how it is stored, and not of who asks or when.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Withheld {
+    /// In an archive, and not restored.
+    #[error("is archived")]
+    Archived,
+    /// With a key of the writer's own (SSE-C), which nobody else has.
+    #[error("is encrypted with a key that S3 does not keep")]
+    Encrypted,
 }
 
 /// Which object stands at a key. Where the bucket keeps versions, one that was written again with the same content is
@@ -73,20 +100,38 @@ impl Store {
     /// Read an object; `None` when there is none.
     ///
     /// # Errors
-    /// S3 cannot be reached or denies the request.
+    /// S3 cannot be reached or denies the request, or the object cannot be read.
     pub async fn get(&self, bucket: &str, key: &str) -> Result<Option<Object>, StoreError> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::new("read", bucket, key, source);
+        match self.read(bucket, key, MAX_OBJECT_BYTES).await? {
+            Read::Nothing => Ok(None),
+            Read::Object(object) => Ok(Some(object)),
+            Read::TooLarge(_) => Err(failed(format!("it is larger than {MAX_OBJECT_BYTES} bytes").into())),
+            Read::Withheld(why) => Err(failed(Box::new(why))),
+        }
+    }
+
+    /// Read an object of at most so many bytes, if it can be read at all.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request, which may be otherwise the next time.
+    pub async fn read(&self, bucket: &str, key: &str, max_bytes: usize) -> Result<Read, StoreError> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::new("read", bucket, key, source);
         let output = match self.client.get_object().bucket(bucket).key(key).send().await {
             Ok(output) => output,
-            Err(error) if is_missing(&error) => return Ok(None),
-            Err(error) => return Err(failed(Box::new(error))),
+            Err(error) if is_missing(&error) => return Ok(Read::Nothing),
+            Err(error) => match withheld(&error) {
+                Some(why) => return Ok(Read::Withheld(why)),
+                None => return Err(failed(Box::new(error))),
+            },
         };
-        if let Some(bytes) = output.content_length.filter(|bytes| *bytes > MAX_OBJECT_BYTES) {
-            return Err(failed(format!("it has {bytes} bytes, and at most {MAX_OBJECT_BYTES} are read").into()));
-        }
         let identity = Identity { etag: output.e_tag.unwrap_or_default(), version: output.version_id };
+        let bytes = output.content_length.and_then(|bytes| usize::try_from(bytes).ok());
+        if bytes.is_some_and(|bytes| bytes > max_bytes) {
+            return Ok(Read::TooLarge(identity));
+        }
         let body = output.body.collect().await.map_err(|error| failed(Box::new(error)))?;
-        Ok(Some(Object { body: body.to_vec(), identity }))
+        Ok(Read::Object(Object { body: body.to_vec(), identity }))
     }
 
     /// Which object stands at a key; `None` when there is none.
@@ -199,15 +244,24 @@ impl Store {
         }
     }
 
-    /// List all objects whose keys begin with `prefix`; the paths returned are relative to `folder`, which `prefix` begins
-    /// with.
+    /// List the objects whose keys begin with `prefix`, in the order of their keys, and no further pages once there are
+    /// `most`; the paths returned are relative to `folder`, which `prefix` begins with.
     ///
     /// # Errors
     /// S3 cannot be reached or denies the request.
-    pub async fn list_files(&self, bucket: &str, folder: &str, prefix: &str) -> Result<Vec<File>, StoreError> {
-        let mut pages = self.client.list_objects_v2().bucket(bucket).prefix(prefix).into_paginator().send();
+    pub async fn list_files(
+        &self,
+        bucket: &str,
+        folder: &str,
+        prefix: &str,
+        most: usize,
+    ) -> Result<Vec<File>, StoreError> {
+        let request = self.client.list_objects_v2().bucket(bucket).prefix(prefix);
+        let mut pages = request.max_keys(i32::try_from(most).unwrap_or(i32::MAX).min(MAX_PAGE)).into_paginator().send();
         let mut files = Vec::new();
-        while let Some(page) = pages.next().await {
+        while files.len() < most
+            && let Some(page) = pages.next().await
+        {
             let page = page.map_err(|error| StoreError::new("list", bucket, prefix, Box::new(error)))?;
             files.extend(page.contents.into_iter().flatten().filter_map(|object| {
                 Some(File {
@@ -253,6 +307,18 @@ fn is_missing<E: aws_sdk_s3::error::ProvideErrorMetadata>(error: &SdkError<E>) -
     status == Some(404) && error.as_service_error().and_then(E::code) != Some("NoSuchBucket")
 }
 
+/// An object that S3 has and does not give because of how it is stored. A denial, of the object or of its KMS key, is not
+/// meant: somebody may take it back.
+fn withheld<E: aws_sdk_s3::error::ProvideErrorMetadata>(error: &SdkError<E>) -> Option<Withheld> {
+    let error = error.as_service_error()?;
+    match error.code()? {
+        "InvalidObjectState" => Some(Withheld::Archived),
+        // The code is that of many bad requests; the text says which.
+        "InvalidRequest" if error.message()?.contains("Server Side Encryption") => Some(Withheld::Encrypted),
+        _ => None,
+    }
+}
+
 /// The object is another one than expected, or was being written at the same time (409), or is gone (404).
 fn is_another<E: aws_sdk_s3::error::ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
     let status = error.raw_response().map(|response| response.status().as_u16());
@@ -266,12 +332,18 @@ mod tests {
     use aws_sdk_s3::types::Object as Listed;
     use aws_smithy_mocks::{RuleMode, mock, mock_client};
 
-    fn missing(code: &'static str) -> Store {
-        let body = format!("<Error><Code>{code}</Code></Error>");
+    fn refusing(status: u16, code: &str, message: &str) -> Store {
+        let body = format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
         let rule = mock!(Client::get_object).then_http_response(move || {
-            aws_sdk_s3::config::http::HttpResponse::new(404.try_into().expect("a status"), body.clone().into())
+            aws_sdk_s3::config::http::HttpResponse::new(status.try_into().expect("a status"), body.clone().into())
         });
-        Store::new(mock_client!(aws_sdk_s3, &[&rule]))
+        let client = mock_client!(aws_sdk_s3, RuleMode::MatchAny, &[&rule], |config| config
+            .retry_config(aws_sdk_s3::config::retry::RetryConfig::disabled()));
+        Store::new(client)
+    }
+
+    fn missing(code: &str) -> Store {
+        refusing(404, code, "")
     }
 
     #[tokio::test]
@@ -279,6 +351,35 @@ mod tests {
         assert_eq!(missing("NoSuchKey").get("bucket", "key").await.expect("an answer"), None);
         let error = missing("NoSuchBucket").get("bucket", "key").await.expect_err("no bucket");
         assert_eq!(error.to_string(), "cannot read s3://bucket/key");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_is_given_is_told_from_what_is_denied() {
+        let sse_c = "The object was stored using a form of Server Side Encryption. The correct parameters must be \
+                     provided to retrieve the object.";
+        for (status, code, message, read) in [
+            (
+                403,
+                "InvalidObjectState",
+                "The operation is not valid for the object's storage class",
+                Some("is archived"),
+            ),
+            (400, "InvalidRequest", sse_c, Some("is encrypted with a key that S3 does not keep")),
+            (400, "InvalidRequest", "Missing required header", None),
+            (403, "AccessDenied", "Access Denied", None),
+            (400, "KMS.DisabledException", "the key is disabled", None),
+            (403, "KMS.AccessDeniedException", "the key is denied", None),
+            (503, "SlowDown", "Please reduce your request rate.", None),
+            (500, "InternalError", "", None),
+        ] {
+            let store = refusing(status, code, message);
+            let found = store.read("bucket", "key", 1).await.ok().map(|read| match read {
+                Read::Withheld(why) => why.to_string(),
+                other => format!("{other:?}"),
+            });
+            assert_eq!(found.as_deref(), read, "{code}: {message}");
+            assert!(store.get("bucket", "key").await.is_err(), "{code}: {message}");
+        }
     }
 
     #[tokio::test]
@@ -313,6 +414,7 @@ mod tests {
     async fn an_object_that_takes_too_much_memory_is_not_read() {
         for (bytes, is_read) in [(MAX_OBJECT_BYTES, true), (MAX_OBJECT_BYTES + 1, false)] {
             let rule = mock!(Client::get_object).then_output(move || {
+                let bytes = bytes.try_into().expect("a length");
                 GetObjectOutput::builder().content_length(bytes).body(ByteStream::from_static(b"x")).build()
             });
             let store = Store::new(mock_client!(aws_sdk_s3, &[&rule]));
@@ -336,8 +438,10 @@ mod tests {
             .match_requests(|input| input.continuation_token() == Some("more"))
             .then_output(move || page("r/checkpoints/c/b", None));
         let store = Store::new(mock_client!(aws_sdk_s3, RuleMode::MatchAny, &[&first, &second]));
-        let files = store.list_files("bucket", "r/checkpoints/", "r/checkpoints/c").await.expect("a listing");
+        let files = store.list_files("bucket", "r/checkpoints/", "r/checkpoints/c", 2).await.expect("a listing");
         let file = |path: &str| File { path: path.to_owned(), size: 3, etag: Some("\"e\"".to_owned()) };
         assert_eq!(files, [file("c/a"), file("c/b")]);
+        let first = store.list_files("bucket", "r/checkpoints/", "r/checkpoints/c", 1).await.expect("a listing");
+        assert_eq!(first, [file("c/a")], "no page more than it takes");
     }
 }

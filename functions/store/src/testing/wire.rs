@@ -136,7 +136,9 @@ impl Request {
 impl Answer {
     fn into_http(self) -> HttpResponse {
         let Self(status, etag, body) = self;
+        let length = body.len().to_string();
         let mut response = HttpResponse::new(status.try_into().expect("a status"), SdkBody::from(body.into_bytes()));
+        response.headers_mut().insert("content-length", length);
         if let Some(etag) = etag {
             response.headers_mut().insert("etag", etag);
         }
