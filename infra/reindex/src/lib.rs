@@ -9,13 +9,13 @@
 use std::{collections::BTreeSet, fmt};
 
 use anyhow::Result;
-use futures::{StreamExt, TryStreamExt, future, stream};
+use futures::{StreamExt, future, stream};
 use training_core::{
     index::{IndexEntry, IndexError},
     layout::{RunKey, RunPrefix, S3Uri},
     names::Step,
 };
-use training_store::{Found, Store};
+use training_store::{Found, Store, StoreError};
 
 /// What is not run prefixes and not to be looked through for them: the records of jobs.
 const RECORDS: &str = "_jobs/";
@@ -42,11 +42,18 @@ pub enum Difference {
     Newer(u64),
 }
 
-/// The runs at and below some URIs, each of them a base or a run's own prefix.
-///
-/// # Errors
-/// S3 cannot be reached or denies the request.
-pub async fn runs(store: &Store, uris: &[S3Uri]) -> Result<Vec<RunPrefix>> {
+/// What came of a step.
+#[derive(Debug)]
+pub struct Compared {
+    /// How its entry differed, if it did.
+    pub difference: Option<Difference>,
+    /// Whether it was indexed anew.
+    pub is_repaired: bool,
+}
+
+/// The runs at and below some URIs, each of them a base or a run's own prefix. `failed` hears of each folder that cannot
+/// be looked through; the others still are.
+pub async fn runs(store: &Store, uris: &[S3Uri], mut failed: impl FnMut(&S3Uri, StoreError)) -> Vec<RunPrefix> {
     let mut found = Vec::new();
     let mut folders: Vec<S3Uri> = uris.to_vec();
     while let Some(folder) = folders.pop() {
@@ -55,7 +62,13 @@ pub async fn runs(store: &Store, uris: &[S3Uri]) -> Result<Vec<RunPrefix>> {
             continue;
         }
         let below = if folder.key().is_empty() { String::new() } else { format!("{}/", folder.key()) };
-        let names = store.list_folders(folder.bucket(), &below).await?;
+        let names = match store.list_folders(folder.bucket(), &below).await {
+            Ok(names) => names,
+            Err(error) => {
+                failed(&folder, error);
+                continue;
+            }
+        };
         let names = names.iter().filter(|name| *name != RECORDS).map(|name| name.trim_end_matches('/'));
         // An empty name, as of a key with `//`, would lead to the same folder again.
         let names = names.filter(|name| !name.is_empty());
@@ -64,7 +77,7 @@ pub async fn runs(store: &Store, uris: &[S3Uri]) -> Result<Vec<RunPrefix>> {
     }
     found.sort_by_key(ToString::to_string);
     found.dedup();
-    Ok(found)
+    found
 }
 
 /// The steps of a run that have a marker or an index entry, in order.
@@ -125,31 +138,32 @@ pub async fn repair(store: &Store, place: &Place, difference: &Difference) -> Re
     Ok(true)
 }
 
-/// Compare all steps, this many at a time, and repair them if asked to; `report` hears of each in turn: what differed, and
-/// whether it is repaired.
-///
-/// # Errors
-/// S3 cannot be reached or denies a request, or a marker does not come to rest. What was repaired stays repaired.
+/// Compare all steps, this many at a time, and repair them if asked to; `report` hears of each what came of it. One that
+/// fails does not keep the others from it.
 pub async fn reindex(
     store: &Store,
     places: Vec<Place>,
     parallel: usize,
     is_writing: bool,
-    mut report: impl FnMut(&Place, Option<&Difference>, bool),
-) -> Result<()> {
+    mut report: impl FnMut(&Place, Result<Compared>),
+) {
     let compared = stream::iter(places).map(|place| async move {
-        let difference = compare(store, &place).await?;
-        let is_repaired = match &difference {
-            Some(difference) if is_writing => repair(store, &place, difference).await?,
-            _ => false,
+        let compared = async {
+            let difference = compare(store, &place).await?;
+            let is_repaired = match &difference {
+                Some(difference) if is_writing => repair(store, &place, difference).await?,
+                _ => false,
+            };
+            Ok(Compared { difference, is_repaired })
         };
-        anyhow::Ok((place, difference, is_repaired))
+        let compared = compared.await;
+        (place, compared)
     });
-    let heard = compared.buffer_unordered(parallel).try_for_each(|(place, difference, is_repaired)| {
-        report(&place, difference.as_ref(), is_repaired);
-        future::ready(Ok(()))
+    let heard = compared.buffer_unordered(parallel).for_each(|(place, compared)| {
+        report(&place, compared);
+        future::ready(())
     });
-    heard.await
+    heard.await;
 }
 
 impl fmt::Display for Place {
@@ -173,7 +187,7 @@ impl fmt::Display for Difference {
 mod tests {
     use super::*;
     use serde_json::json;
-    use training_store::testing::Bucket;
+    use training_store::testing::{Bucket, Treatment};
 
     const RUN: &str = "runs/team/r/framework=hf";
 
@@ -219,14 +233,15 @@ mod tests {
 
     async fn run(bucket: &Bucket, is_writing: bool) -> Vec<(u64, String, bool)> {
         let store = bucket.store();
-        let runs = runs(&store, &["s3://bucket/runs".parse().expect("a URI")]).await.expect("runs");
+        let runs = found(&store, &["s3://bucket/runs"]).await;
         assert_eq!(runs, [prefix()]);
         let mut heard = Vec::new();
         let places = places(&store, &runs[0]).await.expect("places");
-        let report = |place: &Place, difference: Option<&Difference>, is_repaired: bool| {
-            heard.push((place.step.get(), difference.map(ToString::to_string).unwrap_or_default(), is_repaired));
+        let report = |place: &Place, compared: Result<Compared>| {
+            let Compared { difference, is_repaired } = compared.expect("compared");
+            heard.push((place.step.get(), difference.map(|found| found.to_string()).unwrap_or_default(), is_repaired));
         };
-        reindex(&store, places, 2, is_writing, report).await.expect("compared");
+        reindex(&store, places, 2, is_writing, report).await;
         heard.sort();
         heard
     }
@@ -256,9 +271,35 @@ mod tests {
     #[tokio::test]
     async fn a_run_can_be_named_itself() {
         let store = bucket().await.store();
-        let uris = [prefix().to_string().parse().expect("a URI"), "s3://bucket/runs/team".parse().expect("a URI")];
-        assert_eq!(runs(&store, &uris).await.expect("runs"), [prefix()]);
-        let whole = ["s3://bucket".parse().expect("a URI")];
-        assert_eq!(runs(&store, &whole).await.expect("runs"), [prefix()]);
+        assert_eq!(found(&store, &[&prefix().to_string(), "s3://bucket/runs/team"]).await, [prefix()]);
+        assert_eq!(found(&store, &["s3://bucket"]).await, [prefix()]);
+    }
+
+    async fn found(store: &Store, uris: &[&str]) -> Vec<RunPrefix> {
+        let uris: Vec<_> = uris.iter().map(|uri| uri.parse().expect("a URI")).collect();
+        runs(store, &uris, |folder, error| unreachable!("{folder}: {error}")).await
+    }
+
+    #[tokio::test]
+    async fn what_fails_is_told_and_keeps_nothing_else_from_repair() {
+        let bucket = bucket().await;
+        let store = bucket.store_judged_by(|call| {
+            let is_denied = call.key.ends_with("step-000002.json") || call.key == "runs/closed/";
+            std::future::ready(if is_denied { Treatment::Refuse(403, "AccessDenied") } else { Treatment::Serve })
+        });
+        bucket.write("runs/closed/r/framework=hf/owner", "{}");
+        let mut closed = Vec::new();
+        let uris = ["s3://bucket/runs".parse().expect("a URI")];
+        let runs = runs(&store, &uris, |folder, _| closed.push(folder.to_string())).await;
+        assert_eq!((runs, closed), (vec![prefix()], vec!["s3://bucket/runs/closed".to_owned()]));
+        let (mut failed, mut repaired) = (Vec::new(), Vec::new());
+        let places = places(&store, &prefix()).await.expect("places");
+        let report = |place: &Place, compared: Result<Compared>| match compared {
+            Ok(compared) => repaired.extend(compared.is_repaired.then_some(place.step.get())),
+            Err(_) => failed.push(place.step.get()),
+        };
+        // One after the other, so that what comes after the failure is told from what went before.
+        reindex(&store, places, 1, true, report).await;
+        assert_eq!((failed, repaired), (vec![2], vec![3, 4]));
     }
 }

@@ -10,7 +10,7 @@ use aws_sdk_s3::{Client, primitives::ByteStream};
 use e2e::World;
 use futures::future::try_join_all;
 use indexer::Indexer;
-use reindex::{Difference, Place, places, reindex};
+use reindex::{Compared, Place, places, reindex};
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep};
 use training_core::{layout::RunPrefix, marker::State, names::Step};
@@ -150,16 +150,18 @@ async fn after_a_thousand_events_the_index_is_what_a_rebuild_makes() -> Result<(
 
     let store = &indexer.store;
     let mut differing = Vec::new();
-    let report = |place: &Place, difference: Option<&Difference>, _| {
-        differing.extend(difference.map(|difference| (place.step.get(), difference.to_string())));
+    let report = |place: &Place, compared: Result<Compared>| match compared {
+        Ok(compared) => differing.extend(compared.difference.map(|found| (place.step.get(), found.to_string()))),
+        Err(error) => differing.push((place.step.get(), format!("{error:#}"))),
     };
-    reindex(store, places(store, &run.prefix).await?, 16, false, report).await?;
+    reindex(store, places(store, &run.prefix).await?, 16, false, report).await;
     ensure!(differing.is_empty(), "the index differs: {differing:?}");
 
     let kept = run.entries().await?;
     ensure!(kept.len() > 20, "{} entries", kept.len());
     try_join_all(kept.iter().map(|(key, _)| run.delete(key))).await?;
-    reindex(store, places(store, &run.prefix).await?, 16, true, |_, _, _| {}).await?;
+    let report = |place: &Place, compared: Result<Compared>| assert!(compared.is_ok(), "{place}: {compared:?}");
+    reindex(store, places(store, &run.prefix).await?, 16, true, report).await;
     assert_eq!(run.entries().await?, kept, "rebuilt, and kept by events");
     empty(&world.twin.s3, &bucket).await
 }

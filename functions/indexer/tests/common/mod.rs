@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use indexer::Indexer;
-use reindex::{Difference, Place, places, reindex};
+use reindex::{Difference, places, reindex};
 use serde_json::{Value, json};
 use training_core::{index::IndexEntry, layout::RunPrefix, marker::State};
 use training_store::{Store, testing::Bucket};
@@ -104,10 +104,10 @@ pub async fn differences(bucket: &Bucket) -> Vec<(u64, Difference)> {
     let store = bucket.store();
     let places = places(&store, &prefix()).await.expect("a listing");
     let mut found = Vec::new();
-    let report = |place: &Place, difference: Option<&Difference>, _| {
-        found.extend(difference.map(|difference| (place.step.get(), difference.clone())));
-    };
-    reindex(&store, places, 8, false, report).await.expect("compared");
+    reindex(&store, places, 8, false, |place, compared| {
+        found.extend(compared.expect("compared").difference.map(|difference| (place.step.get(), difference)));
+    })
+    .await;
     found
 }
 
@@ -119,7 +119,7 @@ pub async fn rebuilt(bucket: &Bucket) -> BTreeMap<String, String> {
     }
     let store = fresh.store();
     let places = places(&store, &prefix()).await.expect("a listing");
-    reindex(&store, places, 8, true, |_, _, _| {}).await.expect("rebuilt");
+    reindex(&store, places, 8, true, |_, compared| assert!(compared.is_ok(), "{compared:?}")).await;
     fresh.objects("/index/")
 }
 
