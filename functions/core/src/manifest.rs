@@ -314,7 +314,10 @@ impl fmt::Display for Start {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::tests::{body, rules};
+    use crate::{
+        request::tests::{body, rules},
+        token::Caller,
+    };
     use serde_json::json;
 
     fn platform() -> Platform {
@@ -337,7 +340,8 @@ mod tests {
         for (field, value) in changes.as_object().expect("an object") {
             body[field] = value.clone();
         }
-        let request = TrainingJobRequest::parse(body.to_string().as_bytes(), None, &rules()).expect("a good request");
+        let request = TrainingJobRequest::parse(body.to_string().as_bytes(), None, &rules(), &Caller::unrestricted())
+            .expect("a good request");
         let submission = "01980000-0000-7000-8000-000000000001".parse().expect("an id");
         let defaults = defaults.map(|defaults| serde_json::from_value(defaults).expect("a pod template"));
         let start = Start::Step(Step::new(300).expect("in range"));

@@ -6,7 +6,10 @@ use std::{fmt, str::FromStr};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::problem::{Code, Problem};
+use crate::{
+    problem::{Code, Problem},
+    token::Caller,
+};
 
 /// The name of a Kubernetes namespace: a DNS-1123 label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -68,17 +71,35 @@ impl Namespaces {
         Self { default, allowed }
     }
 
-    /// The namespace that a request is for.
+    /// The namespace that a request is for, which the caller may not see: that is for the route to judge.
     ///
     /// # Errors
     /// `namespace_not_allowed`, in the same words for a namespace that is not served and one that does not exist.
-    pub fn choose(&self, wanted: Option<&str>) -> Result<Namespace, Problem> {
+    pub fn find(&self, wanted: Option<&str>, caller: &Caller) -> Result<Namespace, Problem> {
         let Some(wanted) = wanted else { return Ok(self.default.clone()) };
-        self.all().find(|namespace| namespace.as_str() == wanted).cloned().ok_or_else(|| {
-            let allowed: Vec<_> = self.all().map(|namespace| format!("`{namespace}`")).collect();
-            let detail = format!("the namespace is not one of those that this service serves: {}", allowed.join(", "));
-            Problem::new(Code::NamespaceNotAllowed, detail)
-        })
+        let found = self.all().find(|namespace| namespace.as_str() == wanted);
+        found.cloned().ok_or_else(|| self.not_allowed(caller))
+    }
+
+    /// The namespace that a request is for.
+    ///
+    /// # Errors
+    /// `namespace_not_allowed`, in the same words also for one that others may see.
+    pub fn choose(&self, wanted: Option<&str>, caller: &Caller) -> Result<Namespace, Problem> {
+        let found = self.find(wanted, caller)?;
+        if caller.sees(&found) { Ok(found) } else { Err(self.not_allowed(caller)) }
+    }
+
+    /// Names those only that are there for the caller.
+    fn not_allowed(&self, caller: &Caller) -> Problem {
+        let seen: Vec<_> =
+            self.all().filter(|namespace| caller.sees(namespace)).map(|namespace| format!("`{namespace}`")).collect();
+        let detail = if seen.is_empty() {
+            "the namespace is not one that your token is for: it is for none that this service serves".to_owned()
+        } else {
+            format!("the namespace is not one of those that this service serves to you: {}", seen.join(", "))
+        };
+        Problem::new(Code::NamespaceNotAllowed, detail)
     }
 
     /// What a link to something in this namespace must end in: nothing for the default one.
@@ -115,13 +136,29 @@ mod tests {
     #[test]
     fn only_allowed_namespaces_can_be_chosen() {
         let namespaces = Namespaces::new(namespace("training"), vec![namespace("training"), namespace("two")]);
-        assert_eq!(namespaces.choose(None), Ok(namespace("training")));
-        assert_eq!(namespaces.choose(Some("training")), Ok(namespace("training")));
-        assert_eq!(namespaces.choose(Some("two")), Ok(namespace("two")));
+        let anyone = Caller::unrestricted();
+        assert_eq!(namespaces.choose(None, &anyone), Ok(namespace("training")));
+        assert_eq!(namespaces.choose(Some("training"), &anyone), Ok(namespace("training")));
+        assert_eq!(namespaces.choose(Some("two"), &anyone), Ok(namespace("two")));
         for bad in ["three", "", "kube-system", "TRAINING", "two,training"] {
-            let problem = namespaces.choose(Some(bad)).expect_err(bad);
+            let problem = namespaces.choose(Some(bad), &anyone).expect_err(bad);
             assert_eq!(problem.code, Code::NamespaceNotAllowed);
             assert!(problem.detail.ends_with("`training`, `two`"), "{}", problem.detail);
+        }
+    }
+
+    #[test]
+    fn a_limited_caller_learns_of_its_own_namespaces_only() {
+        let namespaces = Namespaces::new(namespace("training"), vec![namespace("two"), namespace("three")]);
+        for (seen, told) in
+            [(&["two"][..], "to you: `two`"), (&["three", "two"], "`two`, `three`"), (&["other"], "for none")]
+        {
+            let caller = Caller::limited_to(seen.iter().map(|name| namespace(name)));
+            let said: Vec<_> = [None, Some("training"), Some("nope"), Some("other")]
+                .map(|wanted| namespaces.choose(wanted, &caller).expect_err("not seen"))
+                .into();
+            assert!(said.windows(2).all(|pair| pair[0] == pair[1]), "{said:?}");
+            assert!(said[0].detail.contains(told) && !said[0].detail.contains("training"), "{}", said[0].detail);
         }
     }
 

@@ -258,12 +258,6 @@ impl Problem {
         Self::new(Code::JobNotFound, detail)
     }
 
-    /// The problem of a namespace that is served, but not for this caller.
-    #[must_use]
-    pub fn namespace_not_allowed() -> Self {
-        Self::new(Code::NamespaceNotAllowed, "the namespace is not one of those that your token is for")
-    }
-
     /// The problem of a manifest that the API server or the operator's webhook refused: its own words, and the field of the
     /// request that it means, where that can be told.
     ///

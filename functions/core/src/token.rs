@@ -128,8 +128,16 @@ impl std::fmt::Debug for TokenDigest {
 // === impl Caller ===
 
 impl Caller {
-    fn unrestricted() -> Self {
+    /// Who may do all in every namespace.
+    #[must_use]
+    pub fn unrestricted() -> Self {
         Self { id: None, scopes: None, namespaces: None }
+    }
+
+    /// Who may do all in these namespaces.
+    #[cfg(test)]
+    pub(crate) fn limited_to(namespaces: impl IntoIterator<Item = Namespace>) -> Self {
+        Self { namespaces: Some(namespaces.into_iter().collect()), ..Self::unrestricted() }
     }
 
     /// Whether the caller may do such things.

@@ -76,25 +76,22 @@ impl Handler {
     }
 
     /// The namespace that is asked about, once all parameters are taken.
-    pub(crate) fn namespace(&self, asked: Asked) -> Result<Namespace, Failure> {
-        let (namespace, is_seen) = self.look(asked)?;
-        if is_seen { Ok(namespace) } else { Err(Problem::namespace_not_allowed().into()) }
+    pub(crate) fn namespace(&self, Asked { mut query, caller }: Asked) -> Result<Namespace, Failure> {
+        let namespace = query.text("namespace");
+        query.finish()?;
+        let namespace = self.namespaces.choose(namespace.as_deref(), &caller)?;
+        boundary::tell("namespace", &namespace);
+        Ok(namespace)
     }
 
     /// The namespace of a job that is asked about, once all parameters are taken. For a caller who may not look there, the
     /// job does not exist.
-    pub(crate) fn namespace_of(&self, asked: Asked, name: &str) -> Result<Namespace, Failure> {
-        let (namespace, is_seen) = self.look(asked)?;
-        if is_seen { Ok(namespace) } else { Err(Problem::job_not_found(name, &namespace).into()) }
-    }
-
-    fn look(&self, Asked { mut query, caller }: Asked) -> Result<(Namespace, bool), Failure> {
+    pub(crate) fn namespace_of(&self, Asked { mut query, caller }: Asked, name: &str) -> Result<Namespace, Failure> {
         let namespace = query.text("namespace");
         query.finish()?;
-        let namespace = self.namespaces.choose(namespace.as_deref())?;
+        let namespace = self.namespaces.find(namespace.as_deref(), &caller)?;
         boundary::tell("namespace", &namespace);
-        let is_seen = caller.sees(&namespace);
-        Ok((namespace, is_seen))
+        if caller.sees(&namespace) { Ok(namespace) } else { Err(Problem::job_not_found(name, &namespace).into()) }
     }
 
     /// A job; a name that cannot be one is not found.

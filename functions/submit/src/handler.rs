@@ -91,13 +91,10 @@ impl Handler {
         let namespace = query.text("namespace");
         query.finish()?;
         let body = boundary::json_body(request)?;
-        let training = TrainingJobRequest::parse(body, namespace.as_deref(), &self.rules)?;
+        let training = TrainingJobRequest::parse(body, namespace.as_deref(), &self.rules, caller)?;
         boundary::tell("namespace", &training.namespace);
         boundary::tell("job", &training.job_name);
         boundary::tell("run_id", &training.run_id);
-        if !caller.sees(&training.namespace) {
-            return Err(Problem::namespace_not_allowed().into());
-        }
         let effect = if dry_run { Effect::DryRun } else { Effect::Real };
 
         let (status, job) = match Box::pin(Submitting::new(self, &training, caller, restart, effect).run()).await? {
@@ -120,7 +117,7 @@ impl Handler {
         let mut query = boundary::query(request);
         let namespace = query.text("namespace");
         query.finish()?;
-        let namespace = self.rules.namespaces.choose(namespace.as_deref())?;
+        let namespace = self.rules.namespaces.find(namespace.as_deref(), &caller)?;
         boundary::tell("namespace", &namespace);
         boundary::tell("job", bounded(name, 64));
         if caller.sees(&namespace) { Ok(namespace) } else { Err(Problem::job_not_found(name, &namespace).into()) }

@@ -378,7 +378,7 @@ impl Submitting<'_> {
             return Ok(Standing::Taken(run_hidden()));
         }
         let (Ok(namespace), Ok(name)) =
-            (self.handler.rules.namespaces.choose(Some(&owner.namespace)), owner.job.parse())
+            (self.handler.rules.namespaces.choose(Some(&owner.namespace), self.caller), owner.job.parse())
         else {
             return Err(self.not_understood());
         };

@@ -9,6 +9,7 @@ use crate::{
     problem::Problem,
     request::{Rules, TrainingJobRequest, tests::rules},
     status::{Look, TrainingJobStatus},
+    token::Caller,
 };
 
 /// The name of the problem among the examples.
@@ -62,7 +63,8 @@ pub(super) fn deployment() -> Rules {
 /// The job of the full request, as it is before anybody has looked at it.
 pub(super) fn job() -> TrainingJobStatus {
     let body = full_request().to_string();
-    let request = TrainingJobRequest::parse(body.as_bytes(), None, &deployment()).expect("a good request");
+    let request = TrainingJobRequest::parse(body.as_bytes(), None, &deployment(), &Caller::unrestricted())
+        .expect("a good request");
     let submission = "019ab2c4-7d10-7cc3-98a4-1f0d7a6b2e55".parse().expect("an id");
     let platform = Platform {
         train_script: "/opt/trainer/train.py".to_owned(),
@@ -84,6 +86,7 @@ pub(super) fn problem() -> Value {
     body["num_node"] = 2.into();
     body["gpus_per_node"] = "8".into();
     let problem: Problem =
-        TrainingJobRequest::parse(body.to_string().as_bytes(), None, &deployment()).expect_err("a bad request");
+        TrainingJobRequest::parse(body.to_string().as_bytes(), None, &deployment(), &Caller::unrestricted())
+            .expect_err("a bad request");
     serde_json::to_value(problem.document("d3f1c0a2-5b7e-4a55-9a57-6f3d9d0c5a11")).expect("serialisable")
 }

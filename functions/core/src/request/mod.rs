@@ -22,6 +22,7 @@ use crate::{
     namespace::{Namespace, Namespaces},
     problem::{Code, FieldError, Problem},
     strict_json,
+    token::Caller,
 };
 
 use fields::{Fields, nearest, pointer};
@@ -209,7 +210,7 @@ impl TrainingJobRequest {
     ///
     /// # Errors
     /// `malformed_json`, `invalid_request` with every violated rule, or `namespace_not_allowed`.
-    pub fn parse(body: &[u8], query_namespace: Option<&str>, rules: &Rules) -> Result<Self, Problem> {
+    pub fn parse(body: &[u8], query_namespace: Option<&str>, rules: &Rules, caller: &Caller) -> Result<Self, Problem> {
         let body = strict_json::parse(body)
             .map_err(|error| Problem::new(Code::MalformedJson, format!("the body is not valid JSON: {error}")))?;
         let Value::Object(body) = body else {
@@ -256,7 +257,7 @@ impl TrainingJobRequest {
             return Err(Problem::invalid(finished.err().unwrap_or_default()));
         };
         Ok(Self {
-            namespace: rules.namespaces.choose(namespace.as_deref())?,
+            namespace: rules.namespaces.choose(namespace.as_deref(), caller)?,
             job_name: job_name.unwrap_or_else(|| JobName::of_run(framework, &run_id, num_nodes)),
             framework,
             model_id,

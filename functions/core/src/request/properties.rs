@@ -59,7 +59,7 @@ fn platform() -> Platform {
 }
 
 fn check(body: &[u8]) {
-    match TrainingJobRequest::parse(body, None, &rules()) {
+    match TrainingJobRequest::parse(body, None, &rules(), &Caller::unrestricted()) {
         Ok(request) => {
             let submission = "01980000-0000-7000-8000-000000000001".parse().expect("an id");
             let origin = Origin { submission: &submission, submitted_by: None, start: Start::Fresh };

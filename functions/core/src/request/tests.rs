@@ -26,7 +26,7 @@ pub(crate) fn body() -> Value {
 }
 
 fn parse(body: &Value) -> Result<TrainingJobRequest, Problem> {
-    TrainingJobRequest::parse(body.to_string().as_bytes(), None, &rules())
+    TrainingJobRequest::parse(body.to_string().as_bytes(), None, &rules(), &Caller::unrestricted())
 }
 
 #[test]
@@ -142,7 +142,8 @@ fn the_originals_own_example_is_accepted_unchanged() {
         allowed_images: AllowedImages::from_list("registry.example/deepfinery/"),
         ..rules()
     };
-    let request = TrainingJobRequest::parse(body.to_string().as_bytes(), None, &rules).expect("accepted");
+    let request = TrainingJobRequest::parse(body.to_string().as_bytes(), None, &rules, &Caller::unrestricted())
+        .expect("accepted");
     assert_eq!(request.job_name.as_str(), "nemo-fx-ruleset-v3-2025-11-26-01");
     assert_eq!((request.resume, request.dataset_uri.as_str()), (Resume::IfAny, "s3://deepfinery-datasets/fx/v3/"));
 }
@@ -167,7 +168,9 @@ fn a_checkpoint_to_resume_is_named_in_one_of_five_ways() {
 
 #[test]
 fn the_namespace_is_named_once_and_allowed() {
-    let parse = |body: &Value, query| TrainingJobRequest::parse(body.to_string().as_bytes(), query, &rules());
+    let parse = |body: &Value, query| {
+        TrainingJobRequest::parse(body.to_string().as_bytes(), query, &rules(), &Caller::unrestricted())
+    };
     let mut two = body();
     two["namespace"] = json!("training-two");
     for (body, query) in [(&body(), Some("training-two")), (&two, None), (&two, Some("training-two"))] {
@@ -226,17 +229,29 @@ fn an_answer_stays_small_whatever_is_wrong() {
     let answer = serde_json::to_vec(&problem.document("r")).expect("serialisable");
     assert!(answer.len() < 20_000, "{} bytes", answer.len());
     let twice = format!(r#"{{"{0}": 1, "{0}": 2}}"#, "x".repeat(60_000));
-    let problem = TrainingJobRequest::parse(twice.as_bytes(), None, &rules()).expect_err("twice");
+    let problem =
+        TrainingJobRequest::parse(twice.as_bytes(), None, &rules(), &Caller::unrestricted()).expect_err("twice");
     assert!(problem.detail.len() < 1_000, "{} bytes", problem.detail.len());
 }
 
 #[test]
 fn what_is_not_an_object_is_refused() {
-    assert_eq!(TrainingJobRequest::parse(b"{", None, &rules()).expect_err("broken").code, Code::MalformedJson);
-    assert_eq!(TrainingJobRequest::parse(b"", None, &rules()).expect_err("empty").code, Code::MalformedJson);
     assert_eq!(
-        TrainingJobRequest::parse(br#"{"a":1,"a":1}"#, None, &rules()).expect_err("twice").code,
+        TrainingJobRequest::parse(b"{", None, &rules(), &Caller::unrestricted()).expect_err("broken").code,
         Code::MalformedJson
     );
-    assert_eq!(TrainingJobRequest::parse(b"[]", None, &rules()).expect_err("a list").code, Code::InvalidRequest);
+    assert_eq!(
+        TrainingJobRequest::parse(b"", None, &rules(), &Caller::unrestricted()).expect_err("empty").code,
+        Code::MalformedJson
+    );
+    assert_eq!(
+        TrainingJobRequest::parse(br#"{"a":1,"a":1}"#, None, &rules(), &Caller::unrestricted())
+            .expect_err("twice")
+            .code,
+        Code::MalformedJson
+    );
+    assert_eq!(
+        TrainingJobRequest::parse(b"[]", None, &rules(), &Caller::unrestricted()).expect_err("a list").code,
+        Code::InvalidRequest
+    );
 }
