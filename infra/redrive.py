@@ -5,12 +5,14 @@
 Credentials, region and endpoint are those of boto3: the AWS environment variables and profiles. Needs boto3, and the
 permissions to describe the stack's resources, to receive and delete messages of the queue, and to invoke the indexer.
 
-An event that the indexer takes leaves the queue; one that fails again stays there. An event may be old: the indexer looks
-at the bucket as it is now, so it may be sent again at any time and in any order.
+An event that the indexer takes leaves the queue; one that fails again stays there, and does not keep the rest from it.
+An event may be old: the indexer looks at the bucket as it is now, so it may be sent again at any time and in any order.
 
-Exit code: 0 all that were there are done; 1 some failed again or cannot be read; 2 it could not be done.
+Exit code: 0 all that were there are done; 1 some failed again, could not be sent or cannot be read; 2 it could not be
+done.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -21,9 +23,9 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-# Longer than the indexer may take.
-INVOKE_SECONDS = 90
-HIDDEN_SECONDS = 120
+INVOKE_SECONDS = 90  # longer than the indexer may take
+INVOKES = 3  # of one event, where Lambda throttles or does not answer
+HIDDEN_SECONDS = 5 * 60  # longer than all of one event's invokes take, with the waiting between them
 
 
 def main(stack: str) -> int:
@@ -45,34 +47,38 @@ def resource(stack: str, logical_id: str) -> str:
 def redrive(queue: str, function: str) -> int:
     """Sends each message's event to the function; returns how many messages are left."""
     sqs = boto3.client("sqs")
-    done, left = 0, []
-    for message in messages(sqs, queue):
-        wrong = replay(function, message["Body"])
-        if wrong is None:
-            sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
-            done += 1
-        else:
-            left.append(message["ReceiptHandle"])
-        print(f"{names(message['Body'])}: {wrong or 'done'}", flush=True)
-    for handle in left:
-        # Others may look at it at once.
-        sqs.change_message_visibility(QueueUrl=queue, ReceiptHandle=handle, VisibilityTimeout=0)
-    print(f"{done} done, {len(left)} left in the queue")
+    retries = {"mode": "standard", "total_max_attempts": INVOKES}
+    indexer = boto3.client("lambda", config=Config(read_timeout=INVOKE_SECONDS, retries=retries))
+    done, left = set(), {}
+    try:
+        for message in messages(sqs, queue):
+            name, handle = message["MessageId"], message["ReceiptHandle"]
+            if name in left:
+                left[name] = handle  # as long as it was hidden, others were being replayed
+                continue
+            wrong = None if name in done else replay(indexer, function, message["Body"])
+            if wrong is None:
+                done.add(name)
+                sqs.delete_message(QueueUrl=queue, ReceiptHandle=handle)
+            else:
+                left[name] = handle
+            print(f"{names(message['Body'])}: {wrong or 'done'}", flush=True)
+    finally:
+        for handle in left.values():
+            # Others may look at it at once, if they do not already.
+            with contextlib.suppress(sqs.exceptions.MessageNotInflight):
+                sqs.change_message_visibility(QueueUrl=queue, ReceiptHandle=handle, VisibilityTimeout=0)
+    print(f"{len(done)} done, {len(left)} left in the queue")
     return len(left)
 
 
 def messages(sqs: Any, queue: str) -> Iterator[dict[str, Any]]:
-    """All messages of the queue, each once: what is received is hidden from the next look."""
-    seen = set()
-    while True:
-        received = sqs.receive_message(
-            QueueUrl=queue, MaxNumberOfMessages=10, VisibilityTimeout=HIDDEN_SECONDS, WaitTimeSeconds=1
-        ).get("Messages", [])
-        fresh = [message for message in received if message["MessageId"] not in seen]
-        if not fresh:
-            return
-        seen.update(message["MessageId"] for message in fresh)
-        yield from fresh
+    """The messages of the queue until it has no visible one: one at a time, as what is received is hidden only for the
+    time that one takes. One that is not deleted may come again."""
+    while received := sqs.receive_message(
+        QueueUrl=queue, MaxNumberOfMessages=1, VisibilityTimeout=HIDDEN_SECONDS, WaitTimeSeconds=1
+    ).get("Messages"):
+        yield from received
 
 
 def event_of(body: str) -> Any:
@@ -81,15 +87,18 @@ def event_of(body: str) -> Any:
     return record["requestPayload"] if isinstance(record, dict) and "requestPayload" in record else record
 
 
-def replay(function: str, body: str) -> str | None:
+def replay(indexer: Any, function: str, body: str) -> str | None:
     """Sends the event of a message to the function; returns what went wrong."""
     try:
         event = event_of(body)
     except json.JSONDecodeError:
         return "not JSON, left alone"
-    client = boto3.client("lambda", config=Config(read_timeout=INVOKE_SECONDS, retries={"max_attempts": 0}))
-    answer = client.invoke(FunctionName=function, Payload=json.dumps(event))
-    said = answer["Payload"].read().decode(errors="replace")
+    try:
+        answer = indexer.invoke(FunctionName=function, Payload=json.dumps(event))
+        said = answer["Payload"].read().decode(errors="replace")
+    except (BotoCoreError, ClientError) as error:
+        # Of this event only: the others are still worth sending.
+        return f"could not be sent: {error}"
     return f"failed again: {said}" if "FunctionError" in answer else None
 
 
