@@ -95,6 +95,8 @@ KUBERNETES: list[tuple[str, str, str]] = [
     ("list jobs", "GET", JOBS),
     ("change a job", "PATCH", f"{JOBS}/none"),
     ("delete a job", "DELETE", f"{JOBS}/none"),
+    ("delete all jobs", "DELETE", f"{JOBS}?dryRun=All"),
+    ("watch jobs", "GET", f"{JOBS}?watch=true&timeoutSeconds=1"),
     ("write a job's status", "PATCH", f"{JOBS}/none/status"),
     ("read the platform's defaults", "GET", f"{CORE}/podtemplates/training-defaults"),
     ("read another template", "GET", f"{CORE}/podtemplates/other"),
@@ -201,6 +203,24 @@ def test_only_those_who_check_tokens_read_the_secret(
     assert denied != allowed
     assert is_denied(lambda: client.put_secret_value(SecretId=secret, SecretString="x" * 40))
     table.append((role, "secretsmanager put the token secret", "denied"))
+
+
+@pytest.mark.parametrize(
+    ("role", "allowed"), [("submit", True), ("status", True), ("indexer", False), ("trainer", False)]
+)
+def test_only_those_who_sign_in_to_the_cluster_are_told_where_it_is(
+    role: str,
+    allowed: bool,
+    sessions: dict[str, boto3.Session],
+    settings: dict[str, str],
+    table: list[tuple[str, str, str]],
+) -> None:
+    eks = sessions[role].client("eks")
+    denied = is_denied(lambda: eks.describe_cluster(name=settings["CLUSTER_NAME"]))
+    table.append((role, "eks describe the cluster", "denied" if denied else "allowed"))
+    assert denied != allowed
+    assert is_denied(lambda: eks.describe_cluster(name="another"))
+    assert is_denied(lambda: eks.list_clusters())
 
 
 @pytest.mark.parametrize("role", GRANTED)

@@ -19,6 +19,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::time::sleep;
+use twin::client::Twin;
 
 /// A token that was taken out of the secret is dead after this time.
 const DEAD_WITHIN: Duration = Duration::from_mins(1);
@@ -140,9 +141,38 @@ async fn a_token_may_do_what_its_entry_says() -> Result<()> {
             ensure!(code != "run_active" || !answer.text("/detail").contains(&name), "names the job: {case}");
             ensure!(status != 201 || answer.text("/submitted_by") == "writer", "{case}");
         }
+        for part in
+            ["", "/logs", "/events", "/checkpoints", "/checkpoints/latest", "/checkpoints/best", "/checkpoints/5"]
+        {
+            refuses(
+                twin,
+                &Method::GET,
+                &format!("{job}{part}"),
+                [(&writer, "scope_not_allowed"), (&elsewhere, "job_not_found")],
+            )
+            .await?;
+        }
+        for (method, part) in [(Method::POST, "/suspend"), (Method::POST, "/resume"), (Method::DELETE, "")] {
+            refuses(
+                twin,
+                &method,
+                &format!("{job}{part}"),
+                [(&reader, "scope_not_allowed"), (&elsewhere, "job_not_found")],
+            )
+            .await?;
+        }
         Ok(())
     });
     judged.await?;
+    Ok(())
+}
+
+/// Whether a route refuses these tokens, each for its reason.
+async fn refuses(twin: &Twin, method: &Method, path: &str, tokens: [(&String, &str); 2]) -> Result<()> {
+    for (token, code) in tokens {
+        let answer = twin.send(method.clone(), path, Some(token), None).await?;
+        ensure!(answer.text("/code") == code, "{method} {path}: expected {code}: {}", answer.body);
+    }
     Ok(())
 }
 
