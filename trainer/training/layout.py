@@ -11,7 +11,7 @@ FRAMEWORKS = ("hf", "nemo", "meta")
 CHECKPOINTS = "checkpoints/"
 MAX_STEP = 10**12 - 1
 
-_MARKER = re.compile(r"checkpoints/step-([0-9]{1,12})\.json")
+_MARKER = re.compile(r"checkpoints/step-([0-9]{6}|[1-9][0-9]{6,11})\.json")
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,8}")
 _SUBMISSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FILE = re.compile(rf"checkpoints/(?:checkpoint|step)-([0-9]{{1,12}})/({_SUBMISSION.pattern})-[1-9][0-9]*/.")
@@ -31,7 +31,7 @@ def marker_key(step: int) -> str:
 
 
 def parse_marker_key(key: str) -> int | None:
-    """The step, or None for any other key."""
+    """The step, or None for any other key: a step's marker has one key, that of `marker_key`."""
     match = _MARKER.fullmatch(key)
     return int(match[1]) if match else None
 

@@ -286,10 +286,12 @@ pub(crate) fn can_be_listed(text: &str) -> bool {
     !text.contains(|character: char| character.is_control() || matches!(character, '\u{fffe}' | '\u{ffff}'))
 }
 
-/// The step of a marker's key relative to the run's prefix; `None` for any other key.
+/// The step of a marker's key relative to the run's prefix; `None` for any other key. A step's marker has one key, so that
+/// an event, a listing and the index speak of the same object.
 #[must_use]
 pub fn parse_marker_key(key: &str) -> Option<Step> {
-    key.strip_prefix("checkpoints/step-")?.strip_suffix(".json")?.parse().ok()
+    let step = key.strip_prefix("checkpoints/step-")?.strip_suffix(".json")?.parse().ok()?;
+    (RunKey::Marker(step).relative() == key).then_some(step)
 }
 
 #[cfg(test)]
@@ -340,8 +342,9 @@ mod tests {
             "runs/r/framework=jax/checkpoints/step-000007.json",
             "elsewhere/r/framework=hf/checkpoints/step-000007.json",
             "runs/r/framework=hf/index/v1/checkpoints/step-000007.json",
-            "runs/framework=hf/checkpoints/step-7.json.bak",
-            "step-7.json",
+            "runs/framework=hf/checkpoints/step-000007.json.bak",
+            "runs/r/framework=hf/checkpoints/step-7.json",
+            "step-000007.json",
         ] {
             assert_eq!(of(foreign), None, "{foreign}");
         }

@@ -102,14 +102,14 @@ mod tests {
     #[test]
     fn what_cannot_be_used_says_why() {
         let newer = json!({"Records": [{"eventVersion": "3.0", "s3": {}}]});
-        let broken = json!({"Records": [record("runs/%FF/framework%3Dhf/checkpoints/step-1.json")]});
+        let broken = json!({"Records": [record("runs/%FF/framework%3Dhf/checkpoints/step-000001.json")]});
         for (event, reason) in [
             (json!({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "bucket"}), Unusable::TestEvent),
             (json!({"detail": {}}), Unusable::NotS3),
             (json!("text"), Unusable::NotS3),
             (json!({"Records": [{}]}), Unusable::NotS3),
             (newer, Unusable::Version("3.0".to_owned())),
-            (broken, Unusable::Key("runs/%FF/framework%3Dhf/checkpoints/step-1.json".to_owned())),
+            (broken, Unusable::Key("runs/%FF/framework%3Dhf/checkpoints/step-000001.json".to_owned())),
             (
                 json!({"Records": [record("runs/r/framework%3Dhf/config/run.json")]}),
                 Unusable::Foreign("runs/r/framework=hf/config/run.json".to_owned()),
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_bad_record_does_not_hide_a_good_one() {
-        let event = json!({"Records": [record("x"), record("runs/r/framework=hf/checkpoints/step-1.json")]});
+        let event = json!({"Records": [record("x"), record("runs/r/framework=hf/checkpoints/step-000001.json")]});
         let bases = ["s3://bucket/runs".parse().expect("a base")];
         assert_eq!(parse(&event, &bases).iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true]);
     }

@@ -89,9 +89,7 @@ pub async fn places(store: &Store, prefix: &RunPrefix) -> Result<Vec<Place>> {
     let markers = store.list_names(prefix.bucket(), &markers);
     let entries = store.list_names(prefix.bucket(), &entries);
     let (markers, entries) = future::try_join(markers, entries).await?;
-    // A step has one marker, whose key is padded; another key of the same step is none.
-    let is_padded = |step: Step, key: &String| prefix.key(&RunKey::Marker(step)) == *key;
-    let marked = markers.iter().filter_map(|key| prefix.marker_step(key).filter(|step| is_padded(*step, key)));
+    let marked = markers.iter().filter_map(|key| prefix.marker_step(key));
     let steps: BTreeSet<Step> = marked.chain(entries.iter().filter_map(|key| prefix.index_step(key))).collect();
     Ok(steps.into_iter().map(|step| Place { prefix: prefix.clone(), step }).collect())
 }
