@@ -16,6 +16,7 @@ import importlib
 import logging
 import os
 import sys
+import threading
 import traceback
 
 from training import last_words
@@ -24,12 +25,14 @@ from training.errors import FINISHED, PREEMPTED, STOPPED, KnownError, UserError,
 from training.job import Job, parse
 from training.place import Place
 from training.rank_log import RankLog
+from training.signals import stop_at_sigterm
 from training.storage import open_storage
 
 logger = logging.getLogger("training")
 
 
 def main() -> int:
+    stop = stop_at_sigterm()
     # One thread unless told otherwise: several processes share a machine, and results must not depend on its cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -42,10 +45,10 @@ def main() -> int:
         print(f"train.py: {error}", file=sys.stderr)  # noqa: T201
         return 1
     with RankLog(job.prefix, job.submission, place.rank) as log:
-        return attempt(job, place, log)
+        return attempt(job, place, log, stop)
 
 
-def attempt(job: Job, place: Place, log: RankLog) -> int:
+def attempt(job: Job, place: Place, log: RankLog, stop: threading.Event) -> int:
     """One attempt at the job. Returns the process's exit code."""
     ledger = Ledger(open_storage(job.prefix), job.submission, job.max_restarts)
     number = None
@@ -57,10 +60,11 @@ def attempt(job: Job, place: Place, log: RankLog) -> int:
         from training import distributed
 
         runner = importlib.import_module(f"training.{job.framework}")
-        with distributed.join(place, job.gpus_per_node, job.num_nodes) as world:
+        with distributed.join(place, job.gpus_per_node, job.num_nodes, stop) as world:
             number = ledger.meet(world, place, number)
             log.number(number)
-            finished = runner.train(job, dataclasses.replace(world, attempt=number))
+            (stopped,) = world.any(stop.is_set())  # all of them, or torchrun has told one because another failed
+            finished = not stopped and runner.train(job, dataclasses.replace(world, attempt=number))
     except Exception as error:
         message, consequence = last_words.sentence(error), is_consequence(error)
         if not isinstance(error, KnownError):

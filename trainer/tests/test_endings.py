@@ -90,6 +90,39 @@ def test_a_second_sigterm_ends_it_at_once(start, tmp_path):
     assert causes(store) == [None]
 
 
+def test_a_second_sigterm_ends_a_process_that_waits_for_another(start, tmp_path):
+    with start(tmp_path / "store", FIRST, max_steps=100_000) as pods:
+        pods.wait_for_step(3)
+        waits, stands = pods.ranks(0)
+        os.kill(stands, signal.SIGSTOP)
+        time.sleep(1)
+        os.kill(waits, signal.SIGTERM)
+        time.sleep(1)
+        assert waits in pods.ranks(0), "it has something to save"
+        os.kill(waits, signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while waits in pods.ranks(0):
+            assert time.monotonic() < deadline, "it still waits"
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("processes", "when"), [(0, "before its attempt"), (2, "before its attempt"), (2, "after")])
+def test_a_sigterm_before_training_is_no_crash(start, tmp_path, processes, when):
+    store = tmp_path / "store"
+    began = run_of(store) / "attempts" / FIRST / "1"
+    logs = tmp_path / "pods-0" / "logs-0"  # a process that has one hears signals
+    with start(store, FIRST, processes=processes) as pods:
+        deadline = time.monotonic() + 30
+        while len(list(logs.rglob("*.log"))) < (processes or 1) or (when == "after" and not began.exists()):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        pods.processes[0].send_signal(signal.SIGTERM)
+        assert pods.end() == [1 if processes else 143], pods.log
+        assert pods.steps() == []
+    assert causes(store) == ["preempted"]
+    assert {line["cause"] for line in last_words(tmp_path / "pods-0")} == {"preempted"}
+
+
 @pytest.mark.parametrize(
     ("fault", "cause", "rank", "says"),
     [

@@ -8,9 +8,9 @@ import dataclasses
 import datetime
 import logging
 import os
-import signal
 import tempfile
 import threading
+import time
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +18,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from training.errors import STOPPED, CheckpointError, KnownError, PeerLostError, UserError
+from training.errors import CheckpointError, KnownError, PeerLostError, UserError
 from training.place import Place
 
 logger = logging.getLogger(__name__)
 
 # torchrun starts the processes once every node has joined, so they differ by their imports' time only.
 MEET_WITHIN = datetime.timedelta(seconds=60)
+MEET_WITHIN_WHEN_STOPPED = datetime.timedelta(seconds=5)
+LOOK_SECONDS = 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,7 @@ class World:
 
 
 @contextlib.contextmanager
-def join(place: Place, gpus_per_node: int | None, num_nodes: int | None) -> Iterator[World]:
+def join(place: Place, gpus_per_node: int | None, num_nodes: int | None, stop: threading.Event) -> Iterator[World]:
     """Meet the other processes that torchrun started, or be the only one."""
     if not place.under_torchrun:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
@@ -112,7 +114,7 @@ def join(place: Place, gpus_per_node: int | None, num_nodes: int | None) -> Iter
         local_rank=place.local_rank,
         node=place.node,
         gpu=gpu,
-        stop=stop_at_sigterm(),
+        stop=stop,
     )
     if gpu:
         torch.cuda.set_device(world.local_rank)
@@ -123,19 +125,6 @@ def join(place: Place, gpus_per_node: int | None, num_nodes: int | None) -> Iter
     # Not after an error: the others are not coming, and to wait for them would hide it.
     if world.size > 1:
         dist.destroy_process_group()
-
-
-def stop_at_sigterm() -> threading.Event:
-    """Set at the first SIGTERM, so that the work can be saved; the second one ends the process where it is."""
-    stop = threading.Event()
-
-    def handle(*_: object) -> None:
-        if stop.is_set():
-            os._exit(STOPPED)
-        stop.set()
-
-    signal.signal(signal.SIGTERM, handle)
-    return stop
 
 
 @contextlib.contextmanager
@@ -177,11 +166,16 @@ def _meet(world: World) -> None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return  # the store is then rank 0's own, and init_process_group makes it
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    everybody = [f"train/here/{rank}" for rank in range(world.size)]
+    began = time.monotonic()
     try:
         store = dist.TCPStore(address, port, is_master=False, timeout=MEET_WITHIN, wait_for_workers=False)
-        store.set(f"train/here/{world.rank}", "")
-        store.wait([f"train/here/{rank}" for rank in range(world.size)], MEET_WITHIN)
+        store.set(everybody[world.rank], "")
+        while not store.check(everybody):
+            # Where one has failed before it came here, torchrun tells the others to stop.
+            within = MEET_WITHIN_WHEN_STOPPED if world.stop.is_set() else MEET_WITHIN
+            if time.monotonic() - began > within.seconds:
+                raise PeerLostError(f"not all {world.size} processes came within {within.seconds} s: starting again")
+            time.sleep(LOOK_SECONDS)
     except dist.DistError as error:
-        raise PeerLostError(
-            f"not all {world.size} processes came within {MEET_WITHIN.seconds} s: starting again"
-        ) from error
+        raise PeerLostError("the processes' meeting place is gone: starting again") from error
