@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from training import last_words
 from training.attempts import RefusedError
@@ -39,6 +40,8 @@ CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't 
         (StorageError("key: no"), "storage", False),
         (AccessDeniedError("key: no"), "storage", False),
         (OSError(errno.ENOSPC, "No space left on device"), "storage", False),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "storage", False),
+        (RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534"), "storage", False),
         (FileNotFoundError("some file"), "crash", False),
         (ValueError("shape"), "crash", False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "crash", False),

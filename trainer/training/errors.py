@@ -27,6 +27,8 @@ _PEER_LOST = re.compile(
     re.I | re.S,
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# What safetensors and torch's writer in C++ make of them.
+_DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded|inline_container\.cc.*unexpected pos")
 
 
 class KnownError(Exception):
@@ -79,6 +81,8 @@ def cause_of(error: BaseException) -> str:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
         return OUT_OF_MEMORY
     if isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _FULL):
+        return STORAGE
+    if _DISK_FULL.search(str(error)):
         return STORAGE
     return CRASH
 
