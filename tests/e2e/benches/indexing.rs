@@ -21,7 +21,7 @@ use axum::{
 use e2e::{World, runtime::Function};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use training_core::{layout::RunPrefix, names::Step};
+use training_core::{layout::RunPrefix, lineage::Mode, names::Step};
 use training_store::{
     Store,
     testing::{Answer, Bucket},
@@ -85,6 +85,10 @@ async fn run() -> Result<()> {
             store.lineage(&prefix).await?;
         }
         println!("| what is superseded | {count} | {} | |", row(&bucket, READS, started.elapsed()));
+        // Once, as it reads them all.
+        let started = Instant::now();
+        store.best(&prefix, "loss", Mode::Min).await?.context("no checkpoint")?;
+        println!("| best, files checked | {count} | {} | |", row(&bucket, 1, started.elapsed()));
     }
     Ok(())
 }
