@@ -3,12 +3,13 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import threading
 from unittest import mock
 
 import pytest
-from pods import FIRST, SECOND, exported, files, marker, same
+from pods import FIRST, SECOND, exported, files, marker, run_of, same
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -116,3 +117,12 @@ def test_of_a_model_in_a_bucket_only_what_is_needed_is_brought(tmp_path, model_d
 def test_a_schedule_that_cannot_be_is_a_sentence(train, given, says):
     with pytest.raises(UserError, match=f"^lr_scheduler_type does not go with lr_scheduler_kwargs: .*{says}"):
         train("hf", max_steps=1, **given)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_tensorboard_gets_the_numbers_of_each_logged_step(train, tmp_path, framework):
+    train(framework, max_steps=3, logging_steps=2, eval_steps=2, report_to="tensorboard")
+    (path,) = (run_of(tmp_path / "store", framework) / "logs" / FIRST / "tensorboard").iterdir()
+    body = path.read_bytes()
+    numbers = ("eval_loss", "loss", "learning_rate", "tokens_per_second")
+    assert [len(re.findall(rf"(?<!eval_){number}".encode(), body)) for number in numbers] == [2, 3, 3, 3]

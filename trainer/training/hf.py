@@ -75,7 +75,7 @@ def train(job: Job, world: World) -> bool:
             reached = trainer.state.global_step
         else:
             steps.reached_before(reached, start.metrics if start else {})
-        progress.finish()
+        steps.finish()
 
         if reached < total:
             return False
@@ -161,7 +161,7 @@ class AfterStep(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         state.epoch = self.order.epochs(state.global_step)
-        then = self.steps.after(state.global_step, self.trainer.step_loss, self.trainer.tokens)
+        then = self.steps.after(state.global_step, self.trainer.step_loss, self.trainer.tokens, kwargs["optimizer"])
         if then.evaluate:
             batches = data.evaluation_batches(self.trainer.train_dataset, self.order, self.trainer.data_collator)
             self.steps.evaluated(state.global_step, *model.evaluate(self.trainer.model, batches, args.device))

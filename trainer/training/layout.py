@@ -88,6 +88,10 @@ def log_key(submission: str, attempt: int, rank: int, part: int = 0) -> str:
     return f"logs/{submission}/attempt-{attempt}/rank-{rank}.log" + (f".{part:06d}" if part else "")
 
 
+def tensorboard_prefix(submission: str) -> str:
+    return f"logs/{submission}/tensorboard/"
+
+
 def model_prefix(submission: str) -> str:
     return f"model/{submission}/"
 

@@ -77,7 +77,7 @@ def train(job: Job, world: World) -> bool:
             for step in range(reached + 1, total + 1):
                 training.step([next(batches) for _ in range(settings.gradient_accumulation)])
                 reached = step
-                then = steps.after(step, training.step_loss, training.tokens)
+                then = steps.after(step, training.step_loss, training.tokens, training.optimizer)
                 if then.evaluate:
                     held_out = data.evaluation_batches(texts, order, collator)
                     steps.evaluated(step, *model.evaluate(network, held_out, training.device))
@@ -90,7 +90,7 @@ def train(job: Job, world: World) -> bool:
             checkpoints.finish()
         else:
             steps.reached_before(reached, start.metrics if start else {})
-        progress.finish()
+        steps.finish()
 
         if reached < total:
             return False

@@ -78,7 +78,7 @@ def train(job: Job, world: World) -> bool:
             reached = trainer.global_step
         else:
             steps.reached_before(reached, start.metrics if start else {})
-        progress.finish()
+        steps.finish()
 
         if reached < total:
             return False
@@ -200,7 +200,7 @@ class AfterStep(pl.Callback):
         if (batch_idx + 1) % self.steps.settings.gradient_accumulation:
             return
         step = trainer.global_step
-        then = self.steps.after(step, pl_module.step_loss, pl_module.tokens)
+        then = self.steps.after(step, pl_module.step_loss, pl_module.tokens, trainer.optimizers[0])
         if then.evaluate:
             with trainer.precision_plugin.val_step_context():
                 self.steps.evaluated(

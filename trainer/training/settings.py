@@ -14,6 +14,7 @@ from training.errors import UserError
 
 ALIASES = {"gradient_accumulation_steps": "gradient_accumulation"}
 PRECISIONS = ("fp32", "bf16", "fp16")
+REPORTS = ("none", "tensorboard")
 SCHEDULERS = ("linear", "cosine", "constant")
 ALONE = {"sharded": "nemo"}  # settings of one framework, and which
 EXTRA = "training_arguments"  # is no name of a setting, but where hf's own ones are kept
@@ -47,6 +48,7 @@ class Settings:
     logging_steps: int = 10
     eval_steps: int | None = None  # no evaluation when not given
     save_steps: int = 500
+    report_to: str | None = None  # tensorboard: event files beside the logs
     keep_last: int | None = None  # checkpoints of this submission; all of them when not given
     training_arguments: dict[str, typing.Any] = dataclasses.field(default_factory=dict)  # of hf, by transformers' name
 
@@ -69,6 +71,7 @@ class Settings:
             raise UserError(f"seed must be below 2^32, not {self.seed}")
         self._one_of("precision", PRECISIONS)
         self._one_of("scheduler", SCHEDULERS)
+        self._one_of("report_to", REPORTS)
         if self.sharded and self.precision == "fp16":
             raise UserError("precision fp16 does not go with sharded: bf16 and fp32 do")
         if not self.dataset_text_field:

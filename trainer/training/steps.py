@@ -13,8 +13,12 @@ from pathlib import Path
 
 from training.checkpoint import Checkpoints
 from training.distributed import World
+from training.events import Events
 from training.progress import Progress
 from training.settings import Settings
+
+if typing.TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +48,18 @@ class Steps:
         self.progress = progress
         self.total = total
         self.directory = directory
+        self.events: Events | None = None
+        if settings.report_to == "tensorboard" and world.rank == 0:
+            self.events = Events(progress.storage, progress.submission, world.attempt, directory / "events")
         self.first = True
         self.metrics: dict[str, float | None] = {}  # of the last step that was asked for its own
 
     def begin(self, step: int) -> None:
         self.progress.start(step)
+        if self.events:
+            self.events.start(step)
 
-    def after(self, step: int, loss: typing.Any, tokens: typing.Any) -> Next:
+    def after(self, step: int, loss: typing.Any, tokens: typing.Any, optimizer: "torch.optim.Optimizer") -> Next:
         """Together. `loss` is this process's share in the mean over all, `tokens` are those of it since it began.
 
         Both may be numbers on a GPU, for which nobody waits when nobody asks.
@@ -70,6 +79,8 @@ class Steps:
             self.metrics = {"loss": sum_of_losses / self.world.size}
             if log:
                 logger.info("step %d/%d loss %.4f", step, self.total, self.metrics["loss"])
+                if self.events:
+                    self.events.step(step, self.metrics["loss"], optimizer.param_groups[0]["lr"], all_tokens)
             if report and self.world.rank == 0:
                 self.progress.report(step, self.metrics["loss"], all_tokens)
         if self.first and self.world.local_rank == 0:
@@ -83,9 +94,17 @@ class Steps:
         loss, tokens = self.world.total([loss, tokens])
         self.metrics = self.metrics | {"eval_loss": loss / tokens if tokens else math.nan}
         logger.info("step %d/%d eval_loss %.4f", step, self.total, self.metrics["eval_loss"])
+        if self.events:
+            self.events.add(step, {"eval_loss": self.metrics["eval_loss"]})
 
     def reached_before(self, step: int, metrics: Mapping[str, typing.Any]) -> None:
         """Tell that there is nothing to train."""
         logger.info("step %d of %d was reached before", step, self.total)
         if self.world.rank == 0:
             self.progress.report(step, metrics.get("loss"), 0.0)
+
+    def finish(self) -> None:
+        """Wait for what is still being told."""
+        self.progress.finish()
+        if self.events:
+            self.events.finish()

@@ -24,7 +24,7 @@ ALIASES = {
 
 # What would go past the platform, by the reason.
 _OWNED = {
-    "where it writes is the platform's": "output_dir report_to run_name project log_on_each_node",
+    "where it writes is the platform's": "output_dir run_name project log_on_each_node",
     "when it saves is decided by save_steps": "save_strategy save_only_model save_on_each_node enable_jit_checkpoint",
     "when it logs is decided by logging_steps": """
         logging_strategy logging_first_step logging_nan_inf_filter disable_tqdm""",
