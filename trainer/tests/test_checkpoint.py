@@ -92,6 +92,13 @@ def test_saving_writes_files_and_a_marker_of_them(checkpoints, storage, tmp_path
     }
 
 
+def test_more_files_than_a_marker_can_list_are_refused(checkpoints, storage, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.checkpoint.MAX_BYTES", 100)
+    with pytest.raises(UserError, match="a checkpoint of 2 files is more than a marker can list"):
+        save(checkpoints(MINE), tmp_path, 1)
+    assert storage.list("checkpoints/step-") == []
+
+
 def test_a_loss_that_is_no_number_is_null(checkpoints, storage, tmp_path):
     one = checkpoints(MINE)
     save(one, tmp_path, 1, loss=float("nan"))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from training import layout
 from training.errors import StorageError, UserError
-from training.marker import File, Marker, parse
+from training.marker import MAX_BYTES, File, Marker, parse
 from training.owner import Owner
 from training.storage import Entry, Storage
 
@@ -277,6 +277,9 @@ class Checkpoints:
 
     def _write_marker(self, marker: Marker, replaced: bytes | None) -> None:
         key, body = layout.marker_key(marker.step), marker.dump()
+        if len(body) > MAX_BYTES:
+            files = len(marker.files or ())
+            raise UserError(f"a checkpoint of {files} files is more than a marker can list: train with fewer processes")
         try:
             if replaced is None:
                 self.storage.write(key, body, only_if_absent=True)
