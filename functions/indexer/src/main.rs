@@ -11,6 +11,7 @@ use training_store::Store;
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
 const CALL_WITHIN: Duration = Duration::from_secs(15);
 
+// Lambda sends one request at a time: more threads would only cost at a cold start.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();

@@ -15,6 +15,7 @@ use training_core::settings::Settings;
 use training_http::token::TokenCheck;
 use training_store::Store;
 
+// Lambda sends one request at a time: more threads would only cost at a cold start.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
