@@ -41,6 +41,15 @@ def of_size(value):
     return "read"
 
 
+def repeats(value):
+    body = value["head"] + value["open"] * value["times"] + value["close"] * value["times"] + value["tail"]
+    try:
+        marker.parse(body.encode())
+    except ValueError:
+        return reject_text({"text": body})
+    return "read"
+
+
 def complete(value):
     listing = [
         Entry(key=f"checkpoints/{file['path']}", size=file["size"], etag=file["etag"]) for file in value["listing"]
@@ -65,6 +74,7 @@ OPERATIONS = {
         "reject": reject,
         "reject_text": reject_text,
         "of_size": of_size,
+        "repeats": repeats,
         "complete": complete,
     },
 }

@@ -15,8 +15,10 @@ from training.storage import Entry
 
 LAYOUT = 1
 MAX_BYTES = 2 * 1024 * 1024  # of a marker; ten thousand files take some 1.5 MB
+MAX_DEPTH = 64  # objects and lists in each other, the marker itself counted
 MAX_PATH_BYTES = 1024 - len(layout.CHECKPOINTS)  # longer ones are in no key of S3
 
+_TEXT_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 # S3 answers lists as XML, which cannot hold these; and halves of characters have no UTF-8.
 _UNLISTED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -65,9 +67,11 @@ def parse(body: bytes) -> Marker:
     """Raises ValueError that names the field at fault. Fields of later releases are ignored."""
     if len(body) > MAX_BYTES:
         raise ValueError(f"too large: it has {len(body)} bytes, and at most {MAX_BYTES} are read")
+    if depth(body) > MAX_DEPTH:
+        raise ValueError(f"JSON nested deeper than {MAX_DEPTH} levels")
     try:
         value = json.loads(body.decode(), parse_constant=no_number, parse_int=whole_number)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"JSON cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise ValueError("JSON of another kind than an object")
@@ -96,6 +100,19 @@ def parse(body: bytes) -> Marker:
         metrics=field("metrics", are_metrics) or {},
         metadata=field("metadata", lambda metadata: isinstance(metadata, dict)) or {},
     )
+
+
+def depth(body: bytes) -> int:
+    """How deep objects and lists nest in a JSON text; brackets in texts do not count."""
+    deepest = level = 0
+    for found in _TEXT_OR_BRACKET.finditer(body):
+        match found[0]:
+            case b"[" | b"{":
+                level += 1
+                deepest = max(deepest, level)
+            case b"]" | b"}":
+                level = max(level - 1, 0)
+    return deepest
 
 
 def no_number(text: str) -> typing.Any:
@@ -133,7 +150,7 @@ def are_metrics(value: typing.Any) -> bool:
     """What can be written again as JSON."""
     try:
         return isinstance(value, dict) and bool(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
 
 

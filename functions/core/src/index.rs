@@ -105,6 +105,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn whatever_metrics_a_marker_has_its_entry_can_be_read_again() {
+        let prefix = "s3://bucket/runs/r/framework=hf".parse().expect("a prefix");
+        let nested = |levels| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        let mut entries = 0;
+        for levels in 1..130 {
+            // The second one is a text to all but serde_json, which reads it as what it says.
+            let raw = format!(r#"{{"$serde_json::private::RawValue":"{}"}}"#, nested(levels));
+            for metric in [nested(levels), raw] {
+                let body = format!(r#"{{"framework":"hf","step":5,"saved_at":1.5,"metrics":{{"x":{metric}}}}}"#);
+                let Ok(marker) = Marker::parse(body.as_bytes()) else { continue };
+                let entry = IndexEntry::new(&prefix, &marker, "\"e\"".to_owned(), &[]);
+                assert_eq!(IndexEntry::parse(&entry.to_body()).ok(), Some(entry), "{levels} levels");
+                entries += 1;
+            }
+        }
+        assert!(entries > 100, "{entries}");
+    }
+
+    #[test]
     fn an_entry_survives_its_own_format_and_refuses_a_newer_one() {
         let prefix = "s3://bucket/runs/r/framework=hf".parse().expect("a prefix");
         let body = br#"{"framework":"hf","step":5,"saved_at":1.5,"files":[{"path":"c/a","size":2},{"path":"c/b","size":3}],"metrics":{"loss":2.25}}"#;

@@ -20,6 +20,9 @@ use crate::{
 /// Largest marker, in bytes: ten thousand files take some 1.5 MB. The indexer has 128 MiB and holds a marker, what it
 /// says and a listing at once; one that ends it would do so again at each delivery.
 pub const MAX_BYTES: usize = 2 * 1024 * 1024;
+/// Levels of objects and lists in each other in a marker at most, itself counted: an index entry nests as its metrics do,
+/// and parsers have limits.
+const MAX_DEPTH: usize = 64;
 /// The newest layout that this release reads.
 const LAYOUT: u64 = 1;
 /// Longest path of a file: longer ones are in no key of S3, whatever the run.
@@ -89,6 +92,9 @@ pub enum MarkerError {
     /// Larger than any marker.
     #[error("is larger than {MAX_BYTES} bytes")]
     TooLarge,
+    /// Nested deeper than any marker.
+    #[error("is nested deeper than {MAX_DEPTH} levels")]
+    TooDeep,
     /// Not a JSON object.
     #[error("is not a JSON object")]
     Json,
@@ -116,6 +122,9 @@ impl Marker {
     pub fn parse(body: &[u8]) -> Result<Self, MarkerError> {
         if body.len() > MAX_BYTES {
             return Err(MarkerError::TooLarge);
+        }
+        if is_too_deep(body) {
+            return Err(MarkerError::TooDeep);
         }
         let fields = Fields::parse(body).ok_or(MarkerError::Json)?;
         if fields.get("layout")?.is_some_and(|layout: u64| layout == 0 || layout > LAYOUT) {
@@ -240,6 +249,22 @@ impl<'de: 'a, 'a> Visitor<'de> for FieldsVisitor<'a> {
     }
 }
 
+/// Whether objects and lists nest deeper than in any marker; brackets in texts do not count.
+fn is_too_deep(json: &[u8]) -> bool {
+    let (mut depth, mut is_text, mut is_escaped) = (0_usize, false, false);
+    json.iter().any(|byte| {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_text,
+            b'"' => is_text = !is_text,
+            b'[' | b'{' if !is_text => depth += 1,
+            b']' | b'}' if !is_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth > MAX_DEPTH
+    })
+}
+
 fn required<T>(value: Option<T>, field: &'static str) -> Result<T, MarkerError> {
     value.ok_or(MarkerError::Field(field))
 }
@@ -275,7 +300,12 @@ fn parse_metrics(fields: &Fields<'_>) -> Option<Map<String, Value>> {
         }
         let value: Value = serde_json::from_str(value.get()).ok()?;
         // As it will be written, with a comma.
-        let Some(left) = room.checked_sub(format!("{}:{value},", Value::from(name.as_str())).len()) else { break };
+        let written = format!("{}:{value},", Value::from(name.as_str()));
+        // A text becomes what it says where an object has the one field by which serde_json knows its own raw values.
+        if is_too_deep(written.as_bytes()) {
+            return None;
+        }
+        let Some(left) = room.checked_sub(written.len()) else { break };
         room = left;
         metrics.insert(name.clone(), value);
     }

@@ -107,7 +107,7 @@ fn reject(input: &Value) -> Value {
 fn reject_text(input: &Value) -> Value {
     match Marker::parse(text(input, "text").as_bytes()) {
         Err(MarkerError::Field(field)) => field.into(),
-        Err(MarkerError::Json) => "JSON".into(),
+        Err(MarkerError::Json | MarkerError::TooDeep) => "JSON".into(),
         other => panic!("not refused for what it says: {other:?}"),
     }
 }
@@ -121,6 +121,14 @@ fn of_size(input: &Value) -> Value {
         Err(MarkerError::TooLarge) => "too large".into(),
         Err(other) => panic!("not refused for its size: {other:?}"),
     }
+}
+
+/// A marker that has a part many times, and what closes it as often.
+fn repeats(input: &Value) -> Value {
+    let times = usize::try_from(number(input, "times")).expect("a length");
+    let [open, close] = ["open", "close"].map(|part| text(input, part).repeat(times));
+    let body = format!("{}{open}{close}{}", text(input, "head"), text(input, "tail"));
+    if Marker::parse(body.as_bytes()).is_ok() { "read".into() } else { reject_text(&json!({"text": body})) }
 }
 
 fn complete(input: &Value) -> Value {
@@ -156,6 +164,7 @@ fn markers_are_read_as_the_trainer_writes_them() {
             ("reject", reject),
             ("reject_text", reject_text),
             ("of_size", of_size),
+            ("repeats", repeats),
             ("complete", complete),
         ],
     );

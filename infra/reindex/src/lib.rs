@@ -185,7 +185,7 @@ impl fmt::Display for Difference {
 mod tests {
     use super::*;
     use serde_json::json;
-    use training_store::testing::{Bucket, Treatment};
+    use training_store::testing::{Bucket, ETAG, Treatment};
 
     const RUN: &str = "runs/team/r/framework=hf";
 
@@ -264,6 +264,30 @@ mod tests {
             objects.into_iter().filter(|(key, _)| !key.contains("/index/v1/9")).collect::<Vec<_>>()
         };
         assert_eq!(others(bucket.objects("")), others(before), "nothing but entries is written");
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_cannot_be_read_is_repaired_even_where_it_is_what_its_marker_says() {
+        let (marker_key, marker) = marker(1);
+        let bucket = Bucket::holding([(marker_key.clone(), marker.clone())]);
+        let step = Step::new(1).expect("a step");
+        bucket.store().index(&prefix(), step).await.expect("indexed");
+        let entry = bucket.body(&entry_key(1)).expect("an entry");
+        // As releases wrote it that took any depth.
+        let metrics = format!(r#""metrics":{{"x":{}{}}}"#, "[".repeat(126), "]".repeat(126));
+        let deep_entry = entry.replace(r#""metrics":{}"#, &metrics);
+        let deep_marker = format!("{{{metrics},{}", marker.trim_start_matches('{'));
+        for (case, marker, difference) in
+            [("the marker too", &deep_marker, "orphaned"), ("not the marker", &marker, "stale")]
+        {
+            bucket.write(&marker_key, marker);
+            let etag = |etag: &str| serde_json::to_string(etag).expect("a text");
+            let its_own = etag(&bucket.etag(&marker_key).expect("a marker"));
+            bucket.write(&entry_key(1), &deep_entry.replace(&etag(ETAG), &its_own));
+            assert!(bucket.store().index_page(&prefix(), 5, None).await.is_err(), "{case}");
+            assert_eq!(run(&bucket, true).await, [(1, difference.to_owned(), true)], "{case}");
+            bucket.store().index_page(&prefix(), 5, None).await.expect("an index");
+        }
     }
 
     #[tokio::test]
