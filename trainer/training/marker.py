@@ -122,8 +122,8 @@ def no_number(text: str) -> typing.Any:
 
 def whole_number(text: str) -> int | float:
     """As the control plane reads it: what does not fit into 64 bits, and minus nought, is a float."""
-    number = int(text)
-    return number if -(2**63) <= number < 2**64 and text != "-0" else float(text)
+    fits = len(text) <= 20 and text != "-0" and -(2**63) <= int(text) < 2**64
+    return int(text) if fits else float(text)
 
 
 def whole(value: typing.Any) -> bool:
