@@ -101,4 +101,9 @@ def start_logging(place: Place) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code:
+        # Now, or Python would wait for uploads that are under way for nothing, and with it the other processes.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -50,6 +50,9 @@ class MortalStorage:
     def replace(self, key, old, new):
         return self._call("replace", key, lambda: self.inner.replace(key, old, new))
 
+    def remove(self, key, old):
+        return self._call("remove", key, lambda: self.inner.remove(key, old))
+
     def upload(self, source, key):
         return self._call("upload", key, lambda: self.inner.upload(source, key))
 

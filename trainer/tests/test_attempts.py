@@ -95,7 +95,7 @@ def test_starts_are_counted_also_beyond_nine(storage):
 def test_of_two_first_processes_each_gets_its_own_number(storage):
     numbers = []
     threads = [
-        threading.Thread(target=lambda pod=pod: numbers.append(ledger(storage)._claim(1, f"pod-{pod}")))
+        threading.Thread(target=lambda pod=pod: numbers.append(ledger(storage)._claim(1, place(f"pod-{pod}"))))
         for pod in range(8)
     ]
     for thread in threads:
@@ -231,6 +231,23 @@ def test_a_pod_that_was_replaced_begins_nothing(storage):
         ledger(storage).start(place("pod-0", nodes=2))
     assert entries(storage) == [(1, "preempted"), (2, None)]
     assert ledger(storage).start(place("pod-0", nodes=2, uid=False)) == 3, "a host may get the job back"
+
+
+def test_a_pod_that_is_replaced_while_it_claims_begins_nothing(storage, monkeypatch):
+    begin(storage, "pod-0")
+    write, on_the_way = storage.write, []
+
+    def slow(key, body, **condition):
+        if condition and not on_the_way:
+            on_the_way.append(key)
+            assert begin(storage, "pod-9") == 2
+        write(key, body, **condition)
+
+    monkeypatch.setattr(storage, "write", slow)
+    with pytest.raises(SupersededError, match="pod pod-0 was replaced by pod pod-9"):
+        ledger(storage).start(place("pod-0"))
+    assert entries(storage) == [(1, "crash"), (2, None)]
+    assert begin(storage, "pod-9") == 3
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"cause": "luck", "pods": [], "started_at": 1}'])

@@ -13,7 +13,7 @@ from training.checkpoint import Checkpoints
 from training.distributed import World
 from training.errors import SupersededError, UserError
 from training.marker import parse
-from training.storage import Folder
+from training.storage import Folder, WithheldError
 
 OLD, OTHER, MINE = (f"0198000{number}-0000-7000-8000-000000000000" for number in (1, 2, 3))
 
@@ -424,6 +424,38 @@ def test_keeping_the_last_ones_removes_only_ones_own(checkpoints, storage, tmp_p
     folders = {entry.key.split("/")[1] for entry in storage.list("checkpoints/checkpoint-")}
     assert markers == [1, 2, 5, 6]
     assert folders == {"checkpoint-1", "checkpoint-2", "checkpoint-5", "checkpoint-6"}
+
+
+def test_keeping_the_last_ones_removes_no_marker_that_another_has_put_there(
+    checkpoints, storage, tmp_path, monkeypatch
+):
+    trained(checkpoints, tmp_path, MINE, 10)
+    one = checkpoints(MINE, keep_last=1)
+    one.choose(False)
+    check = one.owner.check
+
+    def slow():
+        check()
+        trained(checkpoints, tmp_path, OTHER, 10)  # which has taken the run over
+
+    monkeypatch.setattr(one.owner, "check", slow)
+    save(one, tmp_path, 20)
+    assert parse(storage.read(layout.marker_key(10))).submission == OTHER
+    assert start(checkpoints, OTHER, resume=False) == (OTHER, 10)
+
+
+def test_a_marker_that_nobody_is_given_is_passed_over(checkpoints, storage, tmp_path, monkeypatch, caplog):
+    trained(checkpoints, tmp_path, MINE, 10, 20)
+    read = storage.read
+
+    def archived(key):
+        if key == layout.marker_key(20):
+            raise WithheldError(f"{key}: it is archived")
+        return read(key)
+
+    monkeypatch.setattr(storage, "read", archived)
+    assert start(checkpoints, MINE, resume=False) == (MINE, 10)
+    assert "step-000020.json is not a marker" in caplog.text
 
 
 def test_a_torn_one_takes_no_good_ones_place(checkpoints, storage, tmp_path):

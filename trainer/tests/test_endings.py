@@ -146,6 +146,15 @@ def test_the_process_that_fails_says_why_and_the_other_that_it_only_follows(star
     assert says.partition(";")[0] in log(store, 1, rank)
 
 
+def test_a_process_that_fails_waits_for_no_upload(start, tmp_path):
+    with start(tmp_path / "store", FIRST, framework="meta", save_steps=3, **faulty(error_at=5, slow=60)) as pods:
+        pods.wait_for_step(3)
+        began = time.monotonic()
+        assert pods.end() == [1], pods.log
+        assert time.monotonic() - began < 30
+    assert "the code is wrong" in last_words(tmp_path / "pods-0")[0]["message"]
+
+
 def test_a_part_of_a_checkpoint_that_cannot_be_written_is_told_with_its_process(start, tmp_path):
     store = tmp_path / "store"
     with start(store, FIRST, framework="meta", max_steps=20, **faulty(disk_full=True, rank=1)) as pods:

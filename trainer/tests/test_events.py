@@ -73,3 +73,12 @@ def test_what_cannot_be_written_fails_nothing(begin, tmp_path, caplog):
     written.step(1, 1.0, 0.1, 1.0)
     written.finish()
     assert "events could not be written" in caplog.text
+
+
+def test_a_disk_that_takes_no_more_fails_nothing(begin, tmp_path, caplog):
+    written = begin(1)
+    (tmp_path / "node-1").write_text("in the way")
+    for step in (1, 2):
+        written.step(step, 1.0, 0.1, 1.0)
+    written.finish()
+    assert caplog.text.count("events could not be written, and there are no more of them") == 1

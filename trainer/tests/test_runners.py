@@ -1,5 +1,7 @@
 """What the three runners do alike, one process each, without torchrun."""
 
+import functools
+import http.server
 import importlib
 import json
 import os
@@ -8,6 +10,7 @@ import shutil
 import threading
 from unittest import mock
 
+import huggingface_hub
 import pytest
 from pods import FIRST, SECOND, exported, files, marker, run_of, same
 from safetensors.torch import load_file
@@ -15,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from training import job, model
 from training.distributed import World
-from training.errors import CheckpointError, UserError, cause_of
+from training.errors import CheckpointError, StorageError, UserError, cause_of
 from training.layout import FRAMEWORKS
 
 ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
@@ -105,6 +108,32 @@ def test_of_a_model_in_a_bucket_only_what_is_needed_is_brought(tmp_path, model_d
     assert files(tmp_path / "config") == {"config.json"}
     model.locate(f"file://{model_dir}/tiny", tmp_path / "all")
     assert files(tmp_path / "all") == files(model_dir / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(401, UserError), (404, UserError), (429, StorageError), (500, StorageError), (503, StorageError)],
+)
+def test_a_hub_that_has_no_answer_now_is_no_fault_of_the_users(tmp_path, monkeypatch, status, kind):
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+
+        do_HEAD = do_GET  # noqa: N815
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Hub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        asked = functools.partial(huggingface_hub.snapshot_download, endpoint=f"http://127.0.0.1:{hub.server_port}")
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", asked)
+        with pytest.raises(
+            kind, match=r"^MODEL_ID team/model is no folder under MODEL_DIR, and the hub does not give it"
+        ):
+            model.locate("team/model", tmp_path)
+        hub.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """One contract, two kinds of storage."""
 
+import os
+import shutil
+import tempfile
 import threading
 
 import boto3
@@ -53,6 +56,15 @@ def test_who_replaces_must_know_what_is_there(storage):
     with pytest.raises(FileExistsError):
         storage.replace("none", b"", b"three")
     assert keys(storage) == ["marker"]
+
+
+def test_who_removes_must_know_what_is_there(storage):
+    storage.write("marker", b"one")
+    storage.remove("marker", b"another")
+    storage.remove("none", b"")
+    assert keys(storage) == ["marker"]
+    storage.remove("marker", b"one")
+    assert keys(storage) == []
 
 
 def test_files_travel_both_ways(storage, tmp_path):
@@ -145,6 +157,26 @@ def test_a_file_that_is_being_written_is_not_there(tmp_path):
     with storage._part(tmp_path / "checkpoints" / "a") as part:
         part.write_bytes(b"half")
         assert storage.list("") == []
+
+
+def test_what_another_process_deletes_meanwhile_is_no_error(tmp_path, monkeypatch):
+    storage = Folder(tmp_path / "run")
+    storage.write("folder/there", b"")
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda top: [(folder, [], [*names, "gone"]) for folder, _, names in walk(top)])
+    assert keys(storage) == ["folder/there"]
+
+    make, deletions = tempfile.mkstemp, [["folder/there"], ["folder/again"]]
+
+    def racing(**where):
+        if deletions:
+            storage.delete(deletions.pop())
+            shutil.rmtree(where["dir"], ignore_errors=True)
+        return make(**where)
+
+    monkeypatch.setattr(tempfile, "mkstemp", racing)
+    storage.write("folder/again", b"body")
+    assert storage.read("folder/again") == b"body"
 
 
 @pytest.mark.parametrize("uri", ["s3://", "file://relative", "http://host/x", "/path", "bucket/key"])

@@ -230,6 +230,19 @@ def test_an_object_that_may_not_be_deleted_is_not_tried_again(bucket):
     assert bucket.wire.count("DeleteObjects") == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        b"<Error><Code>InvalidObjectState</Code><Message>archived</Message></Error>",
+        b"<Error><Code>InvalidRequest</Code><Message>stored using a form of Server Side Encryption</Message></Error>",
+    ],
+)
+def test_what_nobody_is_given_is_told_from_what_fails(bucket, error):
+    bucket.wire.faults = [("GetObject", answer(400, error))]
+    with pytest.raises(storages.WithheldError):
+        bucket.read("there")
+
+
 def test_what_is_refused_is_not_tried_again(bucket):
     bucket.wire.faults = [("GetObject", answer(403, b"<Error><Code>AccessDenied</Code></Error>"))]
     with pytest.raises(AccessDeniedError):

@@ -67,8 +67,8 @@ class Ledger:
         """
         Owner(self.storage, self.submission).check()
         attempts = self.read()
-        if place.rank == 0 and place.pod_has_uid:
-            self._check_place(place.pod, attempts)
+        if place.rank == 0:
+            self._check_place(place, attempts)
         if place.rank > 0:
             self._check(attempts)  # rank 0 does what has to be written
             return None
@@ -82,16 +82,16 @@ class Ledger:
         number = attempts[-1].attempt + 1 if attempts else 1
         if self.doubtful:
             number = self.doubtful.attempt + 1
-        return self._claim(number, place.pod)
+        return self._claim(number, place)
 
-    def _check_place(self, pod: str, attempts: list[Attempt]) -> None:
+    def _check_place(self, place: Place, attempts: list[Attempt]) -> None:
         """Raises SupersededError in a pod that the cluster has replaced: its attempt would end the one that goes on.
 
         That happens on a node that was cut off, whose kubelet starts containers again without asking anybody.
         """
         first = [attempt.pods[0] for attempt in attempts if attempt.pods]
-        if pod in first and first[-1] != pod:
-            raise SupersededError(f"pod {pod} was replaced by pod {first[-1]}: it starts nothing more")
+        if place.pod_has_uid and place.pod in first and first[-1] != place.pod:
+            raise SupersededError(f"pod {place.pod} was replaced by pod {first[-1]}: it starts nothing more")
 
     def meet(self, world: "World", place: Place, number: int | None) -> int:
         """Everybody learns rank 0's number, which gets all pods' UIDs; together. Raises RefusedError."""
@@ -138,9 +138,9 @@ class Ledger:
                 + (f": {failed[-1].message}" if failed[-1].message else ""),
             )
 
-    def _claim(self, number: int, pod: str) -> int:
+    def _claim(self, number: int, place: Place) -> int:
         while True:
-            attempt = Attempt(attempt=number, pods=(pod,), started_at=time.time())
+            attempt = Attempt(attempt=number, pods=(place.pod,), started_at=time.time())
             key, body = layout.attempt_key(self.submission, number), attempt.dump()
             try:
                 self.storage.write(key, body, only_if_absent=True)
@@ -149,6 +149,7 @@ class Ledger:
                 # A retry after a lost answer finds what its first try wrote. Anything else is another pod's.
                 if self.storage.read(key) == body:
                     return number
+                self._check_place(place, self.read())
                 number += 1
 
     # === ending ===

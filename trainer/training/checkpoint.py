@@ -23,7 +23,7 @@ from training import layout
 from training.errors import StorageError, UserError
 from training.marker import MAX_BYTES, File, Marker, parse
 from training.owner import Owner
-from training.storage import Entry, Storage
+from training.storage import Entry, Storage, WithheldError
 
 if typing.TYPE_CHECKING:
     from training.distributed import World
@@ -143,7 +143,7 @@ class Checkpoints:
                     raise ValueError("its content contradicts its key")
             except FileNotFoundError:
                 return None  # deleted since it was listed
-            except ValueError as error:
+            except (ValueError, WithheldError) as error:
                 logger.warning("%s is not a marker: %s", key, error)
                 return None
             return marker
@@ -260,17 +260,22 @@ class Checkpoints:
         )
         # A higher step is one that could not be gone on from: it takes no good one's place.
         reached = sorted(step for step in {*self.own, saving.step} if step <= saving.step)
-        leaving = {step: self._files(step) for step in (reached[: -self.keep_last] if self.keep_last else [])}
+        leaving = {
+            step: (self._read_if_there(layout.marker_key(step)), self._files(step))
+            for step in (reached[: -self.keep_last] if self.keep_last else [])
+        }
         replaced, unfinished = self._read_if_there(layout.marker_key(saving.step)), self._still_unfinished()
 
-        # All that goes away was seen before this check, so that nothing of a newer submission or attempt is in it.
+        # All that goes away was seen before this check, so that nothing of a newer submission or attempt is in it. What
+        # they write under the same keys until it goes is told by its content.
         self.owner.check()
         self._write_marker(marker, replaced)
         logger.info("saved step %d: %d files, %d bytes", saving.step, len(uploaded), sum(uploaded.values()))
         self.storage.delete([*(key for key in there if key not in uploaded), *unfinished])
-        for step, files in leaving.items():
+        for step, (old, files) in leaving.items():
             # The marker first: without its files it would promise what is not there.
-            self.storage.delete([layout.marker_key(step)])
+            if old is not None:
+                self.storage.remove(layout.marker_key(step), old)
             self.storage.delete(entry.key for entry in files)
         self.own = (self.own | {saving.step}) - leaving.keys()
         self.unfinished = set()

@@ -166,16 +166,25 @@ def _meet(world: World) -> None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return  # the store is then rank 0's own, and init_process_group makes it
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    everybody = [f"train/here/{rank}" for rank in range(world.size)]
-    began = time.monotonic()
     try:
         store = dist.TCPStore(address, port, is_master=False, timeout=MEET_WITHIN, wait_for_workers=False)
-        store.set(everybody[world.rank], "")
-        while not store.check(everybody):
-            # Where one has failed before it came here, torchrun tells the others to stop.
-            within = MEET_WITHIN_WHEN_STOPPED if world.stop.is_set() else MEET_WITHIN
-            if time.monotonic() - began > within.seconds:
-                raise PeerLostError(f"not all {world.size} processes came within {within.seconds} s: starting again")
-            time.sleep(LOOK_SECONDS)
+        if not _all_came(store, world):
+            raise PeerLostError(f"not all {world.size} processes came in time: starting again")
     except dist.DistError as error:
         raise PeerLostError("the processes' meeting place is gone: starting again") from error
+
+
+def _all_came(store: dist.Store, world: World) -> bool:
+    """Whether all are there. Who sees it first, or waits no longer, says so for all: also for those who come later."""
+    everybody = [f"train/here/{rank}" for rank in range(world.size)]
+    store.set(everybody[world.rank], "")
+    late, stopped = time.monotonic() + MEET_WITHIN.seconds, False
+    while True:
+        if world.stop.is_set() and not stopped:
+            # Perhaps torchrun says so because one has failed before it came here.
+            late, stopped = min(late, time.monotonic() + MEET_WITHIN_WHEN_STOPPED.seconds), True
+        said = "yes" if store.check(everybody) else "no" if time.monotonic() > late else ""
+        answer = store.compare_set("train/met", "", said)
+        if answer:
+            return answer == b"yes"
+        time.sleep(LOOK_SECONDS)

@@ -22,7 +22,7 @@ STOPPED = 143
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED")
 # What gloo and NCCL say where another process has gone. They name no type either.
 _PEER_LOST = re.compile(
-    r"gloo.*(closed|reset|refused|broken pipe|timed? ?out)"
+    r"(gloo|sendBytes|recvBytes|recvValue).*(closed|reset|refused|broken pipe|timed? ?out)"
     r"|remote process exited|communicator was aborted|connection was likely closed",
     re.I | re.S,
 )

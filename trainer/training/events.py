@@ -1,14 +1,15 @@
 """TensorBoard's event files: a few numbers of each step that is logged, below logs/<submission>/tensorboard/.
 
 S3 cannot append: an object is written anew while its file grows, up to PART bytes; then they go on in the next one.
-Best effort: a run never fails, nor waits, because its events could not be written.
+Best effort: a run never fails, nor waits, because its events could not be written, on this node's disk or in storage.
 """
 
 import concurrent.futures
+import contextlib
 import logging
 import time
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from training import layout
@@ -32,12 +33,12 @@ class Events:
         self.submission = submission
         self.attempt = attempt
         self.directory = directory
-        self.directory.mkdir()
         self.uploader = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="events")
         self.pending: concurrent.futures.Future[None] | None = None
         self.uploaded = time.monotonic()
         self.parts = 0
-        self.file = self._next_part()
+        self.file: EventsWriter | None = None  # none before the first event
+        self.failed = False  # there are no more then
         self.since = (time.monotonic(), 0.0)  # time and tokens at the last step
 
     def start(self, step: int) -> None:
@@ -59,33 +60,38 @@ class Events:
 
         values = [Summary.Value(tag=name, simple_value=number) for name, number in numbers.items()]
         self._write(step, summary=Summary(value=values))
-        self.file.flush()
-        full = self._path().stat().st_size >= PART
-        idle = self.pending is None or self.pending.done()
-        if full or (idle and time.monotonic() - self.uploaded >= EVERY_SECONDS):
-            self._upload()
-        if full:
-            self.file.close()
-            self._path().unlink()
-            self.file = self._next_part()
 
     def finish(self) -> None:
         """Upload the rest, and wait for it."""
-        self.file.close()
-        self._upload()
+        with self._best_effort():
+            self._next_part()
         self.uploader.shutdown()
 
     def _write(self, step: int, **what: typing.Any) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event
 
-        self.file.write_event(Event(wall_time=time.time(), step=step, **what))
+        if self.failed:
+            return
+        with self._best_effort():
+            if not self.file:
+                self.parts += 1
+                self.directory.mkdir(exist_ok=True)
+                # TensorBoard takes the files of a folder in the order of their names, which have the time in front.
+                self.file = EventsWriter(str(self.directory / "events"), f".attempt-{self.attempt}.{self.parts:06d}")
+            self.file.write_event(Event(wall_time=time.time(), step=step, **what))
+            self.file.flush()
+            if self._path().stat().st_size >= PART:
+                self._next_part()
+            elif (not self.pending or self.pending.done()) and time.monotonic() - self.uploaded >= EVERY_SECONDS:
+                self._upload()
 
-    def _next_part(self) -> "EventsWriter":
-        from tensorboardX.event_file_writer import EventsWriter
-
-        self.parts += 1
-        # TensorBoard takes the files of a folder in the order of their names, which have the time in front.
-        return EventsWriter(str(self.directory / "events"), f".attempt-{self.attempt}.{self.parts:06d}")
+    def _next_part(self) -> None:
+        if self.file:
+            self.file.close()
+            self._upload()
+            self._path().unlink()
+            self.file = None
 
     def _path(self) -> Path:
         return Path(self.file._file_name)
@@ -97,7 +103,13 @@ class Events:
         self.pending = self.uploader.submit(self._put, key, path.read_bytes())
 
     def _put(self, key: str, body: bytes) -> None:
-        try:
+        with self._best_effort():
             self.storage.write(key, body)
+
+    @contextlib.contextmanager
+    def _best_effort(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # whatever it is, training goes on
-            logger.warning("events could not be written: %s", error)
+            self.failed = True
+            logger.warning("events could not be written, and there are no more of them: %s", error)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from training import layout
 from training.data import Batch, predicted
-from training.errors import AccessDeniedError, UserError
+from training.errors import AccessDeniedError, StorageError, UserError
 from training.storage import Storage, open_storage
 
 if typing.TYPE_CHECKING:
@@ -74,10 +74,20 @@ def from_hub(model_id: str, files: Sequence[str] | None) -> str:
     try:
         return snapshot_download(model_id, allow_patterns=list(files or NEEDED))
     except (OSError, ValueError) as error:
+        kind = StorageError if may_pass(error) else UserError
         said = str(error).splitlines()[0]
-        raise UserError(
-            f"MODEL_ID {model_id} is no folder under MODEL_DIR, and the hub does not give it: {said}"
-        ) from None
+        raise kind(f"MODEL_ID {model_id} is no folder under MODEL_DIR, and the hub does not give it: {said}") from None
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the hub could not be asked, or had no answer: another start may find it better."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    # What is not in the cache either has the reason why the hub did not give it as its cause.
+    reason = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+    if isinstance(reason, HfHubHTTPError):
+        return reason.response.status_code == 429 or reason.response.status_code >= 500
+    return reason not in (None, error) and not isinstance(reason, OfflineModeIsEnabled)
 
 
 def load(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

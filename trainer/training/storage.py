@@ -25,6 +25,10 @@ class ConflictError(StorageError):
     """Two requests with conditions met on one key."""
 
 
+class WithheldError(StorageError):
+    """The object is there, and nobody is given it as it is: it is archived, or encrypted with a key of its writer's."""
+
+
 MEANINGS = {
     "NoSuchKey": FileNotFoundError,
     "NoSuchBucket": FileNotFoundError,
@@ -33,6 +37,7 @@ MEANINGS = {
     "403": AccessDeniedError,
     "PreconditionFailed": FileExistsError,
     "ConditionalRequestConflict": ConflictError,
+    "InvalidObjectState": WithheldError,  # archived
 }
 
 
@@ -58,6 +63,9 @@ class Storage(typing.Protocol):
 
     def replace(self, key: str, old: bytes, new: bytes) -> None:
         """Raises FileExistsError when the object is not the old one, or no longer."""
+
+    def remove(self, key: str, old: bytes) -> None:
+        """Delete the object if it is the old one; if it is another one or gone, that is no error."""
 
     def upload(self, source: Path, key: str) -> None: ...
 
@@ -109,6 +117,11 @@ class Folder:
                 return self.write(key, new)
         raise FileExistsError(f"{key} is not what it was")
 
+    def remove(self, key: str, old: bytes) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if self.read(key) == old:
+                self.delete([key])
+
     def upload(self, source: Path, key: str) -> None:
         with _meanings(key), self._part(self.root / key) as part:
             shutil.copyfile(source, part)
@@ -125,7 +138,8 @@ class Folder:
             for path in (Path(folder, name) for name in names if not name.endswith(PART)):
                 key = pathlib.PurePosixPath(path.relative_to(self.root)).as_posix()
                 if key.startswith(prefix):
-                    entries.append(Entry(key=key, size=path.stat().st_size, etag=None))
+                    with _meanings(key), contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                        entries.append(Entry(key=key, size=path.stat().st_size, etag=None))
         return sorted(entries, key=lambda entry: entry.key)
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -143,11 +157,16 @@ class Folder:
 
     @contextlib.contextmanager
     def _part(self, target: Path) -> Iterator[Path]:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:  # which would mean that the object exists
-            raise NotADirectoryError(str(error)) from error
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=PART, dir=target.parent)
+        for attempt in range(TRIES):
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=PART, dir=target.parent)
+                break
+            except FileExistsError as error:  # which would mean that the object exists
+                raise NotADirectoryError(str(error)) from error
+            except FileNotFoundError:  # another process has just found the folder empty, and removed it
+                if attempt == TRIES - 1:
+                    raise
         os.close(handle)
         try:
             yield Path(name)
@@ -197,20 +216,27 @@ class Bucket:
         raise AssertionError("unreachable")
 
     def write(self, key: str, body: bytes, *, only_if_absent: bool = False) -> None:
-        self._put(key, body, {"IfNoneMatch": "*"} if only_if_absent else {})
+        condition = {"IfNoneMatch": "*"} if only_if_absent else {}
+        self._on_no_conflict(key, self.client.put_object, Body=body, **condition)
 
     def replace(self, key: str, old: bytes, new: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             body, etag = self._get(key)
             if body == old:
-                return self._put(key, new, {"IfMatch": etag})
+                return self._on_no_conflict(key, self.client.put_object, Body=new, IfMatch=etag)
         raise FileExistsError(f"{key} is not what it was")
 
-    def _put(self, key: str, body: bytes, condition: Mapping[str, str]) -> None:
+    def remove(self, key: str, old: bytes) -> None:
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            body, etag = self._get(key)
+            if body == old:
+                self._on_no_conflict(key, self.client.delete_object, IfMatch=etag)
+
+    def _on_no_conflict(self, key: str, request: typing.Callable[..., object], **arguments: object) -> None:
         for attempt in range(TRIES):
             try:
                 with _meanings(key):
-                    self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body, **condition)
+                    request(Bucket=self.bucket, Key=self.prefix + key, **arguments)
                 return
             except ConflictError:  # with another request on the same key, which may come to nothing
                 if attempt == TRIES - 1:
@@ -268,4 +294,7 @@ def _meanings(key: str) -> Iterator[None]:
         if not type(error).__module__.startswith(("boto", "s3transfer")):
             raise
         code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code", "")
-        raise MEANINGS.get(code, StorageError)(f"{key}: {error}") from error
+        kind = MEANINGS.get(code, StorageError)
+        if code == "InvalidRequest" and "Server Side Encryption" in str(error):
+            kind = WithheldError
+        raise kind(f"{key}: {error}") from error
