@@ -66,9 +66,12 @@ fn parse_record(record: &Value, bases: &[S3Uri]) -> Result<MarkerEvent, Unusable
     Ok(MarkerEvent { prefix, step })
 }
 
-/// `application/x-www-form-urlencoded`: a plus sign is a space, and only then `%XX` is decoded.
+/// `application/x-www-form-urlencoded`, as S3 writes keys in events and in listings of `encoding-type=url`: a plus sign is a
+/// space, and only then `%XX` is decoded. `None` where that is no UTF-8.
+///
 /// Source: Amazon S3 User Guide, "Event message structure".
-fn form_decode(key: &str) -> Option<Cow<'_, str>> {
+#[must_use]
+pub fn form_decode(key: &str) -> Option<Cow<'_, str>> {
     if !key.contains('+') {
         return percent_decode_str(key).decode_utf8().ok();
     }

@@ -6,9 +6,12 @@ mod indexing;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-use aws_sdk_s3::{Client, error::SdkError, primitives::ByteStream};
+use aws_sdk_s3::{
+    Client, error::SdkError, operation::list_objects_v2::builders::ListObjectsV2FluentBuilder, primitives::ByteStream,
+    types::EncodingType,
+};
 use thiserror::Error;
-use training_core::marker::File;
+use training_core::{marker::File, s3_event::form_decode};
 
 pub use index::IndexPage;
 pub use indexing::{Found, IndexingError, Look, Unusable};
@@ -181,17 +184,23 @@ impl Store {
         }
     }
 
+    /// A listing whose keys and folders come encoded: XML cannot hold every character, and a page with such a key would not
+    /// be read at all.
+    fn listing(&self, bucket: &str, prefix: &str) -> ListObjectsV2FluentBuilder {
+        self.client.list_objects_v2().bucket(bucket).prefix(prefix).encoding_type(EncodingType::Url)
+    }
+
     /// All keys directly in the folder that `prefix` lies in that begin with it.
     ///
     /// # Errors
     /// S3 cannot be reached or denies the request.
     pub async fn list_names(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, StoreError> {
-        let request = self.client.list_objects_v2().bucket(bucket).prefix(prefix).delimiter("/");
+        let request = self.listing(bucket, prefix).delimiter("/");
         let mut pages = request.into_paginator().send();
         let mut keys = Vec::new();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|error| StoreError::new("list", bucket, prefix, Box::new(error)))?;
-            keys.extend(page.contents.into_iter().flatten().filter_map(|object| object.key));
+            keys.extend(page.contents.into_iter().flatten().filter_map(|object| decoded(object.key)));
         }
         Ok(keys)
     }
@@ -201,12 +210,12 @@ impl Store {
     /// # Errors
     /// S3 cannot be reached or denies the request.
     pub async fn list_folders(&self, bucket: &str, folder: &str) -> Result<Vec<String>, StoreError> {
-        let request = self.client.list_objects_v2().bucket(bucket).prefix(folder).delimiter("/");
+        let request = self.listing(bucket, folder).delimiter("/");
         let mut pages = request.into_paginator().send();
         let mut names = Vec::new();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|error| StoreError::new("list", bucket, folder, Box::new(error)))?;
-            let prefixes = page.common_prefixes.into_iter().flatten().filter_map(|common| common.prefix);
+            let prefixes = page.common_prefixes.into_iter().flatten().filter_map(|common| decoded(common.prefix));
             names.extend(prefixes.filter_map(|prefix| Some(prefix.strip_prefix(folder)?.to_owned())));
         }
         Ok(names)
@@ -222,11 +231,11 @@ impl Store {
         prefix: &str,
         is_wanted: impl Fn(&str) -> bool,
     ) -> Result<bool, StoreError> {
-        let request = self.client.list_objects_v2().bucket(bucket).prefix(prefix).delimiter("/");
+        let request = self.listing(bucket, prefix).delimiter("/");
         let mut pages = request.into_paginator().send();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|error| StoreError::new("list", bucket, prefix, Box::new(error)))?;
-            if page.contents.into_iter().flatten().filter_map(|object| object.key).any(|key| is_wanted(&key)) {
+            if page.contents.into_iter().flatten().filter_map(|object| decoded(object.key)).any(|key| is_wanted(&key)) {
                 return Ok(true);
             }
         }
@@ -256,7 +265,7 @@ impl Store {
         prefix: &str,
         most: usize,
     ) -> Result<Vec<File>, StoreError> {
-        let request = self.client.list_objects_v2().bucket(bucket).prefix(prefix);
+        let request = self.listing(bucket, prefix);
         let mut pages = request.max_keys(i32::try_from(most).unwrap_or(i32::MAX).min(MAX_PAGE)).into_paginator().send();
         let mut files = Vec::new();
         while files.len() < most
@@ -265,7 +274,7 @@ impl Store {
             let page = page.map_err(|error| StoreError::new("list", bucket, prefix, Box::new(error)))?;
             files.extend(page.contents.into_iter().flatten().filter_map(|object| {
                 Some(File {
-                    path: object.key?.strip_prefix(folder)?.to_owned(),
+                    path: decoded(object.key)?.strip_prefix(folder)?.to_owned(),
                     size: u64::try_from(object.size.unwrap_or_default()).ok()?,
                     etag: object.e_tag,
                 })
@@ -285,9 +294,9 @@ impl Store {
         after: Option<String>,
         limit: i32,
     ) -> Result<Vec<String>, StoreError> {
-        let request = self.client.list_objects_v2().bucket(bucket).prefix(prefix).set_start_after(after);
+        let request = self.listing(bucket, prefix).set_start_after(after);
         match request.max_keys(limit).send().await {
-            Ok(page) => Ok(page.contents.into_iter().flatten().filter_map(|object| object.key).collect()),
+            Ok(page) => Ok(page.contents.into_iter().flatten().filter_map(|object| decoded(object.key)).collect()),
             Err(error) => Err(StoreError::new("list", bucket, prefix, Box::new(error))),
         }
     }
@@ -299,6 +308,11 @@ impl StoreError {
     fn new(verb: &'static str, bucket: &str, key: &str, source: Box<dyn std::error::Error + Send + Sync>) -> Self {
         Self { verb, bucket: bucket.to_owned(), key: key.to_owned(), source }
     }
+}
+
+/// A key or folder as a listing has it; S3 has none that is not UTF-8.
+fn decoded(text: Option<String>) -> Option<String> {
+    Some(form_decode(&text?)?.into_owned())
 }
 
 /// An absent object; a missing bucket is a failure of the deployment and not meant.
@@ -420,6 +434,21 @@ mod tests {
             let store = Store::new(mock_client!(aws_sdk_s3, &[&rule]));
             assert_eq!(store.get("bucket", "key").await.is_ok(), is_read, "{bytes}");
         }
+    }
+
+    #[tokio::test]
+    async fn no_key_spoils_a_listing_for_the_others() {
+        let keys = ["r/\u{1}", "r/a b+c%2B&é/x", "r/a b+c%2B&é/\u{ffff}/x", "r/m"];
+        let bucket = testing::Bucket::holding(keys.map(|key| (key, "data".to_owned())));
+        let store = bucket.store();
+        assert_eq!(store.list_names("bucket", "r/").await.expect("a listing"), ["r/\u{1}", "r/m"]);
+        assert_eq!(store.list_folders("bucket", "r/").await.expect("a listing"), ["a b+c%2B&é/"]);
+        assert!(store.has_key("bucket", "r/", |key| key == "r/m").await.expect("an answer"));
+        let after = store.list_keys("bucket", "r/", Some("r/\u{1}".to_owned()), 5).await.expect("a listing");
+        assert_eq!(after, keys[1..]);
+        let files = store.list_files("bucket", "r/", "r/a b+", 5).await.expect("a listing");
+        let paths: Vec<_> = files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(paths, ["a b+c%2B&é/x", "a b+c%2B&é/\u{ffff}/x"]);
     }
 
     #[tokio::test]

@@ -20,12 +20,15 @@ use aws_smithy_runtime_api::client::{
     http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn},
     result::ConnectorError,
 };
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::{Bucket, Call, Judge, Objects, Treatment, etag_of};
 
 /// Keys of one listing at most.
 const MAX_KEYS: usize = 1_000;
+
+/// What S3 encodes in a listing's keys when it is asked to; then it writes a space as a plus.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'*');
 
 /// A client whose connections all end in this bucket.
 pub(super) fn client(bucket: Bucket, judge: Arc<Judge>) -> SharedHttpClient {
@@ -210,6 +213,10 @@ fn list(objects: &Objects, request: &Request) -> Answer {
     let after = request.parameter("continuation-token").or(request.parameter("start-after")).unwrap_or_default();
     let limit = request.parameter("max-keys").map_or(MAX_KEYS, |keys| keys.parse().expect("a number")).min(MAX_KEYS);
     let delimiter = request.parameter("delimiter").filter(|delimiter| !delimiter.is_empty());
+    let written_key = |key: &str| match request.parameter("encoding-type") {
+        Some(_) => utf8_percent_encode(key, ENCODED).to_string().replace("%20", "+"),
+        None => escaped(key),
+    };
     let (mut contents, mut folders) = (String::new(), String::new());
     let (mut count, mut last, mut is_truncated) = (0, "", false);
     let from = if after >= prefix { Bound::Excluded(after) } else { Bound::Included(prefix) };
@@ -228,11 +235,13 @@ fn list(objects: &Objects, request: &Request) -> Answer {
         count += 1;
         last = folder.unwrap_or(key);
         let written = match folder {
-            Some(folder) => write!(folders, "<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", escaped(folder)),
+            Some(folder) => {
+                write!(folders, "<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", written_key(folder))
+            }
             None => write!(
                 contents,
                 "<Contents><Key>{}</Key><ETag>{}</ETag><Size>{}</Size></Contents>",
-                escaped(key),
+                written_key(key),
                 escaped(etag),
                 body.len()
             ),
