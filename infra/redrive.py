@@ -49,13 +49,17 @@ def redrive(queue: str, function: str) -> int:
     sqs = boto3.client("sqs")
     retries = {"mode": "standard", "total_max_attempts": INVOKES}
     indexer = boto3.client("lambda", config=Config(read_timeout=INVOKE_SECONDS, retries=retries))
-    done, left = set(), {}
+    done, left, again = set(), {}, 0
     try:
         for message in messages(sqs, queue):
             name, handle = message["MessageId"], message["ReceiptHandle"]
             if name in left:
                 left[name] = handle  # as long as it was hidden, others were being replayed
+                again += 1
+                if again > len(left):
+                    break  # many come again before all were received: so it goes on without end
                 continue
+            again = 0
             wrong = None if name in done else replay(indexer, function, message["Body"])
             if wrong is None:
                 done.add(name)
@@ -65,8 +69,8 @@ def redrive(queue: str, function: str) -> int:
             print(f"{names(message['Body'])}: {wrong or 'done'}", flush=True)
     finally:
         for handle in left.values():
-            # Others may look at it at once, if they do not already.
-            with contextlib.suppress(sqs.exceptions.MessageNotInflight):
+            # Others may look at it at once, if they do not already, or have taken it away.
+            with contextlib.suppress(ClientError):
                 sqs.change_message_visibility(QueueUrl=queue, ReceiptHandle=handle, VisibilityTimeout=0)
     print(f"{len(done)} done, {len(left)} left in the queue")
     return len(left)
@@ -74,7 +78,7 @@ def redrive(queue: str, function: str) -> int:
 
 def messages(sqs: Any, queue: str) -> Iterator[dict[str, Any]]:
     """The messages of the queue until it has no visible one: one at a time, as what is received is hidden only for the
-    time that one takes. One that is not deleted may come again."""
+    time that one takes. One that is not deleted may come again, and of many there is always one."""
     while received := sqs.receive_message(
         QueueUrl=queue, MaxNumberOfMessages=1, VisibilityTimeout=HIDDEN_SECONDS, WaitTimeSeconds=1
     ).get("Messages"):
@@ -108,7 +112,7 @@ def names(body: str) -> str:
         records = event_of(body)["Records"]
         objects = [(record["s3"]["bucket"]["name"], record["s3"]["object"]["key"]) for record in records]
         return ", ".join(f"s3://{bucket}/{unquote_plus(key)}" for bucket, key in objects)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return "a message that is no S3 event"
 
 

@@ -11,25 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 INVOKE_SECONDS = 60  # as long as the indexer may take
+RECEIVE_SECONDS = 1
 
 
 class Queue:
     """A queue and the function that its events are sent to, both as boto3 shows them."""
 
-    exceptions = types.SimpleNamespace(MessageNotInflight=type("MessageNotInflight", (Exception,), {}))
-
-    def __init__(self, failing: list[bool]) -> None:
+    def __init__(self, failing: list[bool], invoke_seconds: int = INVOKE_SECONDS, newest_first: bool = True) -> None:
         self.now = 0
+        self.invoke_seconds = invoke_seconds
+        self.newest_first = newest_first  # what comes again stands before what is new
         self.visible_at = dict.fromkeys(range(len(failing)), 0)
         self.failing = failing
         self.invoked: list[int] = []
+        self.gone: set[int] = set()  # others took them away meanwhile
         self.late: list[int] = []  # invoked when others could already see the message
 
     def receive_message(self, *, MaxNumberOfMessages: int, VisibilityTimeout: int, **_: Any) -> dict[str, Any]:
-        # What comes again stands before what is new.
-        visible = sorted((-at, name) for name, at in self.visible_at.items() if at <= self.now)
+        self.now += RECEIVE_SECONDS
+        assert self.now < 24 * 60 * 60, "it does not end"
+        order = -1 if self.newest_first else 1
+        visible = sorted((order * at, name) for name, at in self.visible_at.items() if at <= self.now)
         received = [name for _, name in visible[:MaxNumberOfMessages]]
         for name in received:
             self.visible_at[name] = self.now + VisibilityTimeout
@@ -40,11 +45,14 @@ class Queue:
         del self.visible_at[ReceiptHandle]
 
     def change_message_visibility(self, *, ReceiptHandle: int, VisibilityTimeout: int, **_: Any) -> None:
+        if ReceiptHandle in self.gone:
+            error = {"Code": "InvalidParameterValue", "Message": "Message does not exist or is not available"}
+            raise ClientError({"Error": error}, "ChangeMessageVisibility")
         self.visible_at[ReceiptHandle] = self.now + VisibilityTimeout
 
     def invoke(self, *, Payload: str, **_: Any) -> dict[str, Any]:
         name = json.loads(Payload)["at"]
-        self.now += INVOKE_SECONDS
+        self.now += self.invoke_seconds
         self.invoked.append(name)
         if self.visible_at[name] <= self.now:
             self.late.append(name)
@@ -69,3 +77,36 @@ def test_each_message_is_replayed_once_while_it_is_hidden(redrive: types.ModuleT
     assert sorted(queue.invoked) == list(range(30))
     assert queue.late == []
     assert {name for name, at in queue.visible_at.items() if at <= queue.now} == set(range(12))
+
+
+def test_it_ends_though_what_is_left_comes_again_before_all_of_it_was_received(
+    redrive: types.ModuleType, monkeypatch: Any
+) -> None:
+    count = redrive.HIDDEN_SECONDS // RECEIVE_SECONDS + 100
+    queue = Queue([at != 7 for at in range(count)], invoke_seconds=0, newest_first=False)
+    monkeypatch.setattr(redrive.boto3, "client", lambda *_, **__: queue)
+    assert redrive.redrive("queue", "function") == count - 1
+    assert sorted(queue.invoked) == list(range(count))
+
+
+def test_a_message_that_others_took_away_keeps_none_hidden(redrive: types.ModuleType, monkeypatch: Any) -> None:
+    queue = Queue([True] * 3)
+    queue.gone = {0, 1}
+    monkeypatch.setattr(redrive.boto3, "client", lambda *_, **__: queue)
+    assert redrive.redrive("queue", "function") == 3
+    assert queue.visible_at[2] <= queue.now
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "no JSON",
+        "[]",
+        '{"Records": 5}',
+        '{"Records": [5]}',
+        '{"Records": [{"s3": {"bucket": {"name": "b"}, "object": {"key": 5}}}]}',
+        '{"Records": [{"s3": {"bucket": {"name": "b"}, "object": {"key": null}}}]}',
+    ],
+)
+def test_a_message_that_is_no_event_has_a_name_too(redrive: types.ModuleType, body: str) -> None:
+    assert redrive.names(body) == "a message that is no S3 event"
