@@ -21,7 +21,7 @@ use crate::{Found, Store, StoreError};
 /// Objects read at once.
 const PARALLEL_READS: usize = 32;
 /// Keys of one listing: as many as S3 gives.
-const LISTING: u32 = 1_000;
+const LISTING: usize = 1_000;
 
 /// Some entries of an index, newest first.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,8 +33,9 @@ pub struct IndexPage {
 }
 
 struct Listed {
+    /// Keys of entries.
     keys: Vec<String>,
-    /// Where the listing goes on, if it may.
+    /// The last of them, where the listing may go on.
     after: Option<String>,
 }
 
@@ -51,6 +52,7 @@ impl Store {
         limit: u32,
         before: Option<Step>,
     ) -> Result<IndexPage, StoreError> {
+        let limit = usize::try_from(limit).unwrap_or(LISTING);
         let after = before.map(|step| prefix.key(&RunKey::IndexEntry(step)));
         let Listed { keys, after } = self.index_keys(prefix, limit, after).await?;
         let next = after.and_then(|key| prefix.index_step(&key));
@@ -169,15 +171,26 @@ impl Store {
         }
     }
 
-    async fn index_keys(&self, prefix: &RunPrefix, limit: u32, after: Option<String>) -> Result<Listed, StoreError> {
+    async fn index_keys(&self, prefix: &RunPrefix, limit: usize, after: Option<String>) -> Result<Listed, StoreError> {
         let limit = limit.min(LISTING);
-        let most = i32::try_from(limit).unwrap_or(i32::MAX);
-        let mut keys = self.list_keys(prefix.bucket(), &prefix.index_folder(), after, most).await?;
-        let is_full = u32::try_from(keys.len()).is_ok_and(|count| count >= limit);
-        let after = keys.last().filter(|_| is_full).cloned();
-        // What lies there and is no entry is nobody's business here.
-        keys.retain(|key| prefix.index_step(key).is_some());
-        Ok(Listed { keys, after })
+        let mut most = limit;
+        let (mut entries, mut from) = (Vec::new(), after);
+        loop {
+            let listing = i32::try_from(most).unwrap_or(i32::MAX);
+            let keys = self.list_keys(prefix.bucket(), &prefix.index_folder(), from, listing).await?;
+            let is_end = keys.len() < most;
+            from = keys.last().cloned();
+            // What lies there and is no entry is nobody's business here.
+            entries.extend(keys.into_iter().filter(|key| prefix.index_step(key).is_some()));
+            let is_enough = entries.len() >= limit;
+            if is_end || is_enough {
+                entries.truncate(limit);
+                let after = entries.last().filter(|_| is_enough).cloned();
+                return Ok(Listed { keys: entries, after });
+            }
+            // Rarely: then all at once, however few are wanted.
+            most = LISTING;
+        }
     }
 
     /// The entries behind some keys, each made small as soon as it is read.
@@ -276,6 +289,29 @@ mod tests {
             let found: Vec<_> = page.iter().map(|entry| entry.step).collect();
             assert_eq!(found, steps, "{limit} before {before:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_lies_among_the_entries_and_is_none_hides_nothing() {
+        // The first is what the console makes of a new folder; the others come before, between and behind the entries.
+        let foreign = ["", "0", "1", "99", "999999999984.bak", "99999999998a", "README"];
+        let foreign = foreign.map(|name| (format!("{RUN}/index/v1/{name}"), String::new()));
+        let store = holding([foreign.to_vec(), run()].concat());
+        for limit in 1..=5_u32 {
+            let (mut found, mut before) = (Vec::new(), None);
+            loop {
+                let page = store.index_page(&prefix(), limit, before).await.expect("a page");
+                found.push(page.entries.iter().map(|entry| entry.step).collect::<Vec<_>>());
+                before = page.next;
+                if before.is_none() {
+                    break;
+                }
+            }
+            assert!(found.iter().rev().skip(1).all(|page| Ok(page.len()) == limit.try_into()), "{limit}: {found:?}");
+            assert_eq!(found.concat(), [30, 20, 15, 10], "{limit}: {found:?}");
+        }
+        assert_eq!(store.highest(&prefix()).await.expect("an answer"), Some(step(30)));
+        assert_eq!(at(store.best(&prefix(), "loss", Mode::Min).await.expect("an answer")), Some(15));
     }
 
     #[tokio::test]
