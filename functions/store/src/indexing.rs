@@ -6,7 +6,7 @@ use thiserror::Error;
 use training_core::{
     index::IndexEntry,
     layout::{MAX_KEY_BYTES, RunKey, RunPrefix},
-    marker::{self, File, Marker, MarkerError},
+    marker::{self, File, Marker, MarkerError, State},
     names::Step,
 };
 
@@ -68,14 +68,35 @@ pub enum IndexingError {
     Restless(String),
 }
 
+// === impl Look ===
+
+impl Look {
+    fn is_incomplete(&self) -> bool {
+        matches!(&self.found, Found::Checkpoint(entry) if entry.state == State::Incomplete)
+    }
+}
+
 // === impl Store ===
 
 impl Store {
-    /// Look at a step: its marker, and a listing of the files that the marker names.
+    /// Look at a step: its marker, and a listing of the files that the marker names. Where they are not there, the step may
+    /// have been saved again in between, or deleted: then it is looked at anew.
     ///
     /// # Errors
     /// S3 cannot be reached or denies the request.
     pub async fn look(&self, prefix: &RunPrefix, step: Step) -> Result<Look, StoreError> {
+        let key = prefix.key(&RunKey::Marker(step));
+        let mut look = self.look_once(prefix, step).await?;
+        for _ in 1..ROUNDS {
+            if !look.is_incomplete() || self.is_still(prefix.bucket(), &key, &look.marker).await? {
+                break;
+            }
+            look = self.look_once(prefix, step).await?;
+        }
+        Ok(look)
+    }
+
+    async fn look_once(&self, prefix: &RunPrefix, step: Step) -> Result<Look, StoreError> {
         let key = prefix.key(&RunKey::Marker(step));
         let object = match self.read(prefix.bucket(), &key, marker::MAX_BYTES).await? {
             Read::Object(object) => object,
@@ -132,7 +153,7 @@ impl Store {
         let marker_key = prefix.key(&RunKey::Marker(step));
         let entry_key = prefix.key(&RunKey::IndexEntry(step));
         for _ in 0..ROUNDS {
-            let Look { marker, found } = self.look(prefix, step).await?;
+            let Look { marker, found } = self.look_once(prefix, step).await?;
             match &found {
                 Found::Checkpoint(entry) => self.put(bucket, &entry_key, entry.to_body()).await?,
                 Found::Nothing | Found::Unusable(_) => self.delete(bucket, &entry_key).await?,
@@ -142,5 +163,64 @@ impl Store {
             }
         }
         Err(IndexingError::Restless(marker_key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Bucket, Treatment};
+    use serde_json::json;
+
+    const MARKER: &str = "runs/r/framework=hf/checkpoints/step-000005.json";
+
+    fn prefix() -> RunPrefix {
+        "s3://bucket/runs/r/framework=hf".parse().expect("a prefix")
+    }
+
+    fn file(attempt: usize) -> (String, String) {
+        let path = format!("checkpoint-5/{attempt}/a");
+        (format!("runs/r/framework=hf/checkpoints/{path}"), path)
+    }
+
+    fn save(bucket: &Bucket, attempt: usize) {
+        let (key, path) = file(attempt);
+        bucket.write(&key, "data");
+        let files = json!([{"path": path, "size": 4, "etag": bucket.etag(&key)}]);
+        let marker = json!({"framework": "hf", "step": 5, "saved_at": attempt, "files": files});
+        bucket.write(MARKER, &marker.to_string());
+    }
+
+    /// The checkpoint that is seen, and with which requests, where the step is saved again this often, each time between
+    /// the look at the marker and that at the files.
+    async fn seen_beside(savings: usize) -> (Option<IndexEntry>, Vec<&'static str>) {
+        let bucket = Bucket::default();
+        save(&bucket, 0);
+        let (trainer, saved) = (bucket.clone(), std::sync::Mutex::new(0));
+        let store = bucket.store_judged_by(move |call| {
+            let mut saved = saved.lock().expect("no panic");
+            if call.verb == "LIST" && *saved < savings {
+                *saved += 1;
+                save(&trainer, *saved);
+                trainer.remove(&file(*saved - 1).0);
+            }
+            std::future::ready(Treatment::Serve)
+        });
+        let found = store.checkpoint(&prefix(), Step::new(5).expect("a step")).await.expect("an answer");
+        (found, bucket.take_traffic().calls.iter().map(|call| call.verb).collect())
+    }
+
+    #[tokio::test]
+    async fn a_checkpoint_that_is_saved_again_meanwhile_is_not_taken_for_a_torn_one() {
+        for savings in 1..ROUNDS {
+            let (found, _) = seen_beside(savings).await;
+            let found = found.expect("a checkpoint");
+            let last = f64::from(u32::try_from(savings).expect("a small number"));
+            assert_eq!((found.state, found.saved_at), (State::Complete, last), "{savings}");
+        }
+        let (found, calls) = seen_beside(usize::MAX).await;
+        assert_eq!(found.map(|entry| entry.state), Some(State::Incomplete));
+        assert_eq!(calls.len(), 3 * ROUNDS - 1, "it ends: {calls:?}");
+        assert_eq!(seen_beside(0).await.1, ["GET", "LIST"], "nothing more where the files are there");
     }
 }
