@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use aws_config::BehaviorVersion;
 use clap::Parser;
 use reindex::{Compared, Place, places, reindex, runs};
@@ -24,8 +24,8 @@ const PROGRESS: Duration = Duration::from_secs(2);
 /// written; with it, the entries that differ are made anew as the indexer makes them. It may run beside trainers and the
 /// indexer, may be ended with Ctrl-C at any time, and may be run again. What fails is told, and the rest is still done.
 ///
-/// Exit code: 0 all entries are as they should be, or were repaired; 1 some differ; 2 something failed; 130 ended by
-/// Ctrl-C.
+/// Exit code: 0 all entries are as they should be, or were repaired; 1 some differ; 2 something failed, or there is no run;
+/// 130 ended by Ctrl-C.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -61,15 +61,23 @@ async fn main() -> ExitCode {
     };
     let summary = writeln!(io::stdout(), "{tally}");
     // Each entry is one object that is written whole, so there is nothing to undo where it was ended.
-    let code = if is_whole { tally.code() } else { 130 };
-    ExitCode::from(if summary.is_err() { 2 } else { code })
+    ExitCode::from(match (is_whole, summary) {
+        (false, _) => 130,
+        (true, Err(_)) => 2,
+        (true, Ok(())) => tally.code(),
+    })
 }
 
 async fn run(arguments: &Arguments, tally: &mut Tally) {
     let aws = aws_config::load_defaults(BehaviorVersion::latest()).await;
     let store = Store::new(aws_sdk_s3::Client::new(&aws));
     let runs = runs(&store, &arguments.uris, |folder, error| tally.fail(&folder, &error.into())).await;
-    eprintln!("{} runs", runs.len());
+    note(format_args!("{} runs", runs.len()));
+    if runs.is_empty() && tally.failed == 0 {
+        for uri in &arguments.uris {
+            tally.fail(uri, &anyhow!("there is no run at or below it"));
+        }
+    }
     let (count, mut shown) = (runs.len(), Instant::now());
     for prefix in runs {
         let places = match places(&store, &prefix).await {
@@ -89,7 +97,7 @@ async fn run(arguments: &Arguments, tally: &mut Tally) {
             }
             if shown.elapsed() > PROGRESS {
                 shown = Instant::now();
-                eprintln!("run {} of {count}: {done} of {steps} steps; {tally}", tally.runs + 1);
+                note(format_args!("run {} of {count}: {done} of {steps} steps; {tally}", tally.runs + 1));
             }
         };
         reindex(&store, places, arguments.parallel.into(), arguments.write, report).await;
@@ -113,7 +121,7 @@ impl Tally {
 
     fn fail(&mut self, what: &impl Display, error: &anyhow::Error) {
         self.failed += 1;
-        eprintln!("{what}: failed: {error:#}");
+        note(format_args!("{what}: failed: {error:#}"));
     }
 
     fn code(&self) -> u8 {
@@ -139,6 +147,11 @@ impl Display for Tally {
         write!(f, ", {} repaired", self.repaired)?;
         if self.failed > 0 { write!(f, ", {} failed", self.failed) } else { Ok(()) }
     }
+}
+
+/// Tell whoever listens; that nobody does is no reason to end.
+fn note(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 #[cfg(test)]
