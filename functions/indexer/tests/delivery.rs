@@ -1,5 +1,5 @@
 //! S3's delivery at its worst: each event one to three times, in any order, to eight indexers at once, while trainers
-//! write and delete, and S3 itself refuses, hangs and cuts connections. In the end the index is what a rebuild makes.
+//! save, save again in place and delete, and S3 itself refuses, hangs and cuts connections. In the end the index is what a rebuild makes.
 //!
 //! The clock is virtual, so that the SDK's own waits and time-outs are in it and cost nothing.
 
@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use common::{NEW, OLD, delete, differences, entry_key, event, indexer, marker_key, prefix, rebuilt, save};
+use common::{
+    NEW, OLD, delete, delete_and_save, differences, entry_key, event, indexer, marker_key, prefix, rebuilt, save,
+};
 use serde_json::Value;
 use tokio::{task::JoinSet, time::sleep};
 use training_core::marker::State;
@@ -154,8 +156,9 @@ async fn write(bucket: Bucket, pool: Pool, chance: Chance, remainder: u64) {
         content += WRITERS;
         let mut writes = match chance.below(10) {
             0..4 => delete(step),
-            4..7 => save(step, OLD, content),
-            _ => save(step, NEW, content),
+            4..6 => save(step, OLD, content),
+            6..8 => save(step, NEW, content),
+            _ => delete_and_save(step, NEW, content),
         };
         // Sometimes it is stopped on the way.
         if chance.below(10) == 0 {
@@ -217,7 +220,7 @@ async fn index_equals_rebuild(seed: u64) {
     assert_eq!(entries, markers, "seed {seed}");
     assert_eq!(bucket.objects("/index/"), rebuilt(&bucket).await, "seed {seed}: the index, and a rebuilt one");
     assert_eq!(differences(&bucket).await, [], "seed {seed}");
-    // Markers go first, so what has one has its files.
+    // A marker comes after its files and goes before them, so what has one has its files.
     let page = bucket.store().index_page(&prefix(), 1_000, None).await.expect("an index");
     assert!(page.entries.iter().all(|entry| entry.state == State::Complete), "seed {seed}");
 }

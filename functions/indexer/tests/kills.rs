@@ -12,7 +12,7 @@ use std::{
 };
 
 use common::{
-    NEW, OLD, Write, check_readable, delete, differences, event, indexer, marker_key, rebuilt, save,
+    NEW, OLD, Write, check_readable, delete, delete_and_save, differences, event, indexer, marker_key, rebuilt, save,
     torn_and_called_complete,
 };
 use serde_json::Value;
@@ -37,6 +37,7 @@ fn stories() -> Vec<Story> {
         Story { name: "a new checkpoint", before: vec![], change: save(STEP, OLD, 1) },
         Story { name: "a checkpoint is deleted", before: save(STEP, OLD, 1), change: delete(STEP) },
         Story { name: "a checkpoint is saved again", before: save(STEP, OLD, 1), change: save(STEP, NEW, 2) },
+        Story { name: "it is saved anew", before: save(STEP, OLD, 1), change: delete_and_save(STEP, NEW, 2) },
         Story { name: "its marker becomes unusable", before: save(STEP, OLD, 1), change: vec![unusable()] },
         Story { name: "nothing was there and is", before: vec![], change: delete(STEP) },
     ]
@@ -141,6 +142,8 @@ fn works() -> Vec<(&'static str, Vec<Write>, Vec<Write>)> {
         ("saves", save(400, OLD, 1), save(STEP, OLD, 2)),
         ("saves again", save(STEP, OLD, 1), save(STEP, OLD, 2)),
         ("saves over another's", save(STEP, OLD, 1), save(STEP, NEW, 2)),
+        ("deletes and saves", save(STEP, OLD, 1), delete_and_save(STEP, NEW, 2)),
+        ("deletes and saves again", delete_and_save(STEP, OLD, 1), delete_and_save(STEP, OLD, 2)),
         (
             "saves and keeps the last",
             [save(300, OLD, 1), save(400, OLD, 2)].concat(),

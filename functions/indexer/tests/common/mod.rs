@@ -22,6 +22,8 @@ pub const NEW: &str = "01980000-0000-7000-8000-00000000000b";
 pub enum Write {
     Put(String, String),
     Delete(String),
+    /// Delete all that lies in a folder, but not what lies in that one below it.
+    Clear(String, Option<String>),
 }
 
 // === impl Write ===
@@ -38,6 +40,13 @@ impl Write {
                 let was_there = bucket.body(key).is_some();
                 bucket.remove(key);
                 (was_there && is_marker(key)).then(|| event("ObjectRemoved:Delete", key))
+            }
+            Self::Clear(folder, kept) => {
+                let is_kept = |key: &str| kept.as_ref().is_some_and(|kept| key.starts_with(kept));
+                for key in bucket.objects(folder).into_keys().filter(|key| !is_kept(key)) {
+                    bucket.remove(&key);
+                }
+                None
             }
         }
     }
@@ -59,14 +68,27 @@ pub fn entry_key(step: u64) -> String {
     format!("{RUN}/index/v1/{:012}", 999_999_999_999 - step)
 }
 
-fn files(step: u64) -> [String; 2] {
-    ["model.safetensors", "trainer_state.pt"].map(|name| format!("{RUN}/checkpoints/checkpoint-{step}/{name}"))
+/// The folder of a step's files, with its slash.
+fn folder(step: u64) -> String {
+    format!("{RUN}/checkpoints/checkpoint-{step}/")
 }
 
-/// Saving: the step's old marker away, its old files away, the files, the marker. `content` tells one saving from another.
+/// Saving, as the trainer does it: new files beside those that are there, the marker in place of the one that is there, and
+/// then the other files away. `content` tells one saving from another.
 pub fn save(step: u64, submission: &str, content: u64) -> Vec<Write> {
+    let new = format!("{}{submission}-{content}/", folder(step));
+    [files_and_marker(step, submission, content, &new), vec![Write::Clear(folder(step), Some(new))]].concat()
+}
+
+/// Saving, as other images may: the step's old marker away, its old files away, files of the same names, the marker.
+pub fn delete_and_save(step: u64, submission: &str, content: u64) -> Vec<Write> {
+    [delete(step), files_and_marker(step, submission, content, &folder(step))].concat()
+}
+
+fn files_and_marker(step: u64, submission: &str, content: u64, folder: &str) -> Vec<Write> {
     let body = format!("{content:08}");
-    let listed = files(step).map(|key| {
+    let keys = ["model.safetensors", "trainer_state.pt"].map(|name| format!("{folder}{name}"));
+    let listed = keys.clone().map(|key| {
         let path = key.strip_prefix(&format!("{RUN}/checkpoints/")).expect("a file of the run").to_owned();
         // The ETag that the file will have.
         let probe = Bucket::default();
@@ -78,13 +100,13 @@ pub fn save(step: u64, submission: &str, content: u64) -> Vec<Write> {
         "layout": 1, "framework": "hf", "step": step, "saved_at": saved_at, "submission": submission, "parent": null,
         "files": listed, "metrics": {"loss": 1.0}, "metadata": {},
     });
-    let puts = files(step).map(|key| Write::Put(key, body.clone()));
-    [delete(step), puts.to_vec(), vec![Write::Put(marker_key(step), marker.to_string())]].concat()
+    let puts = keys.map(|key| Write::Put(key, body.clone()));
+    [puts.to_vec(), vec![Write::Put(marker_key(step), marker.to_string())]].concat()
 }
 
 /// Deleting: the marker first, then the files.
 pub fn delete(step: u64) -> Vec<Write> {
-    std::iter::once(marker_key(step)).chain(files(step)).map(Write::Delete).collect()
+    vec![Write::Delete(marker_key(step)), Write::Clear(folder(step), None)]
 }
 
 /// What S3 sends, as the indexer gets it; the key is form-encoded.
@@ -136,8 +158,12 @@ pub async fn torn_and_called_complete(bucket: &Bucket) -> Vec<u64> {
     let page = bucket.store().index_page(&prefix(), 1_000, None).await.expect("an index");
     let is_torn = |entry: &&IndexEntry| {
         let Some(marker) = bucket.body(&marker_key(entry.step)) else { return true };
-        let content = serde_json::from_str::<Value>(&marker).expect("a marker")["saved_at"].as_f64().expect("a number");
-        files(entry.step).iter().any(|key| bucket.body(key) != Some(format!("{content:08}")))
+        let marker: Value = serde_json::from_str(&marker).expect("a marker");
+        let content = marker["saved_at"].as_f64().expect("a number");
+        let paths =
+            marker["files"].as_array().expect("files").iter().map(|file| file["path"].as_str().expect("a path"));
+        let mut bodies = paths.map(|path| bucket.body(&format!("{RUN}/checkpoints/{path}")));
+        bodies.any(|body| body != Some(format!("{content:08}")))
     };
     page.entries.iter().filter(|entry| entry.state == State::Complete).filter(is_torn).map(|entry| entry.step).collect()
 }
