@@ -67,11 +67,10 @@ class Ledger:
         """
         Owner(self.storage, self.submission).check()
         attempts = self.read()
-        if place.rank == 0:
-            self._check_place(place, attempts)
         if place.rank > 0:
             self._check(attempts)  # rank 0 does what has to be written
             return None
+        self._check_place(place, attempts)
         if attempts and attempts[-1].cause is None:
             last = attempts.pop()
             if last.pods[:1] == (place.pod,) and place.nodes > 1 and len(last.pods) == place.nodes:
