@@ -21,7 +21,7 @@ import traceback
 
 from training import last_words
 from training.attempts import Ledger
-from training.errors import FINISHED, PREEMPTED, STOPPED, KnownError, UserError, cause_of, is_consequence
+from training.errors import FINISHED, PREEMPTED, STOPPED, KnownError, StoppedError, UserError, cause_of, is_consequence
 from training.job import Job, parse
 from training.place import Place
 from training.rank_log import RankLog
@@ -63,8 +63,8 @@ def attempt(job: Job, place: Place, log: RankLog, stop: threading.Event) -> int:
         with distributed.join(place, job.gpus_per_node, job.num_nodes, stop) as world:
             number = ledger.meet(world, place, number)
             log.number(number)
-            (stopped,) = world.any(stop.is_set())  # all of them, or torchrun has told one because another failed
-            finished = not stopped and runner.train(job, dataclasses.replace(world, attempt=number))
+            world.go_on()
+            finished = runner.train(job, dataclasses.replace(world, attempt=number))
     except Exception as error:
         message, consequence = last_words.sentence(error), is_consequence(error)
         if not isinstance(error, KnownError):
@@ -73,7 +73,7 @@ def attempt(job: Job, place: Place, log: RankLog, stop: threading.Event) -> int:
         last_words.leave(cause_of(error), place.rank, message, consequence=consequence)
         if not consequence:
             close(ledger, number, cause_of(error), place.rank, message)
-        return 1
+        return STOPPED if isinstance(error, StoppedError) else 1
     if place.rank == 0:
         close(ledger, number, FINISHED if finished else PREEMPTED, place.rank)
     if finished:

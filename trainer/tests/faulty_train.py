@@ -3,9 +3,11 @@
 rank           the process that it happens to; all of them when it is not given
 kills_at       the number of the storage call at which the process is killed, `after` it or before
 slow           seconds that each upload takes
+stuck          how the keys begin whose download takes for ever; it says when it begins
 fails_from     the number of the upload from which on all of them fail
 memory_at      the step at which a process asks for more memory than there is
 error_at       the step at which its code fails
+told           that a process is told to stop when it has loaded the model
 disk_full      that a process cannot write its part of a sharded checkpoint
 disk           a file to which each storage call appends how many bytes the working directories hold
 """
@@ -40,6 +42,9 @@ def on_call(verb, key):
         held = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
         with Path(FAULT["disk"]).open("a") as file:
             file.write(f"{held}\n")
+    if verb == "download" and HERE and "stuck" in FAULT and key.startswith(FAULT["stuck"]):
+        print(f"stuck: {key}", file=sys.stderr)  # noqa: T201
+        time.sleep(10**6)
     if verb == "upload" and HERE:
         time.sleep(FAULT.get("slow", 0))
         on_call.uploads += 1
@@ -86,6 +91,21 @@ def fill_the_disk():
     FileSystemWriter.write_data = write_data
 
 
+def tell_when_loaded():
+    from training import model
+
+    load = model.load
+
+    def and_tell(source):
+        loaded = load(source)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return loaded
+
+    model.load = and_tell
+
+
+if HERE and "told" in FAULT:
+    tell_when_loaded()
 if {"memory_at", "error_at"} & FAULT.keys():
     fail_in_a_step()
 if HERE and "disk_full" in FAULT:

@@ -123,6 +123,56 @@ def test_a_sigterm_before_training_is_no_crash(start, tmp_path, processes, when)
     assert {line["cause"] for line in last_words(tmp_path / "pods-0")} == {"preempted"}
 
 
+def told_while_it_is_stuck(pods):
+    """Tell all pods to stop when none of them goes on."""
+    deadline = time.monotonic() + 60
+    while not all("stuck: " in log.read_text() for log in pods.logs):
+        assert time.monotonic() < deadline, pods.log
+        time.sleep(0.05)
+    for process in pods.processes:
+        process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert 0 not in pods.end(), pods.log
+    assert time.monotonic() - began < 30
+    assert pods.steps() == []
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_sigterm_while_data_or_model_come_waits_for_neither(start, tmp_path, nodes):
+    store = tmp_path / "store"
+    job = {"nodes": nodes, "processes": 2 // nodes, **faulty(stuck="")}
+    with start(store, FIRST, **job) as pods:
+        told_while_it_is_stuck(pods)
+    assert causes(store) == ["preempted"]
+    assert {line["cause"] for node in range(nodes) for line in last_words(tmp_path / "pods-0", node)} == {"preempted"}
+
+
+@pytest.mark.parametrize("framework", layout.FRAMEWORKS)
+def test_a_sigterm_while_a_checkpoint_comes_waits_for_none_and_loses_none(start, tmp_path, framework):
+    store = tmp_path / "store"
+    job = {"framework": framework, "processes": 0, "save_steps": 5}
+    with start(store, FIRST, max_steps=5, **job) as pods:
+        assert pods.end() == [0], pods.log
+    before = files(run_of(store, framework) / "checkpoints")
+    with start(store, FIRST, max_steps=10, **job, **faulty(stuck="checkpoints/")) as pods:
+        told_while_it_is_stuck(pods)
+    assert causes(store, framework=framework) == ["finished", "preempted"]
+    assert files(run_of(store, framework) / "checkpoints") == before
+
+
+@pytest.mark.parametrize("framework", layout.FRAMEWORKS)
+def test_when_one_process_is_told_before_the_first_step_none_makes_one(start, tmp_path, framework):
+    store = tmp_path / "store"
+    with start(store, FIRST, framework=framework, **faulty(told=True, rank=1)) as pods:
+        assert 0 not in pods.end(), pods.log
+        assert pods.steps() == []
+    assert causes(store, framework=framework) == ["preempted"]
+    words = last_words(tmp_path / "pods-0")
+    assert {(line["cause"], line["message"]) for line in words} == {
+        ("preempted", "told to stop by SIGTERM before the first step")
+    }
+
+
 @pytest.mark.parametrize(
     ("fault", "cause", "rank", "says"),
     [

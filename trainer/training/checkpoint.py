@@ -13,13 +13,13 @@ import logging
 import math
 import posixpath
 import shutil
-import threading
 import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from training import layout
+from training.background import in_background
 from training.errors import StorageError, UserError
 from training.marker import MAX_BYTES, File, Marker, parse
 from training.owner import Owner
@@ -164,18 +164,20 @@ class Checkpoints:
     def download(self, marker: Marker, directory: Path) -> Path:
         """Bring a checkpoint's files below `directory` on each node; together. Returns its file or folder."""
         assert marker.files, "only complete checkpoints are chosen"
-        if self.world.local_rank == 0:
+        files = marker.files
 
-            def download(file: File) -> None:
-                target = directory / file.path
-                self.storage.download(layout.CHECKPOINTS + file.path, target)
-                if target.stat().st_size != file.size:
-                    raise StorageError(f"{file.path} has {target.stat().st_size} bytes, its marker says {file.size}")
+        def download(file: File) -> None:
+            target = directory / file.path
+            self.storage.download(layout.CHECKPOINTS + file.path, target)
+            if target.stat().st_size != file.size:
+                raise StorageError(f"{file.path} has {target.stat().st_size} bytes, its marker says {file.size}")
 
+        def download_all() -> None:
             with concurrent.futures.ThreadPoolExecutor(TRANSFERS) as pool:
-                list(pool.map(download, marker.files))
-        self.world.barrier()
-        return directory / posixpath.commonpath([file.path for file in marker.files])
+                list(pool.map(download, files))
+
+        self.world.agreed(lambda: download_all() if self.world.local_rank == 0 else None)
+        return directory / posixpath.commonpath([file.path for file in files])
 
     # === saving ===
 
@@ -312,17 +314,3 @@ class Checkpoints:
             return set()
         listing = self.storage.list(layout.CHECKPOINTS)
         return self.unfinished & self._unfinished(listing, self._read_markers(listing))
-
-
-def in_background(function: Callable[[], typing.Any]) -> "concurrent.futures.Future[typing.Any]":
-    """Its result, to come. Unlike a pool's, the thread never keeps a failed process from ending."""
-    future: concurrent.futures.Future[typing.Any] = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:  # also what ends a thread: whoever waits must hear of it
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="save", daemon=True).start()
-    return future

@@ -3,6 +3,7 @@
 Agreement runs over gloo on the CPU also where training runs over NCCL, so that asking each step costs the GPU nothing.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
@@ -18,7 +19,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from training.errors import CheckpointError, KnownError, PeerLostError, UserError
+from training.background import in_background
+from training.errors import CheckpointError, KnownError, PeerLostError, StoppedError, UserError
 from training.place import Place
 
 logger = logging.getLogger(__name__)
@@ -76,9 +78,12 @@ class World:
         return answer
 
     def agreed(self, function: Callable[[], typing.Any]) -> list[typing.Any]:
-        """Everybody calls it; everybody's answers, by rank, or somebody's KnownError, which all of them raise."""
+        """Everybody calls it; everybody's answers, by rank, or somebody's KnownError, which all of them raise.
+
+        For what takes long before training: who is told to stop meanwhile leaves it, and all raise StoppedError.
+        """
         try:
-            answer = function()
+            answer = self._unless_stopped(function)
         except KnownError as ending:
             answer = ending
         answers = self.gather(answer)
@@ -87,11 +92,27 @@ class World:
                 raise answer
         return answers
 
+    def go_on(self) -> None:
+        """Raises StoppedError when one of the processes was told to stop; together, while there is nothing to save."""
+        if sum(self.total([float(self.stop.is_set())])):
+            raise StoppedError
+
+    def _unless_stopped(self, function: Callable[[], typing.Any]) -> typing.Any:
+        work = in_background(function)
+        while not concurrent.futures.wait([work], LOOK_SECONDS).done:
+            if self.stop.is_set():
+                raise StoppedError
+        return work.result()
+
     @contextlib.contextmanager
     def node_directory(self) -> Iterator[Path]:
         """A fresh directory that the processes of a node share, and that is gone at the end."""
         with contextlib.ExitStack() as stack:
-            mine = stack.enter_context(tempfile.TemporaryDirectory(prefix="train-")) if self.local_rank == 0 else None
+            mine = None
+            if self.local_rank == 0:
+                # What was left when it was told to stop may still be writing.
+                directory = tempfile.TemporaryDirectory(prefix="train-", ignore_cleanup_errors=True)
+                mine = stack.enter_context(directory)
             paths = self.gather((self.node, mine))
             yield Path(next(path for node, path in paths if node == self.node and path))
             self.barrier()  # nobody is reading any more

@@ -46,6 +46,15 @@ class UserError(KnownError, ValueError):
     cause = USER_ERROR
 
 
+class StoppedError(KnownError):
+    """Told to stop before there was anything to save."""
+
+    cause = PREEMPTED
+
+    def __str__(self) -> str:
+        return "told to stop by SIGTERM before the first step"
+
+
 class SupersededError(KnownError):
     """The run belongs to another submission now. To start again would not change that."""
 

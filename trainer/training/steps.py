@@ -55,6 +55,8 @@ class Steps:
         self.metrics: dict[str, float | None] = {}  # of the last step that was asked for its own
 
     def begin(self, step: int) -> None:
+        """Together; raises StoppedError."""
+        self.world.go_on()
         self.progress.start(step)
         if self.events:
             self.events.start(step)

@@ -1,0 +1,20 @@
+"""Work in a thread of its own."""
+
+import concurrent.futures
+import threading
+import typing
+from collections.abc import Callable
+
+
+def in_background(function: Callable[[], typing.Any]) -> "concurrent.futures.Future[typing.Any]":
+    """Its result, to come. Unlike a pool's, the thread never keeps a failed process from ending."""
+    future: concurrent.futures.Future[typing.Any] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # also what ends a thread: whoever waits must hear of it
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
