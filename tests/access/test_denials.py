@@ -32,6 +32,8 @@ JOBS = "/apis/kubeflow.org/v1/namespaces/training/pytorchjobs"
 CORE = "/api/v1/namespaces/training"
 DENIED = {"AccessDenied", "AccessDeniedException", "403"}
 
+TRAINERS = ["checkpoints/checkpoint-1/model.safetensors", "progress/x", "logs/x/attempt-1/rank-0.log"]
+
 # (role, what, whether it is allowed)
 BUCKET: list[tuple[str, str, str, bool]] = [
     (role, verb, key, allowed)
@@ -42,7 +44,10 @@ BUCKET: list[tuple[str, str, str, bool]] = [
             "DELETE": [],
         },
         "status": {
-            "GET": ["owner", "progress/x", "index/v1/000000000001", "checkpoints/step-000001.json"],
+            "GET": [
+                *("owner", "progress/x", "logs/x/attempt-1/rank-0.log", "index/v1/000000000001"),
+                "checkpoints/step-000001.json",
+            ],
             "PUT": [],
             "DELETE": [],
         },
@@ -54,16 +59,16 @@ BUCKET: list[tuple[str, str, str, bool]] = [
         "trainer": {
             "GET": [
                 *("owner", "_jobs/x/y/z", "index/v1/000000000001", "checkpoints/step-000001.json"),
-                *("checkpoints/checkpoint-1/model.safetensors", "progress/x"),
+                *TRAINERS,
             ],
-            "PUT": ["checkpoints/step-000001.json", "checkpoints/checkpoint-1/model.safetensors", "progress/x"],
-            "DELETE": ["checkpoints/step-000001.json", "checkpoints/checkpoint-1/model.safetensors", "progress/x"],
+            "PUT": ["checkpoints/step-000001.json", *TRAINERS],
+            "DELETE": ["checkpoints/step-000001.json", *TRAINERS],
         },
     }.items()
     for verb in ("GET", "PUT", "DELETE")
     for key in (
         *("owner", "_jobs/x/y/z", "index/v1/000000000001", "checkpoints/step-000001.json"),
-        *("checkpoints/checkpoint-1/model.safetensors", "progress/x"),
+        *TRAINERS,
     )
     for allowed in [key in grants[verb]]
 ]
@@ -76,6 +81,7 @@ BUCKET += [
     ("submit", "GET", "runs/index/v1/r/framework=hf/checkpoints/checkpoint-1/model.safetensors", False),
     ("status", "GET", "runs/progress/r/framework=hf/checkpoints/checkpoint-1/model.safetensors", False),
     ("status", "GET", "runs/index/v1/framework=hf/logs/x", False),
+    ("status", "GET", "runs/r/framework=hf/logs/x/tensorboard/x", False),
     ("indexer", "PUT", "runs/a/index/v1/r/framework=hf/owner", False),
     ("indexer", "DELETE", "runs/index/v1/framework=hf/checkpoints/checkpoint-1/model.safetensors", False),
     ("indexer", "PUT", "runs/r/framework=other/index/v1/000000000001", False),

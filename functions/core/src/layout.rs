@@ -216,6 +216,12 @@ impl RunPrefix {
         Step::new(Step::MAX - down.get()).ok()
     }
 
+    /// The full key of the folder of a submission's logs, with its trailing slash.
+    #[must_use]
+    pub fn logs_folder(&self, submission: &Submission) -> String {
+        format!("{}/logs/{submission}/", self.0.key)
+    }
+
     /// The full key of the folder of index entries, with its trailing slash.
     #[must_use]
     pub fn index_folder(&self) -> String {
@@ -278,6 +284,12 @@ pub fn job_record_key(base: &S3Uri, namespace: &str, job: &str, submission: &Sub
 #[must_use]
 pub fn model_folder(submission: &Submission) -> String {
     format!("model/{submission}/")
+}
+
+/// The newest attempt among the names of the folders directly in a submission's logs folder.
+#[must_use]
+pub fn newest_logged<S: AsRef<str>>(folders: &[S]) -> Option<u32> {
+    folders.iter().filter_map(|name| name.as_ref().strip_prefix("attempt-")?.strip_suffix('/')?.parse().ok()).max()
 }
 
 /// Whether S3 can tell of a key with this text: it answers lists as XML, which cannot hold control characters and two more.

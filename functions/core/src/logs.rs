@@ -2,10 +2,8 @@
 
 use std::{collections::VecDeque, fmt, str::FromStr};
 
-use k8s_openapi::{
-    api::core::v1::{ContainerStatus, Pod},
-    jiff::Timestamp,
-};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+pub use k8s_openapi::jiff::Timestamp;
 use thiserror::Error;
 
 use crate::pytorchjob::{CONTAINER, PyTorchJob};
@@ -71,12 +69,22 @@ pub enum InstanceError {
     },
 }
 
+/// Where a log is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// What the cluster keeps of a pod's output.
+    Cluster,
+    /// What the trainer has written into the runs bucket, a log for each rank and attempt.
+    Archive,
+}
+
 /// Keeps the newest lines of a log, as many as fit.
 ///
 /// Broken UTF-8 becomes U+FFFD. A line that is too long alone loses its front, and keeps its time.
 #[derive(Debug)]
 pub struct Tail {
     limit: usize,
+    max_lines: usize,
     /// Whole lines with their newlines.
     lines: VecDeque<String>,
     /// Bytes of `lines` in JSON.
@@ -100,8 +108,7 @@ impl Replica {
         let chosen = match (replica, rank) {
             (replica, None) => replica.unwrap_or(Self::Master),
             (replica, Some(rank)) => {
-                let ranks = job.spec.nproc_per_node.as_deref().and_then(|ranks| ranks.parse::<u32>().ok());
-                let ranks = ranks.filter(|ranks| *ranks > 0).ok_or(ChoiceError::RanksUnknown)?;
+                let ranks = ranks_of_a_pod(job)?;
                 let total = u64::from(masters + workers) * u64::from(ranks);
                 if u64::from(rank) >= total {
                     return Err(ChoiceError::NoRank(rank, total));
@@ -122,6 +129,18 @@ impl Replica {
         if exists { Ok(chosen) } else { Err(ChoiceError::NoReplica(chosen, has_master, workers)) }
     }
 
+    /// The first of the pod's ranks.
+    ///
+    /// # Errors
+    /// The job does not say how many a pod has.
+    pub fn first_rank(self, job: &PyTorchJob) -> Result<u32, ChoiceError> {
+        let node = match self {
+            Self::Master => 0,
+            Self::Worker(index) => u32::from(job.spec.pytorch_replica_specs.master.is_some()).saturating_add(index),
+        };
+        if node == 0 { Ok(0) } else { Ok(node.saturating_mul(ranks_of_a_pod(job)?)) }
+    }
+
     /// The name that the operator gives to this pod.
     #[must_use]
     pub fn pod_name(self, job: &str) -> String {
@@ -130,6 +149,11 @@ impl Replica {
             Self::Worker(index) => format!("{job}-worker-{index}"),
         }
     }
+}
+
+fn ranks_of_a_pod(job: &PyTorchJob) -> Result<u32, ChoiceError> {
+    let ranks = job.spec.nproc_per_node.as_deref().and_then(|ranks| ranks.parse::<u32>().ok());
+    ranks.filter(|ranks| *ranks > 0).ok_or(ChoiceError::RanksUnknown)
 }
 
 impl fmt::Display for Replica {
@@ -203,7 +227,13 @@ impl Tail {
     /// Nothing yet, and room for so many bytes of JSON.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { limit, lines: VecDeque::new(), size: 0, line: Vec::new(), truncated: false }
+        Self { limit, max_lines: usize::MAX, lines: VecDeque::new(), size: 0, line: Vec::new(), truncated: false }
+    }
+
+    /// No more than so many lines, which are what was asked for: older ones are not missed.
+    #[must_use]
+    pub fn of_lines(self, max_lines: usize) -> Self {
+        Self { max_lines, ..self }
     }
 
     /// Take the next bytes of the log.
@@ -251,6 +281,10 @@ impl Tail {
         }
         self.size += json_bytes(&line);
         self.lines.push_back(line);
+        while self.lines.len() > self.max_lines {
+            let Some(oldest) = self.lines.pop_front() else { break };
+            self.size -= json_bytes(&oldest);
+        }
         while self.size > self.limit {
             let Some(oldest) = self.lines.pop_front() else { break };
             self.size -= json_bytes(&oldest);
@@ -445,6 +479,34 @@ mod tests {
             assert_eq!(tail(limit, &[log.as_bytes()]), (text.to_owned(), truncated), "{case}");
         }
         assert_eq!(tail(50, &[b"a\xff\xf0\x9f\n", b"\xe2\x82", b"\xac\n"]).0, "a\u{fffd}\u{fffd}\n€\n");
+    }
+
+    #[test]
+    fn older_lines_than_were_asked_for_are_not_missed() {
+        for (case, limit, log, text, truncated) in [
+            ("fewer", 50, "a\n", "a\n", false),
+            ("as many", 50, "a\nb\n", "a\nb\n", false),
+            ("more", 50, "a\nb\nc", "b\nc", false),
+            ("more than fits too", 5, "a\nb\nc\n", "c\n", true),
+        ] {
+            let mut tail = Tail::new(limit).of_lines(2);
+            tail.push(log.as_bytes());
+            assert_eq!(tail.finish(), (text.to_owned(), truncated), "{case}");
+        }
+    }
+
+    #[test]
+    fn a_pod_has_a_first_rank() {
+        use Replica::{Master, Worker};
+        for (nproc, replica, rank) in [
+            ("8", Master, Ok(0)),
+            ("8", Worker(0), Ok(8)),
+            ("8", Worker(2), Ok(24)),
+            ("auto", Master, Ok(0)),
+            ("auto", Worker(0), Err(ChoiceError::RanksUnknown)),
+        ] {
+            assert_eq!(replica.first_rank(&job(nproc, Some(3))), rank, "{nproc} {replica}");
+        }
     }
 
     #[test]

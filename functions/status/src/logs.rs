@@ -1,6 +1,7 @@
-//! GET /train/{name}/logs: what a pod of the job prints, as long as the cluster has it.
+//! GET /train/{name}/logs: what a pod of the job prints, as long as the cluster has it, and after that what the trainer has
+//! written of it into the bucket.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use futures::{AsyncBufReadExt, io};
 use lambda_http::http::HeaderName;
@@ -9,14 +10,23 @@ use tracing::warn;
 use training_cluster::{ClusterError, LogOptions, LogStream};
 use training_core::{
     cause::chain,
-    layout::RunPrefix,
-    logs::{ChoiceError, Instance, MAX_LOG_BYTES, Replica, Tail, rfc3339},
+    logs::{ChoiceError, Instance, MAX_LOG_BYTES, Replica, Source, Tail, Timestamp, rfc3339},
+    names::JobName,
+    namespace::Namespace,
     problem::{Code, FieldError, Problem},
-    pytorchjob::{PyTorchJob, key},
+    pytorchjob::PyTorchJob,
+    status::TrainingJobStatus,
 };
-use training_http::{Answer, Failure, answer::cluster_failure};
+use training_http::{
+    Answer, Failure,
+    answer::{cluster_failure, storage_failure},
+};
+use training_store::StoreError;
 
-use crate::handler::{Asked, Handler};
+use crate::{
+    archive,
+    handler::{Asked, Handler},
+};
 
 /// Lines of an answer.
 const DEFAULT_TAIL: u32 = 500;
@@ -31,11 +41,35 @@ const TRUNCATED: HeaderName = HeaderName::from_static("log-truncated");
 /// `true` when the newest lines are missing, because the cluster took too long to give them.
 const INCOMPLETE: HeaderName = HeaderName::from_static("log-incomplete");
 
+/// `cluster` or `archive`.
+const SOURCE: HeaderName = HeaderName::from_static("log-source");
+/// Which attempt of the submission an archived log is of.
+const ATTEMPT: HeaderName = HeaderName::from_static("log-attempt");
+
+/// The log that is asked for.
+struct Wanted {
+    replica: Replica,
+    /// The one asked for, or else the pod's first; `None` when the job does not say which that is.
+    rank: Option<u32>,
+    attempt: Option<u32>,
+    tail_lines: u32,
+    since: Option<Timestamp>,
+}
+
+/// The cluster has no such log.
+struct Unprinted {
+    failure: Failure,
+    /// Whether the archive may have it. Not where a start of the pod was asked for by its number: the pod of an attempt may
+    /// have been replaced, and the archive counts on.
+    may_be_archived: bool,
+}
+
 // === impl Handler ===
 
 impl Handler {
     pub(crate) async fn logs(&self, name: &str, mut asked: Asked) -> Result<Answer, Failure> {
         let deadline = Instant::now() + BUDGET;
+        let source = asked.query.word("source", [("cluster", Source::Cluster), ("archive", Source::Archive)]);
         let replica: Option<Replica> = asked.query.value("replica");
         let rank = asked.query.number("rank", 0, MAX_RANK);
         let attempt = asked.query.number("attempt", 1, MAX_ATTEMPT);
@@ -45,12 +79,11 @@ impl Handler {
             let detail =
                 "must be a time as RFC 3339 writes it, such as 2026-11-24T03:00:00Z (a plus sign is sent as %2B)";
             asked.query.refuse("since", "format", detail);
+        } else if since.is_some() && source == Some(Source::Archive) {
+            asked.query.refuse("since", "conflict", "lines of the archive have no times; send `tail` instead");
         }
         let namespace = self.namespace_of(asked, name)?;
         let (name, job) = self.job(&namespace, name).await?;
-        let elsewhere = elsewhere(&job, self.prefix(&job).as_ref(), rank);
-        let not_found = |what: &str| Failure::new(Code::LogNotFound, format!("{what}{elsewhere}"));
-
         let replica = Replica::choose(&job, replica, rank).map_err(|error| match error {
             ChoiceError::NoReplica(..) | ChoiceError::NoRank(..) => Failure::new(Code::LogNotFound, error.to_string()),
             ChoiceError::RanksUnknown | ChoiceError::Contradiction(..) => {
@@ -58,34 +91,106 @@ impl Handler {
                 Problem::invalid(vec![FieldError { pointer, code: "conflict", detail: error.to_string() }]).into()
             }
         })?;
-        let pod_name = replica.pod_name(name.as_str());
-        let jobs = self.cluster.jobs(&namespace);
-        let pod = jobs.pod(&pod_name).await.map_err(cluster_failure)?.filter(|pod| job.owns(&pod.metadata));
-        let pod = pod.ok_or_else(|| not_found(&format!("there is no pod `{pod_name}` now")))?;
-        let instance =
-            Instance::choose(&pod, attempt).map_err(|error| not_found(&format!("of the pod `{pod_name}`: {error}")))?;
+        let rank = rank.or_else(|| replica.first_rank(&job).ok());
+        let wanted = Wanted { replica, rank, attempt, tail_lines, since: since.flatten() };
 
-        let options = LogOptions { instance, tail_lines, since: since.flatten() };
-        let log = jobs.log(&pod_name, &options).await.map_err(|error| match error {
-            ClusterError::NotFound => not_found(&format!("there is no pod `{pod_name}` any more")),
-            ClusterError::BadRequest(message) => not_found(&format!("of the pod `{pod_name}`: {message}")),
+        if source == Some(Source::Archive) {
+            let archived = self.archived(&job, &wanted).await.map_err(storage_failure)?;
+            let nothing = || format!("the trainer has archived no such log{}", self.archive_of(&job, &wanted, " as "));
+            return archived.ok_or_else(|| Failure::new(Code::LogNotFound, nothing()));
+        }
+        let Unprinted { mut failure, may_be_archived } = match self.printed(&namespace, &name, &job, &wanted).await {
+            Ok(log) => {
+                let (text, truncated, incomplete) = read(log, deadline).await?;
+                return Ok(answer(text, Source::Cluster, truncated, incomplete));
+            }
+            Err(unprinted) => unprinted,
+        };
+        let mut hint = "; source=archive has what the trainer has archived as ";
+        if source.is_none() && may_be_archived && wanted.since.is_none() {
+            match self.archived(&job, &wanted).await {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => hint = "; nor has the trainer archived one as ",
+                // What the cluster says is still an answer.
+                Err(error) => warn!(cause = chain(&error), "no archived log"),
+            }
+        }
+        failure.problem.detail.push_str(&self.archive_of(&job, &wanted, hint));
+        Err(failure)
+    }
+
+    /// The log as the cluster has it.
+    async fn printed(
+        &self,
+        namespace: &Namespace,
+        name: &JobName,
+        job: &PyTorchJob,
+        wanted: &Wanted,
+    ) -> Result<LogStream, Unprinted> {
+        let other = |failure: Failure| Unprinted { failure, may_be_archived: false };
+        let no_pod = |what: String| Unprinted { failure: Failure::new(Code::LogNotFound, what), may_be_archived: true };
+        let no_start = |failure: Failure| Unprinted { failure, may_be_archived: wanted.attempt.is_none() };
+
+        let pod_name = wanted.replica.pod_name(name.as_str());
+        let jobs = self.cluster.jobs(namespace);
+        let pod = jobs.pod(&pod_name).await.map_err(|error| other(cluster_failure(error)))?;
+        let pod = pod.filter(|pod| job.owns(&pod.metadata));
+        let pod = pod.ok_or_else(|| no_pod(format!("there is no pod `{pod_name}` now")))?;
+        let of_the_pod =
+            |what: &dyn Display| Failure::new(Code::LogNotFound, format!("of the pod `{pod_name}`: {what}"));
+        let instance = Instance::choose(&pod, wanted.attempt).map_err(|error| no_start(of_the_pod(&error)))?;
+
+        let options = LogOptions { instance, tail_lines: wanted.tail_lines, since: wanted.since };
+        jobs.log(&pod_name, &options).await.map_err(|error| match error {
+            ClusterError::NotFound => no_pod(format!("there is no pod `{pod_name}` any more")),
+            ClusterError::BadRequest(message) => no_start(of_the_pod(&message)),
             // The API server could not reach the node, and says so with a 500.
             ClusterError::Unexpected(cause) => {
-                let detail = format!("the node of the pod `{pod_name}` does not answer now; try again{elsewhere}");
-                Failure::with_cause(Code::ClusterUnavailable, detail, cause)
+                let detail = format!("the node of the pod `{pod_name}` does not answer now; try again");
+                no_start(Failure::with_cause(Code::ClusterUnavailable, detail, cause))
             }
-            error => cluster_failure(error),
-        })?;
-        let (text, truncated, incomplete) = read(log, deadline).await?;
-        let mut answer = Answer::text(200, text);
-        if truncated {
-            answer = answer.with_header(TRUNCATED, "true");
-        }
-        if incomplete {
-            answer = answer.with_header(INCOMPLETE, "true");
-        }
-        Ok(answer)
+            error => other(cluster_failure(error)),
+        })
     }
+
+    /// The log as the trainer has archived it, if it has.
+    async fn archived(&self, job: &PyTorchJob, wanted: &Wanted) -> Result<Option<Answer>, StoreError> {
+        let (Some(prefix), Some(submission)) = (self.prefix(job), TrainingJobStatus::submission_of(job)) else {
+            return Ok(None);
+        };
+        let Some(rank) = wanted.rank else { return Ok(None) };
+        let lines = usize::try_from(wanted.tail_lines).unwrap_or(usize::MAX);
+        let found = archive::read(&self.store, &prefix, &submission, wanted.attempt, rank, lines).await?;
+        Ok(found.map(|found| {
+            answer(found.text, Source::Archive, found.truncated, false).with_header(ATTEMPT, found.attempt.to_string())
+        }))
+    }
+
+    /// Where the trainer keeps the log, after these words; nothing when it cannot be said.
+    fn archive_of(&self, job: &PyTorchJob, wanted: &Wanted, words: &str) -> String {
+        let (Some(prefix), Some(submission)) = (self.prefix(job), TrainingJobStatus::submission_of(job)) else {
+            return String::new();
+        };
+        let [attempt, rank] = [(wanted.attempt, "<n>"), (wanted.rank, "<r>")]
+            .map(|(number, any)| number.map_or_else(|| any.to_owned(), |number| number.to_string()));
+        let uri = prefix.uri(&format!("logs/{submission}/attempt-{attempt}/rank-{rank}.log"));
+        format!("{words}{uri}")
+    }
+}
+
+fn answer(text: String, source: Source, truncated: bool, incomplete: bool) -> Answer {
+    let source = match source {
+        Source::Cluster => "cluster",
+        Source::Archive => "archive",
+    };
+    let mut answer = Answer::text(200, text).with_header(SOURCE, source);
+    if truncated {
+        answer = answer.with_header(TRUNCATED, "true");
+    }
+    if incomplete {
+        answer = answer.with_header(INCOMPLETE, "true");
+    }
+    answer
 }
 
 /// Read a log until it ends or time is up: its newest part, whether older lines were dropped, and whether newer ones did
@@ -118,14 +223,6 @@ async fn read(mut log: LogStream, deadline: Instant) -> Result<(String, bool, bo
         }
         Err(_) => Err(cluster_failure(ClusterError::TimedOut(None))),
     }
-}
-
-/// Where the trainer keeps its own logs, for one that the cluster does not have.
-fn elsewhere(job: &PyTorchJob, prefix: Option<&RunPrefix>, rank: Option<u32>) -> String {
-    let (Some(prefix), Some(submission)) = (prefix, job.annotation(key::SUBMISSION)) else { return String::new() };
-    let rank = rank.map_or_else(|| "<r>".to_owned(), |rank| rank.to_string());
-    let archive = prefix.uri(&format!("logs/{submission}/attempt-<n>/rank-{rank}.log"));
-    format!("; an image that archives its logs keeps them as {archive}")
 }
 
 #[cfg(test)]

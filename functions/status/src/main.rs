@@ -1,5 +1,6 @@
 //! The function that tells what became of a job. It writes nothing, and it answers every route that nobody else has.
 
+mod archive;
 mod checkpoints;
 mod config;
 mod events;

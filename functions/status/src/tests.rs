@@ -134,8 +134,12 @@ async fn what_is_wrong_with_a_request_is_said() {
             "/train/j/logs",
             404,
             "log_not_found",
-            "s3://bucket/runs/r/framework=hf/logs/01980000-0000-7000-8000-000000000001/attempt-<n>/rank-<r>.log",
+            "s3://bucket/runs/r/framework=hf/logs/01980000-0000-7000-8000-000000000001/attempt-<n>/rank-0.log",
         ),
+        ("/train/j/logs?source=archive", 404, "log_not_found", "/attempt-<n>/rank-0.log"),
+        ("/train/j/logs?source=archive&rank=3&attempt=4", 404, "log_not_found", "/attempt-4/rank-3.log"),
+        ("/train/j/logs?source=pod", 422, "invalid_request", "`cluster` or `archive`"),
+        ("/train/j/logs?source=archive&since=2026-11-24T03:00:00Z", 422, "invalid_request", "`tail`"),
         // A pod of that name, but of an older job.
         ("/train/j/logs?rank=3", 404, "log_not_found", "rank-3.log"),
         ("/nothing", 404, "route_not_found", "/nothing"),
@@ -343,6 +347,7 @@ async fn a_log_is_the_one_that_was_asked_for() {
         assert_eq!((answer.status, answer.text.as_str()), (200, text), "{query}");
         assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"), "{query}");
         assert_eq!((answer.header("log-truncated"), answer.header("log-incomplete")), (None, None), "{query}");
+        assert_eq!((answer.header("log-source"), answer.header("log-attempt")), (Some("cluster"), None), "{query}");
         let sent = world.sent().pop().expect("a request");
         assert!(
             sent.contains(&format!("{pod}/log?")) && asked.iter().all(|part| sent.contains(part)),
@@ -353,6 +358,53 @@ async fn a_log_is_the_one_that_was_asked_for() {
     let answer = world.get("/train/j/logs?attempt=1").await;
     assert_eq!(answer.code(), "log_not_found");
     assert!(answer.detail().contains("newest is attempt 3"), "{}", answer.detail());
+}
+
+#[tokio::test]
+async fn what_the_cluster_has_no_more_the_archive_may_have() {
+    let archive = |keys: &[&str]| {
+        testing::holding(keys.iter().map(|key| (format!("{RUN}/logs/{SUBMISSION}/{key}"), format!("one\n{key}\n"))))
+    };
+    let both = ["attempt-1/rank-0.log", "attempt-1/rank-2.log", "attempt-2/rank-0.log", "attempt-2/rank-3.log"];
+    let gone = || row("/pods/", 404, refusal(404, "pods not found"));
+    let waiting = json!({"waiting": {"reason": "ContainerCreating"}});
+    let unreachable = || row("/log?", 500, refusal(500, "dial tcp 10.0.0.7:10250: connect: connection refused"));
+    for (case, pods, query, told) in [
+        ("no pod", vec![gone()], "", Some(("2", both[2]))),
+        ("no pod of a rank", vec![gone()], "?rank=3", Some(("2", both[3]))),
+        ("no pod of a worker", vec![gone()], "?replica=worker-0&attempt=1", Some(("1", both[1]))),
+        ("no log of the newest attempt", vec![gone()], "?replica=worker-0", None),
+        ("no such attempt", vec![gone()], "?attempt=3", None),
+        ("times are asked for", vec![gone()], "?since=2026-11-24T03:00:00Z", None),
+        ("the cluster's is asked for", vec![gone()], "?source=cluster", None),
+        ("not started", vec![row(PODS, 200, pod("j-master-0", "u1", 0, &waiting))], "", Some(("2", both[2]))),
+        ("a start by its number", vec![row(PODS, 200, running("j-master-0", 4))], "?attempt=2", None),
+        ("no node", vec![unreachable(), row(PODS, 200, running("j-master-0", 0))], "", Some(("2", both[2]))),
+        ("the archive's is asked for", vec![], "?source=archive&attempt=1", Some(("1", both[0]))),
+    ] {
+        let script = pods.into_iter().chain([job_row(&job("j"))]).collect();
+        let answer = World::new(script, archive(&both)).get(&format!("/train/j/logs{query}")).await;
+        let found = (answer.status == 200).then(|| (answer.header("log-attempt").unwrap_or_default(), &*answer.text));
+        let told = told.map(|(attempt, key)| (attempt, format!("one\n{key}\n")));
+        assert_eq!(found, told.as_ref().map(|(attempt, text)| (*attempt, text.as_str())), "{case}: {}", answer.text);
+        assert_eq!(answer.header("log-source"), told.is_some().then_some("archive"), "{case}");
+        assert!(told.is_some() || answer.code() == "log_not_found", "{case}: {}", answer.text);
+        assert!(told.is_some() || answer.detail().contains("/attempt-"), "{case}: {}", answer.text);
+    }
+    let answer = World::new(vec![gone(), job_row(&job("j"))], archive(&both)).get("/train/j/logs?tail=1").await;
+    assert_eq!(answer.text, format!("{}\n", both[2]));
+
+    // A bucket that cannot be read hides nothing that the cluster says.
+    let denied = World::new(vec![gone(), job_row(&job("j"))], testing::denied());
+    assert_eq!(denied.get("/train/j/logs").await.code(), "log_not_found");
+    assert_eq!(denied.get("/train/j/logs?source=archive").await.code(), "storage_unavailable");
+
+    // Nor is a run looked at that lies outside the bases.
+    let mut job = job("j");
+    job["metadata"]["annotations"]["trainer.deepfinery/checkpoint-prefix"] = json!("s3://other/r/framework=hf");
+    let world = World::new(vec![gone(), job_row(&job)], testing::denied());
+    let answer = world.get("/train/j/logs?source=archive").await;
+    assert_eq!((answer.code(), answer.detail()), ("log_not_found", "the trainer has archived no such log"));
 }
 
 #[tokio::test]

@@ -306,7 +306,7 @@ async fn a_log_that_is_not_there_says_where_else_to_look() -> Result<()> {
     let (name, submission) = (created.name(), created.text("/submission"));
     let says = |expected: String| move |answer: &Answer| answer.text("/detail").contains(&expected);
     let archive = format!(
-        "{}/{run_id}/framework=hf/logs/{submission}/attempt-<n>/rank-<r>.log",
+        "{}/{run_id}/framework=hf/logs/{submission}/attempt-<n>/rank-0.log",
         world.twin.setting("RUNS_BASE_URI")?
     );
     let answer = world.twin.get(&format!("/train/{name}/logs")).await?.expect(404)?;

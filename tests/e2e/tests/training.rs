@@ -58,8 +58,8 @@ async fn a_killed_pod_continues_to_the_same_end_bit_for_bit() -> Result<()> {
     let causes: Vec<_> = attempts.iter().map(|attempt| attempt["cause"].clone()).collect();
     ensure!(causes.first() == Some(&json!("crash")) && causes.last() == Some(&json!("finished")), "{causes:?}");
     assert_eq!(attempts[0]["pods"].as_array().map(Vec::len), Some(2));
-    let log = world.twin.object(&format!("{prefix}/logs/{submission}/attempt-1/rank-0.log")).await?;
-    ensure!(String::from_utf8_lossy(&log).contains(&format!("saved step {step}")), "the first attempt's log");
+    let log = world.twin.get(&format!("/train/{name}/logs?source=archive&attempt=1")).await?.expect(200)?;
+    ensure!(log.text_body.contains(&format!("saved step {step}")), "the first attempt's log: {}", log.text_body);
     Ok(())
 }
 
@@ -90,8 +90,13 @@ async fn each_framework_trains_on_two_nodes() -> Result<()> {
         let (prefix, submission) = (format!("runs/{run_id}/framework={framework}"), done.text("/submission"));
         let attempts = attempts(&world, &prefix, submission).await?;
         assert_eq!(attempts.iter().map(|attempt| &attempt["cause"]).collect::<Vec<_>>(), ["finished"], "{framework}");
-        for rank in 0..2 {
-            world.twin.object(&format!("{prefix}/logs/{submission}/attempt-1/rank-{rank}.log")).await?;
+        // As one that still runs when the master ends is: gone with its log. The archive has it.
+        world.kubectl(&["delete", "pod", &format!("{name}-worker-0"), "--ignore-not-found"], None).await?;
+        for (query, source) in [("", "cluster"), ("?rank=1", "archive"), ("?source=archive&tail=2", "archive")] {
+            let log = world.twin.get(&format!("/train/{name}/logs{query}")).await?.expect(200)?;
+            assert_eq!(log.header("log-source"), Some(source), "{framework} {query}: {}", log.text_body);
+            assert_eq!(log.header("log-attempt"), (source == "archive").then_some("1"), "{framework} {query}");
+            ensure!(query == "?rank=1" || log.text_body.contains("saved step 20"), "{framework}: {}", log.text_body);
         }
     }
     Ok(())

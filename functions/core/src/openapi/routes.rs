@@ -239,31 +239,52 @@ fn logs() -> Operation {
     let replica = json!({"type": "string", "pattern": "^(master|worker-[0-9]+)$"});
     let rank = json!({"type": "integer", "minimum": 0, "maximum": 63_999});
     let attempt = json!({"type": "integer", "minimum": 1, "maximum": 1_000_000});
+    let source = json!({"type": "string", "enum": ["cluster", "archive"]});
     let tail = json!({"type": "integer", "minimum": 1, "maximum": 10_000, "default": 500});
     let since = json!({"type": "string", "format": "date-time"});
     let truncated = "`true`: older lines were left out, so that the answer has at most 4 MiB.";
     let incomplete = "`true`: the newest lines are missing, because the cluster took too long.";
+    let from = "`cluster`, where each line begins with its time, or `archive`, where lines are as they were printed.";
+    let of_attempt = "Which attempt of the submission an archived log is of.";
     let text = json!({
-        "description": "The newest lines, each with its time",
+        "description": "The newest lines",
         "content": {"text/plain": {"schema": {"type": "string"}}}
     });
     Operation {
         id: "get_logs",
         summary: "Get what a pod of the job prints",
-        description: "Only what the cluster still has: the last two starts of a pod that exists. The answer to a log that is \
-                      gone says where the trainer keeps its own.",
+        description: "The cluster has the last two starts of each pod that exists. What it does not have, the trainer has \
+                      archived in the runs bucket while it ran, at most 15 seconds behind.",
         parameters: vec![
             parameter("replica", "`master` (the default) or `worker-<index>`.", &replica),
-            parameter("rank", "The pod that runs this rank, in place of `replica`.", &rank),
-            parameter("attempt", "Which start of the pod, from 1; the newest when absent.", &attempt),
+            parameter(
+                "rank",
+                "The pod that runs this rank, in place of `replica`; of the archive, that rank's log.",
+                &rank,
+            ),
+            parameter(
+                "attempt",
+                "Which start of the pod, or in the archive of the submission, from 1; the newest when absent.",
+                &attempt,
+            ),
+            parameter(
+                "source",
+                "Where to look. When absent, in the archive for what the cluster does not have.",
+                &source,
+            ),
             parameter("tail", "So many of the newest lines.", &tail),
-            parameter("since", "Only lines from this time on.", &since),
+            parameter("since", "Only lines from this time on; those of the archive have none.", &since),
         ],
         answers: vec![(
             200,
             with_headers(
                 text,
-                [header("Log-Truncated", truncated, &only_true()), header("Log-Incomplete", incomplete, &only_true())],
+                [
+                    header("Log-Source", from, &source),
+                    header("Log-Attempt", of_attempt, &attempt),
+                    header("Log-Truncated", truncated, &only_true()),
+                    header("Log-Incomplete", incomplete, &only_true()),
+                ],
             ),
         )],
         problems: [CLUSTER.as_slice(), &[Code::JobNotFound, Code::LogNotFound]].concat(),
