@@ -214,7 +214,9 @@ def exported(store, submission, framework="hf"):
 def whole(store, framework="hf"):
     """The steps that have a marker, each of which must be complete."""
     run = run_of(store, framework)
-    listing = [Entry(key=key, size=(run / key).stat().st_size, etag=None) for key in files(run)]
+    # No more than that: a log is still being written when its process is dead.
+    paths = (run / layout.CHECKPOINTS / key for key in files(run / layout.CHECKPOINTS))
+    listing = [Entry(key=str(path.relative_to(run)), size=path.stat().st_size, etag=None) for path in paths]
     for step in markers(store, framework):
         found = parse((run / layout.marker_key(step)).read_bytes())
         found = dataclasses.replace(found, files=tuple(dataclasses.replace(file, etag=None) for file in found.files))
