@@ -32,7 +32,10 @@ JOBS = "/apis/kubeflow.org/v1/namespaces/training/pytorchjobs"
 CORE = "/api/v1/namespaces/training"
 DENIED = {"AccessDenied", "AccessDeniedException", "403"}
 
-TRAINERS = ["checkpoints/checkpoint-1/model.safetensors", "progress/x", "logs/x/attempt-1/rank-0.log"]
+TRAINERS = [
+    *("checkpoints/checkpoint-1/model.safetensors", "progress/x", "attempts/x/1"),
+    "logs/x/attempt-1/rank-0.log",
+]
 
 # (role, what, whether it is allowed)
 BUCKET: list[tuple[str, str, str, bool]] = [
@@ -45,7 +48,7 @@ BUCKET: list[tuple[str, str, str, bool]] = [
         },
         "status": {
             "GET": [
-                *("owner", "progress/x", "logs/x/attempt-1/rank-0.log", "index/v1/000000000001"),
+                *("owner", "progress/x", "attempts/x/1", "logs/x/attempt-1/rank-0.log", "index/v1/000000000001"),
                 "checkpoints/step-000001.json",
             ],
             "PUT": [],

@@ -47,7 +47,8 @@ GRANTS = {
         ("secretsmanager:GetSecretValue", "<Token.Id>"),
         ("eks:DescribeCluster", CLUSTER),
         ("s3:ListBucket", BUCKET),
-        *grants("GetObject", "progress/*", "logs/*/attempt-*/rank-*", "owner", "index/v1/*", "checkpoints/step-*.json"),
+        *grants("GetObject", "progress/*", "attempts/*", "logs/*/attempt-*/rank-*"),
+        *grants("GetObject", "owner", "index/v1/*", "checkpoints/step-*.json"),
     },
     "IndexerFunction": {
         ("s3:ListBucket", BUCKET),
@@ -257,7 +258,7 @@ def test_policies_only_allow_and_name_what_they_allow(deployment: Deployment, fu
         for resource in as_list(statement["Resource"]):
             # A wildcard stands only for the part of a key that varies, and crosses slashes: what is fixed of a key must
             # be what no base and no run can be called.
-            of_run = r"owner|(index/v1|progress)/\*|logs/\*/attempt-\*/rank-\*|checkpoints/step-\*\.json"
+            of_run = r"owner|(index/v1|progress|attempts)/\*|logs/\*/attempt-\*/rank-\*|checkpoints/step-\*\.json"
             fixed = rf"(\*/framework=(hf|nemo|meta)/({of_run})|(\*/)?_jobs/\*/\*/\*)"
             assert "*" not in resource or re.fullmatch(re.escape(f"{BUCKET}/") + fixed, resource), resource
 

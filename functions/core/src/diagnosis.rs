@@ -1,20 +1,18 @@
-//! Why a job does not run, told from its pods: the cluster's own words, where they stand, and what to do.
+//! Why a job does not run, told from its pods: the cluster's own words, where they stand, and what to do. Why it failed is
+//! told in `attempt`.
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::problem::bounded;
+use crate::problem::{MAX_MESSAGE, bounded};
 
-/// Longest message that is passed on, in characters.
-const MAX_MESSAGE: usize = 1024;
-
-/// What keeps a job from running.
+/// What keeps a job from running, or why it failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Diagnosis {
-    /// A stable word: `unschedulable`, `image_pull`, `container_config` or `crash_loop`.
+    /// A stable word: `unschedulable`, `image_pull`, `container_config` or `crash_loop`; `failed` for a job that has ended.
     pub code: &'static str,
-    /// What the cluster says.
+    /// What the cluster or the trainer says.
     pub message: String,
     /// Where it says so.
     pub evidence: Vec<String>,

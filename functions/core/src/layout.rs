@@ -216,6 +216,12 @@ impl RunPrefix {
         Step::new(Step::MAX - down.get()).ok()
     }
 
+    /// The full key of the folder of a submission's attempts, with its trailing slash.
+    #[must_use]
+    pub fn attempts_folder(&self, submission: &Submission) -> String {
+        format!("{}/attempts/{submission}/", self.0.key)
+    }
+
     /// The full key of the folder of a submission's logs, with its trailing slash.
     #[must_use]
     pub fn logs_folder(&self, submission: &Submission) -> String {

@@ -9,6 +9,7 @@
 //! What talks to the outside (`training-store`, `training-cluster`, `training-http`) depends on this crate, never the
 //! other way round.
 
+pub mod attempt;
 pub mod cause;
 pub mod checkpoints;
 pub mod diagnosis;

@@ -309,6 +309,9 @@ fn field_of_manifest(path: &str) -> Option<&'static str> {
     .find_map(|(part, pointer)| path.contains(part).then_some(pointer))
 }
 
+/// Longest message of the cluster or the trainer that is passed on, in characters.
+pub const MAX_MESSAGE: usize = 1024;
+
 /// The beginning of a text that a caller sent, so that a hostile one cannot fill an answer.
 #[must_use]
 pub fn bounded(text: &str, characters: usize) -> String {

@@ -1,11 +1,11 @@
 //! What became of a job, told from the operator's conditions, the pods and the trainer's progress.
 
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    diagnosis::{self, Diagnosis},
+    diagnosis::Diagnosis,
     index::IndexEntry,
     links::{Links, PageLinks},
     marker::State,
@@ -96,7 +96,7 @@ pub struct TrainingJobStatus {
     pub progress: Option<Progress>,
     /// The newest complete checkpoint of this submission.
     pub checkpoints: Option<NewestCheckpoint>,
-    /// What keeps the job from running; null when nothing is known to.
+    /// What keeps the job from running, or why it failed; null when nothing is known to.
     pub diagnosis: Option<Diagnosis>,
 }
 
@@ -258,12 +258,13 @@ impl JobSummary {
 // === impl TrainingJobStatus ===
 
 impl TrainingJobStatus {
-    /// Tell what became of a job. Progress and checkpoints of other submissions are left out.
+    /// Tell what became of a job. Progress and checkpoints of other submissions are left out. The diagnosis is that of its
+    /// pods while it is not finished, and that of its attempts when it has failed.
     #[must_use]
     pub fn new(
         job: &PyTorchJob,
         namespaces: &Namespaces,
-        pods: &[Pod],
+        diagnosis: Option<Diagnosis>,
         progress: Look,
         checkpoints: Option<Checkpoints<'_>>,
     ) -> Self {
@@ -279,9 +280,8 @@ impl TrainingJobStatus {
             let latest_uri = format!("s3://{bucket}/{}", newest.marker_key);
             Some(NewestCheckpoint { latest_step: newest.step, latest_uri })
         });
-        let diagnosis = if summary.phase.is_finished() { None } else { diagnosis::of_pods(pods) };
         if job.metadata.deletion_timestamp.is_none()
-            && let Some(detail) = closer_detail(summary.phase, has_looked, progress.as_ref(), diagnosis.as_ref())
+            && let Some(detail) = closer_detail(&summary, has_looked, progress.as_ref(), diagnosis.as_ref())
         {
             summary.detail = detail;
         }
@@ -326,9 +326,9 @@ fn detail(phase: Phase, condition: Option<&JobCondition>) -> String {
     detail.to_owned()
 }
 
-/// What pods and progress tell beyond that.
+/// What pods, attempts and progress tell beyond that.
 fn closer_detail(
-    phase: Phase,
+    summary: &JobSummary,
     has_looked: bool,
     progress: Option<&Progress>,
     diagnosis: Option<&Diagnosis>,
@@ -338,16 +338,20 @@ fn closer_detail(
         let loss = progress.loss.map(|loss| format!(", loss {loss:.4}")).unwrap_or_default();
         format!("step {}{total}{loss}", progress.step)
     };
-    match (phase, diagnosis, progress) {
+    match (summary.phase, diagnosis, progress) {
         (Phase::Pending, Some(diagnosis), _) => Some(format!("waiting: {}", diagnosis.message)),
         (Phase::Running | Phase::Restarting, Some(diagnosis), _) => Some(format!("held up: {}", diagnosis.message)),
         (Phase::Running, None, Some(progress)) => Some(format!("running, {}", reached(progress))),
         (Phase::Running, None, None) => has_looked.then(|| "running, no step finished yet".to_owned()),
         (Phase::Restarting, None, Some(progress)) => Some(format!("restarting, had reached {}", reached(progress))),
         (Phase::Succeeded, _, Some(progress)) => Some(format!("succeeded at {}", reached(progress))),
+        (Phase::Failed, Some(diagnosis), _) => {
+            Some(format!("{}: {}", summary.detail.trim_end_matches('.'), diagnosis.message))
+        }
         (Phase::Pending | Phase::Restarting | Phase::Succeeded, _, None)
         | (Phase::Pending, None, Some(_))
-        | (Phase::Suspended | Phase::Failed, _, _) => None,
+        | (Phase::Failed, None, _)
+        | (Phase::Suspended, _, _) => None,
     }
 }
 
@@ -412,12 +416,12 @@ mod tests {
             (&["Created", "Restarting", "Failed"], Phase::Failed, Status::Failed),
             (&["Created", "Succeeded", "Failed"], Phase::Failed, Status::Failed),
         ] {
-            let answer = TrainingJobStatus::new(&job(&conditions(true_ones)), &namespaces(), &[], Look::Unknown, None);
+            let answer = TrainingJobStatus::new(&job(&conditions(true_ones)), &namespaces(), None, Look::Unknown, None);
             assert_eq!((answer.summary.phase, answer.summary.status), (phase, status), "{true_ones:?}");
         }
         let over = json!([{"type": "Created", "status": "True"}, {"type": "Running", "status": "False"}]);
         assert_eq!(
-            TrainingJobStatus::new(&job(&over), &namespaces(), &[], Look::Unknown, None).summary.phase,
+            TrainingJobStatus::new(&job(&over), &namespaces(), None, Look::Unknown, None).summary.phase,
             Phase::Pending
         );
     }
@@ -427,7 +431,7 @@ mod tests {
         let answer = TrainingJobStatus::new(
             &job(&conditions(&["Running"])),
             &namespaces(),
-            &[],
+            None,
             Look::Found(progress(SUBMISSION)),
             None,
         );
@@ -462,7 +466,7 @@ mod tests {
         for phase in ["Created", "Running", "Succeeded", "Failed"] {
             let mut job = job(&conditions(&[phase]));
             job.metadata.deletion_timestamp = Some(Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
-            let answer = TrainingJobStatus::new(&job, &namespaces(), &[], Look::Found(progress(SUBMISSION)), None);
+            let answer = TrainingJobStatus::new(&job, &namespaces(), None, Look::Found(progress(SUBMISSION)), None);
             assert!(answer.summary.detail.starts_with("is being deleted"), "{phase}: {}", answer.summary.detail);
         }
     }
@@ -470,7 +474,7 @@ mod tests {
     #[test]
     fn what_nobody_looked_for_is_not_said_to_be_missing() {
         let detail = |phase: &str, look| {
-            TrainingJobStatus::new(&job(&conditions(&[phase])), &namespaces(), &[], look, None).summary.detail
+            TrainingJobStatus::new(&job(&conditions(&[phase])), &namespaces(), None, look, None).summary.detail
         };
         assert_eq!(detail("Running", Look::Unknown), "running");
         assert_eq!(detail("Running", Look::Nothing), "running, no step finished yet");
@@ -482,7 +486,7 @@ mod tests {
     fn progress_of_another_submission_is_not_this_jobs() {
         let other = progress("01970000-0000-7000-8000-000000000001");
         assert_eq!(
-            TrainingJobStatus::new(&job(&conditions(&["Running"])), &namespaces(), &[], Look::Found(other), None)
+            TrainingJobStatus::new(&job(&conditions(&["Running"])), &namespaces(), None, Look::Found(other), None)
                 .progress,
             None
         );
@@ -490,8 +494,12 @@ mod tests {
 
     #[test]
     fn a_pod_that_cannot_run_says_why() {
+        let of_pods = crate::diagnosis::of_pods;
         let pod = |status: Value| {
-            serde_json::from_value::<Pod>(json!({"metadata": {"name": "p"}, "status": status})).expect("a pod")
+            serde_json::from_value::<k8s_openapi::api::core::v1::Pod>(
+                json!({"metadata": {"name": "p"}, "status": status}),
+            )
+            .expect("a pod")
         };
         let scheduler = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.";
         let waiting = pod(json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": scheduler}]}));
@@ -499,14 +507,27 @@ mod tests {
             pod(json!({"containerStatuses": [{"name": "pytorch", "image": "x", "imageID": "", "ready": false,
             "restartCount": 0, "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]}));
         let pending = job(&conditions(&["Created"]));
-        let answer = TrainingJobStatus::new(&pending, &namespaces(), &[pulling.clone(), waiting], Look::Unknown, None);
+        let answer =
+            TrainingJobStatus::new(&pending, &namespaces(), of_pods(&[pulling.clone(), waiting]), Look::Unknown, None);
         assert_eq!(answer.diagnosis.as_ref().map(|diagnosis| diagnosis.code), Some("unschedulable"));
         assert_eq!(answer.summary.detail, format!("waiting: {scheduler}"));
-        let answer =
-            TrainingJobStatus::new(&pending, &namespaces(), std::slice::from_ref(&pulling), Look::Unknown, None);
+        let answer = TrainingJobStatus::new(&pending, &namespaces(), of_pods(&[pulling]), Look::Unknown, None);
         assert_eq!(answer.diagnosis.map(|diagnosis| diagnosis.code), Some("image_pull"));
-        let finished = job(&conditions(&["Succeeded"]));
-        assert_eq!(TrainingJobStatus::new(&finished, &namespaces(), &[pulling], Look::Unknown, None).diagnosis, None);
+    }
+
+    #[test]
+    fn a_job_that_failed_says_what_operator_and_trainer_know() {
+        let mut failed = conditions(&["Failed"]);
+        failed[0]["message"] = json!("it has reached the backoff limit.");
+        let reason =
+            |message: &str| Diagnosis { code: "failed", message: message.to_owned(), evidence: vec![], next_step: "" };
+        for (diagnosis, detail) in [
+            (None, "it has reached the backoff limit."),
+            (Some(reason("attempt 1 ended by crash")), "it has reached the backoff limit: attempt 1 ended by crash"),
+        ] {
+            let answer = TrainingJobStatus::new(&job(&failed), &namespaces(), diagnosis, Look::Unknown, None);
+            assert_eq!(answer.summary.detail, detail);
+        }
     }
 
     #[test]
@@ -533,7 +554,7 @@ mod tests {
         let answer = TrainingJobStatus::new(
             &job(&conditions(&["Running"])),
             &namespaces(),
-            &[],
+            None,
             Look::Unknown,
             Some(checkpoints),
         );

@@ -2,19 +2,23 @@
 
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use tracing::warn;
 use training_cluster::ClusterError;
 use training_core::{
+    attempt::{self, Attempt, MAX_ATTEMPT_BYTES},
     cause::chain,
+    diagnosis::{self, Diagnosis},
     index::IndexEntry,
     layout::{RunKey, RunPrefix},
     links::{PageLinks, link},
-    names::{Framework, RunId, Step},
+    names::{Framework, RunId, Step, Submission},
     problem::{FieldError, Problem},
     pytorchjob::{PyTorchJob, key},
     status::{Checkpoints, JobList, JobSummary, Look, Phase, Status, TrainingJobStatus, newest_complete},
 };
 use training_http::{Answer, Failure, answer::cluster_failure};
+use training_store::Read;
 
 use crate::handler::{Asked, Handler};
 
@@ -27,6 +31,8 @@ const MAX_CONTINUE_LENGTH: usize = 4096;
 const LIST_BUDGET: Duration = Duration::from_secs(12);
 /// Largest progress object that is passed on; the trainer's have some hundred bytes.
 const MAX_PROGRESS_BYTES: usize = 16 * 1024;
+/// Attempts looked through for why a job failed. Any number may have been moved by the cluster, but the last ones tell.
+const NEWEST_ATTEMPTS: usize = 10;
 /// Entries looked through for the newest complete checkpoint of a job: nearly always it is among the first, but a run that
 /// was started anew has higher steps of the submission before.
 const NEWEST: [u32; 2] = [10, 200];
@@ -84,20 +90,53 @@ impl Handler {
         let namespace = self.namespace_of(asked, name)?;
         let (name, job) = self.job(&namespace, name).await?;
         let prefix = self.prefix(&job);
-        let pods = async {
-            // A finished job's pods explain nothing, and may be gone.
-            if Phase::of(&job).0.is_finished() {
-                Ok(Vec::new())
-            } else {
-                self.cluster.jobs(&namespace).pods(&name).await
+        let diagnosis = async {
+            match Phase::of(&job).0 {
+                Phase::Succeeded => Ok::<_, Failure>(None),
+                // Its pods are gone, and their last words with them.
+                Phase::Failed => Ok(self.reason(&job, prefix.as_ref()).await),
+                Phase::Pending | Phase::Running | Phase::Restarting | Phase::Suspended => {
+                    let mut pods = self.cluster.jobs(&namespace).pods(&name).await.map_err(cluster_failure)?;
+                    pods.retain(|pod| job.owns(&pod.metadata));
+                    Ok(diagnosis::of_pods(&pods))
+                }
             }
         };
-        let (pods, progress, entries) =
-            tokio::join!(pods, self.progress(&job, prefix.as_ref()), self.newest(&job, prefix.as_ref()));
-        let mut pods = pods.map_err(cluster_failure)?;
-        pods.retain(|pod| job.owns(&pod.metadata));
+        let (diagnosis, progress, entries) =
+            tokio::join!(diagnosis, self.progress(&job, prefix.as_ref()), self.newest(&job, prefix.as_ref()));
         let checkpoints = prefix.as_ref().map(|prefix| Checkpoints { bucket: prefix.bucket(), entries: &entries });
-        Answer::json(200, &TrainingJobStatus::new(&job, &self.namespaces, &pods, progress, checkpoints))
+        Answer::json(200, &TrainingJobStatus::new(&job, &self.namespaces, diagnosis?, progress, checkpoints))
+    }
+
+    /// Why a job failed, as the trainer's ledger says. A bucket that cannot be read does not hide what the cluster says.
+    async fn reason(&self, job: &PyTorchJob, prefix: Option<&RunPrefix>) -> Option<Diagnosis> {
+        let (prefix, submission) = (prefix?, TrainingJobStatus::submission_of(job)?);
+        let (bucket, folder) = (prefix.bucket(), prefix.attempts_folder(&submission));
+        let keys = self.store.list_names(bucket, &folder).await;
+        let keys = keys.inspect_err(|error| warn!(cause = chain(error), "no attempts")).ok()?;
+        let mut numbers: Vec<u32> = keys.iter().filter_map(|key| key.strip_prefix(&folder)?.parse().ok()).collect();
+        numbers.sort_unstable_by(|one, other| other.cmp(one));
+        numbers.truncate(NEWEST_ATTEMPTS);
+        let attempts = numbers.iter().map(|number| self.attempt(prefix, &submission, *number));
+        let attempts: Vec<Attempt> = join_all(attempts).await.into_iter().flatten().collect();
+        attempt::diagnosis(&attempts, &format!("s3://{bucket}/{folder}"))
+    }
+
+    async fn attempt(&self, prefix: &RunPrefix, submission: &Submission, number: u32) -> Option<Attempt> {
+        let key = prefix.key(&RunKey::Attempt(submission, number));
+        match self.store.read(prefix.bucket(), &key, MAX_ATTEMPT_BYTES).await {
+            Ok(Read::Object(object)) => Attempt::parse(number, &object.body)
+                .inspect_err(|error| warn!(cause = chain(error), key, "an attempt is not readable"))
+                .ok(),
+            Ok(other) => {
+                warn!(?other, key, "an attempt is not readable");
+                None
+            }
+            Err(error) => {
+                warn!(cause = chain(&error), "no attempt");
+                None
+            }
+        }
     }
 
     /// The newest progress. A bucket that cannot be read does not hide what the cluster says.

@@ -252,6 +252,45 @@ async fn a_job_is_told_with_its_progress_and_its_own_pods() {
 }
 
 #[tokio::test]
+async fn a_job_that_failed_is_told_with_the_reason_of_its_attempts() {
+    let mut job = job("j");
+    job["status"]["conditions"] = json!([{"type": "Failed", "status": "True", "message": "j has reached the limit."}]);
+    let attempt = |submission: &str, number: u32, body: Value| {
+        (format!("{RUN}/attempts/{submission}/{number}"), body.to_string())
+    };
+    let store = || {
+        testing::holding([
+            attempt(SUBMISSION, 2, json!({"attempt": 2, "cause": "crash", "rank": 1, "message": "ValueError: no"})),
+            attempt(
+                SUBMISSION,
+                10,
+                json!({"attempt": 10, "cause": "out_of_memory", "rank": 3, "message": "too large"}),
+            ),
+            attempt(SUBMISSION, 11, json!({"attempt": 11, "cause": "of another version"})),
+            attempt("01970000-0000-7000-8000-000000000001", 99, json!({"attempt": 99, "cause": "user_error"})),
+        ])
+    };
+    let world = World::new(vec![job_row(&job)], store());
+    let answer = world.get("/train/j").await;
+    let message = "attempt 10 ended by out_of_memory: too large (rank 3)";
+    assert_eq!(answer.detail(), format!("j has reached the limit: {message}"));
+    assert_eq!(
+        (&answer.body["diagnosis"]["code"], &answer.body["diagnosis"]["message"]),
+        (&json!("failed"), &json!(message))
+    );
+    assert_eq!(answer.body["diagnosis"]["evidence"], json!([format!("s3://bucket/{RUN}/attempts/{SUBMISSION}/10")]));
+    assert_eq!(world.sent().len(), 1, "its pods are gone: {:?}", world.sent());
+
+    let answer = World::new(vec![job_row(&job)], testing::denied()).get("/train/j").await;
+    assert_eq!((answer.status, answer.detail()), (200, "j has reached the limit."));
+    assert_eq!(answer.body["diagnosis"], Value::Null);
+
+    job["status"]["conditions"] = json!([{"type": "Succeeded", "status": "True"}]);
+    let answer = World::new(vec![job_row(&job)], store()).get("/train/j").await;
+    assert_eq!((answer.detail(), &answer.body["diagnosis"]), ("succeeded", &Value::Null));
+}
+
+#[tokio::test]
 async fn checkpoints_are_told_and_chosen() {
     let older = "01970000-0000-7000-8000-000000000001";
     let objects = [

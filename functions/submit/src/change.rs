@@ -96,7 +96,7 @@ impl<'a> Change<'a> {
     }
 
     fn accepted(&self, job: &PyTorchJob) -> Result<Answer, Failure> {
-        let report = TrainingJobStatus::new(job, &self.handler.rules.namespaces, &[], Look::Unknown, None);
+        let report = TrainingJobStatus::new(job, &self.handler.rules.namespaces, None, Look::Unknown, None);
         let location = report.summary.links.itself.clone();
         Ok(Answer::json(202, &report)?.with_header(header::LOCATION, location))
     }

@@ -101,7 +101,7 @@ impl Handler {
             Placed::Created(job) => (201, job),
             Placed::Replayed(job) => (200, job),
         };
-        let report = TrainingJobStatus::new(&job, &self.rules.namespaces, &[], Look::Unknown, None);
+        let report = TrainingJobStatus::new(&job, &self.rules.namespaces, None, Look::Unknown, None);
         let location = report.summary.links.itself.clone();
         let answer = match effect {
             Effect::DryRun => Answer::json(200, &DryRun::new(report, status, job))?,

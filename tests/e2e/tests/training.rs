@@ -116,6 +116,19 @@ async fn a_job_that_cannot_train_says_why_and_does_not_try_again() -> Result<()>
     ensure!(message.starts_with("user_error: ") && message.contains("max_seq_len 100000 is beyond"), "{message}");
     let attempts = attempts(&world, &format!("runs/{run_id}/framework=hf"), answer.text("/submission")).await?;
     assert_eq!(attempts.iter().map(|attempt| &attempt["cause"]).collect::<Vec<_>>(), ["user_error"]);
+
+    // When the operator has had enough, the pods go with what they said; the reason and the log stay. Its own limit is
+    // some minutes away.
+    let limit = r#"{"spec": {"runPolicy": {"backoffLimit": 1}}}"#;
+    world.kubectl(&["patch", "pytorchjob", &name, "--type", "merge", "--patch", limit], None).await?;
+    let failed = world.wait_for_status(&name, "failed", TRAINED_WITHIN).await?;
+    let message = failed.text("/diagnosis/message");
+    assert_eq!(failed.text("/diagnosis/code"), "failed", "{}", failed.body);
+    ensure!(message.starts_with("attempt 1 ended by user_error: max_seq_len 100000 is beyond"), "{message}");
+    ensure!(failed.text("/detail").ends_with(message), "{}", failed.body);
+    let gone = |answer: &twin::client::Answer| answer.status == 200 && answer.header("log-source") == Some("archive");
+    let log = world.wait(&format!("/train/{name}/logs"), TRAINED_WITHIN, gone).await?;
+    ensure!(log.text_body.contains("max_seq_len 100000 is beyond"), "{}", log.text_body);
     world.twin.delete(&format!("/train/{name}")).await?.expect(202)?;
     Ok(())
 }

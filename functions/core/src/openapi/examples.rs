@@ -77,7 +77,7 @@ pub(super) fn job() -> TrainingJobStatus {
     let origin = Origin { submission: &submission, submitted_by: Some("ci"), start: Start::Step(step) };
     let job = manifest::build(&request, origin, None, &platform);
     let namespaces = Namespaces::new(request.namespace, Vec::new());
-    TrainingJobStatus::new(&job, &namespaces, &[], Look::Unknown, None)
+    TrainingJobStatus::new(&job, &namespaces, None, Look::Unknown, None)
 }
 
 /// The answer to a request with two mistakes.
