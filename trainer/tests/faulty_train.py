@@ -7,6 +7,7 @@ stuck          how the keys begin whose download takes for ever; it says when it
 fails_from     the number of the upload from which on all of them fail
 memory_at      the step at which a process asks for more memory than there is
 error_at       the step at which its code fails
+patience       seconds that a collective call waits; each download, and the upload of weights, takes longer
 told           that a process is told to stop when it has loaded the model
 disk_full      that a process cannot write its part of a sharded checkpoint
 disk           a file to which each storage call appends how many bytes the working directories hold
@@ -45,6 +46,8 @@ def on_call(verb, key):
     if verb == "download" and HERE and "stuck" in FAULT and key.startswith(FAULT["stuck"]):
         print(f"stuck: {key}", file=sys.stderr)  # noqa: T201
         time.sleep(10**6)
+    if "patience" in FAULT and (verb == "download" or (verb, key[-17:]) == ("upload", "model.safetensors")):
+        time.sleep(FAULT["patience"] + 2)
     if verb == "upload" and HERE:
         time.sleep(FAULT.get("slow", 0))
         on_call.uploads += 1
@@ -91,6 +94,15 @@ def fill_the_disk():
     FileSystemWriter.write_data = write_data
 
 
+def lose_patience():
+    import datetime
+
+    import torch.distributed as dist
+
+    begin = dist.init_process_group
+    dist.init_process_group = lambda *args: begin(*args, timeout=datetime.timedelta(seconds=FAULT["patience"]))
+
+
 def tell_when_loaded():
     from training import model
 
@@ -104,6 +116,8 @@ def tell_when_loaded():
     model.load = and_tell
 
 
+if "patience" in FAULT:
+    lose_patience()
 if HERE and "told" in FAULT:
     tell_when_loaded()
 if {"memory_at", "error_at"} & FAULT.keys():

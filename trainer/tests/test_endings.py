@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from pods import FIRST, SECOND, files, last_words, marker, newest_marker, progress, run_of
+from pods import FIRST, SECOND, files, last_words, marker, markers, newest_marker, progress, run_of
 
 from training import layout
 
@@ -110,10 +110,15 @@ def test_a_second_sigterm_ends_a_process_that_waits_for_another(start, tmp_path)
 def test_a_sigterm_before_training_is_no_crash(start, tmp_path, processes, when):
     store = tmp_path / "store"
     began = run_of(store) / "attempts" / FIRST / "1"
-    logs = tmp_path / "pods-0" / "logs-0"  # a process that has one hears signals
+    folder = tmp_path / "pods-0" / "logs-0"
+
+    def logs():
+        """A process that has one hears signals. They move, and may be seen twice."""
+        return {path.name for path in folder.rglob("*.log")}
+
     with start(store, FIRST, processes=processes) as pods:
         deadline = time.monotonic() + 30
-        while len(list(logs.rglob("*.log"))) < (processes or 1) or (when == "after" and not began.exists()):
+        while len(logs()) < (processes or 1) or (when == "after" and not began.exists()):
             assert time.monotonic() < deadline
             time.sleep(0.002)
         pods.processes[0].send_signal(signal.SIGTERM)
@@ -135,6 +140,29 @@ def told_while_it_is_stuck(pods):
     assert 0 not in pods.end(), pods.log
     assert time.monotonic() - began < 30
     assert pods.steps() == []
+
+
+@pytest.mark.parametrize("waits", [0, 1])
+def test_when_one_pod_is_told_while_they_download_all_stop(start, tmp_path, waits):
+    store = tmp_path / "store"
+    with start(store, FIRST, nodes=2, processes=1, **faulty(stuck="", rank=0)) as pods:
+        while "stuck: " not in pods.log:
+            assert pods.processes[0].poll() is None, pods.log
+            time.sleep(0.05)
+        time.sleep(1)
+        pods.processes[waits].send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert 0 not in pods.end(), pods.log
+        assert time.monotonic() - began < 20
+    assert causes(store) == ["preempted"]
+
+
+def test_what_takes_longer_than_a_collective_call_waits_is_waited_for(start, tmp_path):
+    store = tmp_path / "store"
+    with start(store, FIRST, max_steps=5, save_steps=5, **faulty(patience=3)) as pods:
+        assert pods.end() == [0], pods.log
+    assert markers(store) == [5]
+    assert (run_of(store) / "model" / FIRST / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

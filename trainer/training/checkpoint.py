@@ -218,7 +218,7 @@ class Checkpoints:
         if self.saving is None:
             return
         saving, self.saving = self.saving, None
-        uploaded = self.world.gather(saving.sizes.result())
+        uploaded = self.world.gather(self.world.together(saving.sizes.result))
         everything = {key: size for sizes in uploaded for key, size in sizes.items()}
         self.world.on_rank_zero(lambda: self._commit(saving, everything))
         if self.world.local_rank == 0:

@@ -151,7 +151,10 @@ def prepare(uri: str, settings: "Settings", directory: Path, world: "World") -> 
     if not streaming:
         paths = [directory / f"{number:06d}.jsonl" for number in range(len(keys))]
         world.agreed(lambda: download(uri, keys, paths) if world.local_rank == 0 else None)
-        data: Data = Texts([named(uri, key) for key in keys], paths, settings.dataset_text_field)
+        looked_through: list[Texts] = []
+        names = [named(uri, key) for key in keys]
+        world.agreed(lambda: looked_through.append(Texts(names, paths, settings.dataset_text_field)))
+        data: Data = looked_through[0]
     else:
         sizes = world.agreed(lambda: count(uri, keys[world.rank :: world.size], directory, settings, world.rank))
         counted = {key: count for counts in sizes for key, count in counts.items()}

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 MEET_WITHIN = datetime.timedelta(seconds=60)
 MEET_WITHIN_WHEN_STOPPED = datetime.timedelta(seconds=5)
 LOOK_SECONDS = 0.05
+LONGEST_LOOK_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,29 +81,46 @@ class World:
     def agreed(self, function: Callable[[], typing.Any]) -> list[typing.Any]:
         """Everybody calls it; everybody's answers, by rank, or somebody's KnownError, which all of them raise.
 
-        For what takes long before training: who is told to stop meanwhile leaves it, and all raise StoppedError.
+        For what comes before training: when somebody is told to stop meanwhile, all leave it and raise StoppedError.
         """
-        try:
-            answer = self._unless_stopped(function)
-        except KnownError as ending:
-            answer = ending
-        answers = self.gather(answer)
+
+        def ending() -> typing.Any:
+            try:
+                return function()
+            except KnownError as ending:
+                return ending
+
+        answers = self.gather(self.together(ending, unless_stopped=True))
         for answer in answers:
             if isinstance(answer, KnownError):
                 raise answer
         return answers
 
+    def together(self, function: Callable[[], typing.Any], *, unless_stopped: bool = False) -> typing.Any:
+        """Everybody calls it, for as long as it takes, and goes on with its own answer when all have theirs.
+
+        Its exception is raised at once, and the others lose a peer. In a collective call nobody could wait for longer
+        than half an hour, as long as a large model may take.
+        """
+        work = in_background(function)
+        pause = LOOK_SECONDS
+        while True:
+            done = bool(concurrent.futures.wait([work], pause).done)
+            if done:
+                work.result()
+            pending, stopped = self.total([float(not done), float(unless_stopped and self.stop.is_set())])
+            if stopped:
+                raise StoppedError
+            if not pending:
+                return work.result()
+            if done:
+                time.sleep(pause)
+            pause = min(2 * pause, LONGEST_LOOK_SECONDS)
+
     def go_on(self) -> None:
         """Raises StoppedError when one of the processes was told to stop; together, while there is nothing to save."""
         if sum(self.total([float(self.stop.is_set())])):
             raise StoppedError
-
-    def _unless_stopped(self, function: Callable[[], typing.Any]) -> typing.Any:
-        work = in_background(function)
-        while not concurrent.futures.wait([work], LOOK_SECONDS).done:
-            if self.stop.is_set():
-                raise StoppedError
-        return work.result()
 
     @contextlib.contextmanager
     def node_directory(self) -> Iterator[Path]:

@@ -79,8 +79,11 @@ def train(job: Job, world: World) -> bool:
 
         if reached < total:
             return False
-        if world.rank == 0:
-            model.export(network, tokenizer, directory / "export", storage, job.submission)
+        world.together(
+            lambda: model.export(network, tokenizer, directory / "export", storage, job.submission)
+            if world.rank == 0
+            else None
+        )
         return True
 
 

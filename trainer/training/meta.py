@@ -95,8 +95,11 @@ def train(job: Job, world: World) -> bool:
         if reached < total:
             return False
         weights = model.whole_weights(network)
-        if world.rank == 0:
-            model.export(network, tokenizer, directory / "export", storage, job.submission, weights)
+        world.together(
+            lambda: model.export(network, tokenizer, directory / "export", storage, job.submission, weights)
+            if world.rank == 0
+            else None
+        )
         return True
 
 

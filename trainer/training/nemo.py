@@ -83,8 +83,11 @@ def train(job: Job, world: World) -> bool:
         if reached < total:
             return False
         weights = model.whole_weights(network) if settings.sharded else None
-        if world.rank == 0:
-            model.export(network, tokenizer, directory / "export", storage, job.submission, weights)
+        world.together(
+            lambda: model.export(network, tokenizer, directory / "export", storage, job.submission, weights)
+            if world.rank == 0
+            else None
+        )
         return True
 
 
