@@ -292,10 +292,11 @@ pub fn model_folder(submission: &Submission) -> String {
     format!("model/{submission}/")
 }
 
-/// The newest attempt among the names of the folders directly in a submission's logs folder.
+/// The attempt of a folder directly in a submission's logs folder, by its name with the slash; `None` for any other.
 #[must_use]
-pub fn newest_logged<S: AsRef<str>>(folders: &[S]) -> Option<u32> {
-    folders.iter().filter_map(|name| name.as_ref().strip_prefix("attempt-")?.strip_suffix('/')?.parse().ok()).max()
+pub fn logged_attempt(folder: &str) -> Option<u32> {
+    let attempt = folder.strip_prefix("attempt-")?.strip_suffix('/')?.parse().ok()?;
+    (attempt > 0 && format!("attempt-{attempt}/") == folder).then_some(attempt)
 }
 
 /// Whether S3 can tell of a key with this text: it answers lists as XML, which cannot hold control characters and two more.

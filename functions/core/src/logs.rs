@@ -91,7 +91,10 @@ pub struct Tail {
     size: usize,
     /// The line that is not at its end yet.
     line: Vec<u8>,
-    truncated: bool,
+    /// Lines so far, dropped ones too.
+    count: usize,
+    /// Which of them was the last to lose something because there was no room.
+    last_cut: Option<usize>,
 }
 
 // === impl Replica ===
@@ -227,7 +230,15 @@ impl Tail {
     /// Nothing yet, and room for so many bytes of JSON.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { limit, max_lines: usize::MAX, lines: VecDeque::new(), size: 0, line: Vec::new(), truncated: false }
+        Self {
+            limit,
+            max_lines: usize::MAX,
+            lines: VecDeque::new(),
+            size: 0,
+            line: Vec::new(),
+            count: 0,
+            last_cut: None,
+        }
     }
 
     /// No more than so many lines, which are what was asked for: older ones are not missed.
@@ -247,11 +258,12 @@ impl Tail {
         self.extend_line(bytes);
     }
 
-    /// The text, and whether older text was dropped.
+    /// The text, and whether text is missing for want of room.
     #[must_use]
     pub fn finish(mut self) -> (String, bool) {
         self.end_line();
-        (self.lines.into_iter().collect(), self.truncated)
+        let truncated = self.last_cut.is_some_and(|number| self.count - number < self.max_lines);
+        (self.lines.into_iter().collect(), truncated)
     }
 
     fn extend_line(&mut self, bytes: &[u8]) {
@@ -272,12 +284,13 @@ impl Tail {
         }
         let mut line = String::from_utf8_lossy(&self.line).into_owned();
         self.line.clear();
+        self.count += 1;
         if json_bytes(&line) > self.limit {
             line = without_front(&line, self.limit);
             // What stands before a gap is not the end of the log.
             self.lines.clear();
             self.size = 0;
-            self.truncated = true;
+            self.last_cut = Some(self.count);
         }
         self.size += json_bytes(&line);
         self.lines.push_back(line);
@@ -288,7 +301,7 @@ impl Tail {
         while self.size > self.limit {
             let Some(oldest) = self.lines.pop_front() else { break };
             self.size -= json_bytes(&oldest);
-            self.truncated = true;
+            self.last_cut = Some(self.count - self.lines.len());
         }
     }
 }
@@ -488,6 +501,8 @@ mod tests {
             ("as many", 50, "a\nb\n", "a\nb\n", false),
             ("more", 50, "a\nb\nc", "b\nc", false),
             ("more than fits too", 5, "a\nb\nc\n", "c\n", true),
+            ("one that did not fit, long ago", 6, "abcdefgh\nb\nc\n", "b\nc\n", false),
+            ("one that did not fit just before", 6, "abcdefgh\nc\n", "c\n", true),
         ] {
             let mut tail = Tail::new(limit).of_lines(2);
             tail.push(log.as_bytes());

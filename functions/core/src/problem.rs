@@ -28,7 +28,7 @@ pub enum Code {
     JobNotFound,
     /// The run has no such checkpoint.
     CheckpointNotFound,
-    /// The pod, or that start of it, is gone from the cluster.
+    /// The pod, or that start of it, is not in the cluster, and no archive was found or looked for.
     LogNotFound,
     /// No such route.
     RouteNotFound,

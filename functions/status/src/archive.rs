@@ -1,11 +1,14 @@
 //! The logs that the trainer has written into the runs bucket: the bytes of one or several objects for each rank and attempt.
 
 use training_core::{
-    layout::{RunKey, RunPrefix, newest_logged},
+    layout::{RunKey, RunPrefix, logged_attempt},
     logs::{MAX_LOG_BYTES, Tail},
     names::Submission,
 };
-use training_store::{Store, StoreError};
+use training_store::{Read, Store, StoreError};
+
+/// Largest part that is read; the trainer's have at most 4 MiB.
+const MAX_PART_BYTES: usize = 16 * 1024 * 1024;
 
 /// The end of an archived log.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,7 +21,11 @@ pub(crate) struct Archived {
     pub(crate) truncated: bool,
 }
 
-/// The newest lines of a rank's log, of the newest attempt that has logs when none is given; `None` when there is none.
+/// Attempts looked through for a rank's log: rank 0 has one first, and an attempt may have ended before others began.
+const NEWEST_ATTEMPTS: usize = 10;
+
+/// The newest lines of a rank's log, of the newest attempt that has one when none is given; `None` when there is none that
+/// can be read.
 ///
 /// # Errors
 /// S3 cannot be reached or denies the request.
@@ -31,23 +38,43 @@ pub(crate) async fn read(
     lines: usize,
 ) -> Result<Option<Archived>, StoreError> {
     let bucket = prefix.bucket();
-    let attempt = match attempt {
-        Some(attempt) => attempt,
-        None => match newest_logged(&store.list_folders(bucket, &prefix.logs_folder(submission)).await?) {
-            Some(newest) => newest,
-            None => return Ok(None),
-        },
+    let attempts = if let Some(attempt) = attempt {
+        vec![attempt]
+    } else {
+        let folders = store.list_folders(bucket, &prefix.logs_folder(submission)).await?;
+        let mut attempts: Vec<u32> = folders.iter().filter_map(|name| logged_attempt(name)).collect();
+        attempts.sort_unstable_by(|one, other| other.cmp(one));
+        attempts.truncate(NEWEST_ATTEMPTS);
+        attempts
     };
-    let first = prefix.key(&RunKey::Log { submission, attempt, rank, part: 0 });
-    let mut keys = store.list_names(bucket, &first).await?;
-    keys.retain(|key| key.strip_prefix(&first).is_some_and(|part| part.is_empty() || is_later_part(part)));
-    if keys.is_empty() {
-        return Ok(None);
+    for attempt in attempts {
+        let first = prefix.key(&RunKey::Log { submission, attempt, rank, part: 0 });
+        let keys = store.list_names(bucket, &first).await?;
+        let last = keys.iter().filter_map(|key| part_of(key.strip_prefix(&first)?)).max();
+        if let Some(last) = last {
+            let key = |part| prefix.key(&RunKey::Log { submission, attempt, rank, part });
+            let end = end_of(store, bucket, last, key, lines).await?;
+            return Ok(end.map(|(text, truncated)| Archived { attempt, text, truncated }));
+        }
     }
+    Ok(None)
+}
+
+/// The newest lines of a log whose last part this is, and whether older ones of them are missing.
+async fn end_of(
+    store: &Store,
+    bucket: &str,
+    last: u32,
+    key: impl Fn(u32) -> String,
+    lines: usize,
+) -> Result<Option<(String, bool)>, StoreError> {
     // From the end, as much as can be told of it. One line more, because the first may have begun in the part before.
-    let (mut parts, mut newlines, mut bytes) = (Vec::new(), 0, 0);
-    for key in keys.iter().rev() {
-        let Some(object) = store.get(bucket, key).await? else { continue };
+    let (mut parts, mut newlines, mut bytes, mut gap) = (Vec::new(), 0, 0, false);
+    for part in (0..=last).rev() {
+        let Read::Object(object) = store.read(bucket, &key(part), MAX_PART_BYTES).await? else {
+            gap = true;
+            break;
+        };
         newlines += object.body.split(|byte| *byte == b'\n').skip(1).count();
         bytes += object.body.len();
         parts.push(object.body);
@@ -55,15 +82,22 @@ pub(crate) async fn read(
             break;
         }
     }
+    if parts.is_empty() {
+        return Ok(None);
+    }
     let mut tail = Tail::new(MAX_LOG_BYTES).of_lines(lines);
     parts.iter().rev().for_each(|part| tail.push(part));
     let (text, truncated) = tail.finish();
-    Ok(Some(Archived { attempt, text, truncated }))
+    Ok(Some((text, truncated || gap)))
 }
 
-/// What a later part's key has more than the first one's.
-fn is_later_part(end: &str) -> bool {
-    end.strip_prefix('.').is_some_and(|digits| digits.len() == 6 && digits.bytes().all(|byte| byte.is_ascii_digit()))
+/// The part of a log, counted from 0, by what its key has after that of the first one.
+fn part_of(end: &str) -> Option<u32> {
+    if end.is_empty() {
+        return Some(0);
+    }
+    let digits = end.strip_prefix('.').filter(|digits| digits.len() == 6)?;
+    digits.parse().ok().filter(|part| *part > 0 && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -98,8 +132,14 @@ mod tests {
         assert_eq!(read_of(&objects, None, 1, 5).await, Some(archived(10, "ten\n")));
         assert_eq!(read_of(&objects, Some(9), 1, 5).await, Some(archived(9, "nine\n")));
         assert_eq!(read_of(&objects, Some(9), 10, 5).await, None);
+        // Rank 0 is there first, and the newest attempt may have ended before the others came.
+        let objects =
+            [&objects[..], &[("attempt-11/rank-0.log", "eleven\n"), ("attempt-+12/rank-1.log", "no attempt\n")]]
+                .concat();
+        assert_eq!(read_of(&objects, None, 1, 5).await, Some(archived(10, "ten\n")));
+        assert_eq!(read_of(&objects, None, 0, 5).await, Some(archived(11, "eleven\n")));
         assert_eq!(read_of(&objects, Some(11), 1, 5).await, None);
-        assert_eq!(read_of(&objects[5..], None, 1, 5).await, None);
+        assert_eq!(read_of(&[("tensorboard/events", "no log\n")], None, 1, 5).await, None);
     }
 
     #[tokio::test]
@@ -112,6 +152,14 @@ mod tests {
         for (lines, text) in [(1, "fg\n"), (2, "e\nfg\n"), (3, "cd\ne\nfg\n"), (9, "a\nb\ncd\ne\nfg\n")] {
             assert_eq!(read_of(&objects, None, 0, lines).await, Some(archived(1, text)), "{lines}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_stands_before_a_missing_part_is_not_its_end() {
+        let objects = [("attempt-1/rank-0.log", "a\n"), ("attempt-1/rank-0.log.000002", "b\nc\n")];
+        let read = read_of(&objects, None, 0, 9).await.expect("a log");
+        assert_eq!((read.text.as_str(), read.truncated), ("b\nc\n", true));
+        assert_eq!(read_of(&objects, None, 0, 1).await, Some(archived(1, "c\n")), "it is not needed");
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! GET /train/{name}/logs: what a pod of the job prints, as long as the cluster has it, and after that what the trainer has
 //! written of it into the bucket.
 
-use std::{fmt::Display, time::Duration};
+use std::{error::Error, fmt::Display, time::Duration};
 
 use futures::{AsyncBufReadExt, io};
 use lambda_http::http::HeaderName;
@@ -34,8 +34,9 @@ const MAX_TAIL: u32 = 10_000;
 /// The last rank of the largest job: 1,000 nodes with 64 processes each.
 const MAX_RANK: u32 = 63_999;
 const MAX_ATTEMPT: u32 = 1_000_000;
-/// Reading ends here; API Gateway gives up after 30 s.
-const BUDGET: Duration = Duration::from_secs(20);
+/// Reading what the cluster has ends here, and reading the archive then; API Gateway gives up after 30 s.
+const BUDGET: Duration = Duration::from_secs(18);
+const BUDGET_OF_ARCHIVE: Duration = Duration::from_secs(25);
 /// `true` when older lines were left out to keep the answer within its size.
 const TRUNCATED: HeaderName = HeaderName::from_static("log-truncated");
 /// `true` when the newest lines are missing, because the cluster took too long to give them.
@@ -68,7 +69,7 @@ struct Unprinted {
 
 impl Handler {
     pub(crate) async fn logs(&self, name: &str, mut asked: Asked) -> Result<Answer, Failure> {
-        let deadline = Instant::now() + BUDGET;
+        let began = Instant::now();
         let source = asked.query.word("source", [("cluster", Source::Cluster), ("archive", Source::Archive)]);
         let replica: Option<Replica> = asked.query.value("replica");
         let rank = asked.query.number("rank", 0, MAX_RANK);
@@ -94,25 +95,35 @@ impl Handler {
         let rank = rank.or_else(|| replica.first_rank(&job).ok());
         let wanted = Wanted { replica, rank, attempt, tail_lines, since: since.flatten() };
 
-        if source == Some(Source::Archive) {
-            let archived = self.archived(&job, &wanted).await.map_err(storage_failure)?;
-            let nothing = || format!("the trainer has archived no such log{}", self.archive_of(&job, &wanted, " as "));
-            return archived.ok_or_else(|| Failure::new(Code::LogNotFound, nothing()));
-        }
-        let Unprinted { mut failure, may_be_archived } = match self.printed(&namespace, &name, &job, &wanted).await {
-            Ok(log) => {
-                let (text, truncated, incomplete) = read(log, deadline).await?;
-                return Ok(answer(text, Source::Cluster, truncated, incomplete));
-            }
-            Err(unprinted) => unprinted,
+        let archived = async || -> Result<Option<Answer>, Box<dyn Error + Send + Sync>> {
+            Ok(timeout_at(began + BUDGET_OF_ARCHIVE, self.archived(&job, &wanted)).await??)
         };
-        let mut hint = "; source=archive has what the trainer has archived as ";
-        if source.is_none() && may_be_archived && wanted.since.is_none() {
-            match self.archived(&job, &wanted).await {
+
+        if source == Some(Source::Archive) {
+            let nothing =
+                || format!("no such log is archived that can be read{}", self.archive_of(&job, &wanted, ", as "));
+            return archived()
+                .await
+                .map_err(storage_failure)?
+                .ok_or_else(|| Failure::new(Code::LogNotFound, nothing()));
+        }
+        let Unprinted { mut failure, may_be_archived } =
+            match self.printed(&namespace, &name, &job, &wanted, began + BUDGET).await {
+                Ok(answer) => return Ok(answer),
+                Err(unprinted) => unprinted,
+            };
+        let mut hint = "; source=archive may have it, if the trainer archives it as ";
+        if source.is_none() && may_be_archived && wanted.since.is_none() && wanted.rank.is_some() {
+            match archived().await {
                 Ok(Some(answer)) => return Ok(answer),
-                Ok(None) => hint = "; nor has the trainer archived one as ",
-                // What the cluster says is still an answer.
-                Err(error) => warn!(cause = chain(&error), "no archived log"),
+                Ok(None) => hint = "; nor is one archived that can be read, as ",
+                // That the cluster has none does not say that there is none.
+                Err(error) if failure.problem.code == Code::LogNotFound => {
+                    let mut unknown = storage_failure(error);
+                    unknown.problem.detail = format!("{}; {}", failure.problem.detail, unknown.problem.detail);
+                    return Err(unknown);
+                }
+                Err(error) => warn!(cause = chain(&*error), "no archived log"),
             }
         }
         failure.problem.detail.push_str(&self.archive_of(&job, &wanted, hint));
@@ -126,7 +137,8 @@ impl Handler {
         name: &JobName,
         job: &PyTorchJob,
         wanted: &Wanted,
-    ) -> Result<LogStream, Unprinted> {
+        deadline: Instant,
+    ) -> Result<Answer, Unprinted> {
         let other = |failure: Failure| Unprinted { failure, may_be_archived: false };
         let no_pod = |what: String| Unprinted { failure: Failure::new(Code::LogNotFound, what), may_be_archived: true };
         let no_start = |failure: Failure| Unprinted { failure, may_be_archived: wanted.attempt.is_none() };
@@ -141,7 +153,7 @@ impl Handler {
         let instance = Instance::choose(&pod, wanted.attempt).map_err(|error| no_start(of_the_pod(&error)))?;
 
         let options = LogOptions { instance, tail_lines: wanted.tail_lines, since: wanted.since };
-        jobs.log(&pod_name, &options).await.map_err(|error| match error {
+        let log = jobs.log(&pod_name, &options).await.map_err(|error| match error {
             ClusterError::NotFound => no_pod(format!("there is no pod `{pod_name}` any more")),
             ClusterError::BadRequest(message) => no_start(of_the_pod(&message)),
             // The API server could not reach the node, and says so with a 500.
@@ -149,8 +161,12 @@ impl Handler {
                 let detail = format!("the node of the pod `{pod_name}` does not answer now; try again");
                 no_start(Failure::with_cause(Code::ClusterUnavailable, detail, cause))
             }
-            error => other(cluster_failure(error)),
-        })
+            error @ (ClusterError::Denied(_) | ClusterError::NotReady(_)) => other(cluster_failure(error)),
+            // Its pod was told just now: what takes too long is the node.
+            error => no_start(cluster_failure(error)),
+        })?;
+        let (text, truncated, incomplete) = read(log, deadline).await.map_err(no_start)?;
+        Ok(answer(text, Source::Cluster, truncated, incomplete))
     }
 
     /// The log as the trainer has archived it, if it has.

@@ -407,18 +407,26 @@ async fn what_the_cluster_has_no_more_the_archive_may_have() {
     let both = ["attempt-1/rank-0.log", "attempt-1/rank-2.log", "attempt-2/rank-0.log", "attempt-2/rank-3.log"];
     let gone = || row("/pods/", 404, refusal(404, "pods not found"));
     let waiting = json!({"waiting": {"reason": "ContainerCreating"}});
+    let slow = || row("/log?", 504, refusal(504, "request did not complete within the allotted timeout"));
+    let empty = || row("/log?", 200, "");
     let unreachable = || row("/log?", 500, refusal(500, "dial tcp 10.0.0.7:10250: connect: connection refused"));
     for (case, pods, query, told) in [
         ("no pod", vec![gone()], "", Some(("2", both[2]))),
         ("no pod of a rank", vec![gone()], "?rank=3", Some(("2", both[3]))),
         ("no pod of a worker", vec![gone()], "?replica=worker-0&attempt=1", Some(("1", both[1]))),
-        ("no log of the newest attempt", vec![gone()], "?replica=worker-0", None),
+        ("no log of the newest attempt", vec![gone()], "?replica=worker-0", Some(("1", both[1]))),
         ("no such attempt", vec![gone()], "?attempt=3", None),
         ("times are asked for", vec![gone()], "?since=2026-11-24T03:00:00Z", None),
         ("the cluster's is asked for", vec![gone()], "?source=cluster", None),
         ("not started", vec![row(PODS, 200, pod("j-master-0", "u1", 0, &waiting))], "", Some(("2", both[2]))),
         ("a start by its number", vec![row(PODS, 200, running("j-master-0", 4))], "?attempt=2", None),
         ("no node", vec![unreachable(), row(PODS, 200, running("j-master-0", 0))], "", Some(("2", both[2]))),
+        (
+            "a node that takes too long",
+            vec![slow(), row(PODS, 200, running("j-master-0", 0))],
+            "",
+            Some(("2", both[2])),
+        ),
         ("the archive's is asked for", vec![], "?source=archive&attempt=1", Some(("1", both[0]))),
     ] {
         let script = pods.into_iter().chain([job_row(&job("j"))]).collect();
@@ -433,17 +441,27 @@ async fn what_the_cluster_has_no_more_the_archive_may_have() {
     let answer = World::new(vec![gone(), job_row(&job("j"))], archive(&both)).get("/train/j/logs?tail=1").await;
     assert_eq!(answer.text, format!("{}\n", both[2]));
 
-    // A bucket that cannot be read hides nothing that the cluster says.
+    let silent = vec![empty(), row(PODS, 200, running("j-master-0", 0)), job_row(&job("j"))];
+    let answer = World::new(silent, archive(&both)).get("/train/j/logs").await;
+    assert_eq!((answer.header("log-source"), answer.text.as_str()), (Some("cluster"), ""), "it has printed nothing");
+
+    // Where the bucket cannot be read, nobody knows whether there is such a log.
     let denied = World::new(vec![gone(), job_row(&job("j"))], testing::denied());
-    assert_eq!(denied.get("/train/j/logs").await.code(), "log_not_found");
+    let answer = denied.get("/train/j/logs").await;
+    assert_eq!(answer.code(), "storage_unavailable");
+    assert!(answer.detail().starts_with("there is no pod `j-master-0` now; the runs bucket"), "{}", answer.detail());
+    assert_eq!(denied.get("/train/j/logs?source=cluster").await.code(), "log_not_found");
     assert_eq!(denied.get("/train/j/logs?source=archive").await.code(), "storage_unavailable");
+    let script = vec![unreachable(), row(PODS, 200, running("j-master-0", 0)), job_row(&job("j"))];
+    let denied = World::new(script, testing::denied()).get("/train/j/logs").await;
+    assert_eq!(denied.code(), "cluster_unavailable");
 
     // Nor is a run looked at that lies outside the bases.
     let mut job = job("j");
     job["metadata"]["annotations"]["trainer.deepfinery/checkpoint-prefix"] = json!("s3://other/r/framework=hf");
     let world = World::new(vec![gone(), job_row(&job)], testing::denied());
     let answer = world.get("/train/j/logs?source=archive").await;
-    assert_eq!((answer.code(), answer.detail()), ("log_not_found", "the trainer has archived no such log"));
+    assert_eq!((answer.code(), answer.detail()), ("log_not_found", "no such log is archived that can be read"));
 }
 
 #[tokio::test]

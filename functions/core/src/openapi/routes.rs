@@ -253,8 +253,8 @@ fn logs() -> Operation {
     Operation {
         id: "get_logs",
         summary: "Get what a pod of the job prints",
-        description: "The cluster has the last two starts of each pod that exists. What it does not have, the trainer has \
-                      archived in the runs bucket while it ran, at most 15 seconds behind.",
+        description: "The cluster has the last two starts of each pod that exists. The trainer archives what each rank prints \
+                      in the runs bucket, at most 15 seconds behind.",
         parameters: vec![
             parameter("replica", "`master` (the default) or `worker-<index>`.", &replica),
             parameter(
@@ -264,12 +264,14 @@ fn logs() -> Operation {
             ),
             parameter(
                 "attempt",
-                "Which start of the pod, or in the archive of the submission, from 1; the newest when absent.",
+                "Which start, from 1; the newest when absent. The cluster counts those of the pod that exists, the archive \
+                 those of the submission.",
                 &attempt,
             ),
             parameter(
                 "source",
-                "Where to look. When absent, in the archive for what the cluster does not have.",
+                "Where to look. When absent, in the cluster, and then in the archive unless `since`, or `attempt` of a pod that \
+                 exists, is given.",
                 &source,
             ),
             parameter("tail", "So many of the newest lines.", &tail),
@@ -287,7 +289,7 @@ fn logs() -> Operation {
                 ],
             ),
         )],
-        problems: [CLUSTER.as_slice(), &[Code::JobNotFound, Code::LogNotFound]].concat(),
+        problems: [CLUSTER.as_slice(), &[Code::JobNotFound, Code::LogNotFound, Code::StorageUnavailable]].concat(),
         ..of_job()
     }
 }
