@@ -1,5 +1,6 @@
 """How whole runs end, and what they leave: the ledger, last words, logs, exit codes, the disk."""
 
+import functools
 import json
 import os
 import random
@@ -13,6 +14,8 @@ from pods import FIRST, SECOND, files, last_words, marker, markers, newest_marke
 
 from training import layout
 
+# The group has ten minutes.
+in_soak = functools.partial(pytest.param, marks=pytest.mark.soak)
 FAULTY = Path(__file__).with_name("faulty_train.py")
 
 
@@ -106,7 +109,9 @@ def test_a_second_sigterm_ends_a_process_that_waits_for_another(start, tmp_path)
             time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("processes", "when"), [(0, "before its attempt"), (2, "before its attempt"), (2, "after")])
+@pytest.mark.parametrize(
+    ("processes", "when"), [(0, "before its attempt"), (2, "before its attempt"), in_soak(2, "after")]
+)
 def test_a_sigterm_before_training_is_no_crash(start, tmp_path, processes, when):
     store = tmp_path / "store"
     began = run_of(store) / "attempts" / FIRST / "1"
@@ -142,7 +147,7 @@ def told_while_it_is_stuck(pods):
     assert pods.steps() == []
 
 
-@pytest.mark.parametrize("waits", [0, 1])
+@pytest.mark.parametrize("waits", [1, in_soak(0)])
 def test_when_one_pod_is_told_while_they_download_all_stop(start, tmp_path, waits):
     store = tmp_path / "store"
     with start(store, FIRST, nodes=2, processes=1, **faulty(stuck="", rank=0)) as pods:
@@ -165,7 +170,7 @@ def test_what_takes_longer_than_a_collective_call_waits_is_waited_for(start, tmp
     assert (run_of(store) / "model" / FIRST / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("nodes", [2, in_soak(1)])
 def test_a_sigterm_while_data_or_model_come_waits_for_neither(start, tmp_path, nodes):
     store = tmp_path / "store"
     job = {"nodes": nodes, "processes": 2 // nodes, **faulty(stuck="")}
@@ -175,7 +180,7 @@ def test_a_sigterm_while_data_or_model_come_waits_for_neither(start, tmp_path, n
     assert {line["cause"] for node in range(nodes) for line in last_words(tmp_path / "pods-0", node)} == {"preempted"}
 
 
-@pytest.mark.parametrize("framework", layout.FRAMEWORKS)
+@pytest.mark.parametrize("framework", ["hf", in_soak("nemo"), in_soak("meta")])
 def test_a_sigterm_while_a_checkpoint_comes_waits_for_none_and_loses_none(start, tmp_path, framework):
     store = tmp_path / "store"
     job = {"framework": framework, "processes": 0, "save_steps": 5}
@@ -188,7 +193,7 @@ def test_a_sigterm_while_a_checkpoint_comes_waits_for_none_and_loses_none(start,
     assert files(run_of(store, framework) / "checkpoints") == before
 
 
-@pytest.mark.parametrize("framework", layout.FRAMEWORKS)
+@pytest.mark.parametrize("framework", ["hf", "nemo", in_soak("meta")])
 def test_when_one_process_is_told_before_the_first_step_none_makes_one(start, tmp_path, framework):
     store = tmp_path / "store"
     with start(store, FIRST, framework=framework, **faulty(told=True, rank=1)) as pods:
