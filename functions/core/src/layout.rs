@@ -292,11 +292,18 @@ pub fn model_folder(submission: &Submission) -> String {
     format!("model/{submission}/")
 }
 
-/// The attempt of a folder directly in a submission's logs folder, by its name with the slash; `None` for any other.
+/// Attempts that are looked through where any of the newest may tell: the cluster may have moved some, and not all of an
+/// attempt's ranks need have begun.
+const NEWEST_ATTEMPTS: usize = 10;
+
+/// The newest attempts among these texts of a listing, the newest first; what is no number as a key has it is left out.
 #[must_use]
-pub fn logged_attempt(folder: &str) -> Option<u32> {
-    let attempt = folder.strip_prefix("attempt-")?.strip_suffix('/')?.parse().ok()?;
-    (attempt > 0 && format!("attempt-{attempt}/") == folder).then_some(attempt)
+pub fn newest_attempts<'a>(listed: impl Iterator<Item = &'a str>) -> Vec<u32> {
+    let number = |text: &str| text.parse().ok().filter(|number: &u32| *number > 0 && number.to_string() == text);
+    let mut attempts: Vec<u32> = listed.filter_map(number).collect();
+    attempts.sort_unstable_by(|one, other| other.cmp(one));
+    attempts.truncate(NEWEST_ATTEMPTS);
+    attempts
 }
 
 /// Whether S3 can tell of a key with this text: it answers lists as XML, which cannot hold control characters and two more.
@@ -319,6 +326,14 @@ mod tests {
 
     fn uri(text: &str) -> S3Uri {
         text.parse().expect("a valid URI")
+    }
+
+    #[test]
+    fn the_newest_attempts_come_first_and_are_not_all() {
+        let listed = ["9", "007", "+8", "0", "-1", "", "x", "4294967296", "10"];
+        assert_eq!(newest_attempts(listed.into_iter()), [10, 9]);
+        let many: Vec<String> = (1..=30).map(|number: u32| number.to_string()).collect();
+        assert_eq!(newest_attempts(many.iter().map(String::as_str)), (21..=30).rev().collect::<Vec<u32>>());
     }
 
     #[test]

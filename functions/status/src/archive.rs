@@ -1,7 +1,7 @@
 //! The logs that the trainer has written into the runs bucket: the bytes of one or several objects for each rank and attempt.
 
 use training_core::{
-    layout::{RunKey, RunPrefix, logged_attempt},
+    layout::{RunKey, RunPrefix, newest_attempts},
     logs::{MAX_LOG_BYTES, Tail},
     names::Submission,
 };
@@ -21,9 +21,6 @@ pub(crate) struct Archived {
     pub(crate) truncated: bool,
 }
 
-/// Attempts looked through for a rank's log: rank 0 has one first, and an attempt may have ended before others began.
-const NEWEST_ATTEMPTS: usize = 10;
-
 /// The newest lines of a rank's log, of the newest attempt that has one when none is given; `None` when there is none that
 /// can be read.
 ///
@@ -42,10 +39,7 @@ pub(crate) async fn read(
         vec![attempt]
     } else {
         let folders = store.list_folders(bucket, &prefix.logs_folder(submission)).await?;
-        let mut attempts: Vec<u32> = folders.iter().filter_map(|name| logged_attempt(name)).collect();
-        attempts.sort_unstable_by(|one, other| other.cmp(one));
-        attempts.truncate(NEWEST_ATTEMPTS);
-        attempts
+        newest_attempts(folders.iter().filter_map(|name| name.strip_prefix("attempt-")?.strip_suffix('/')))
     };
     for attempt in attempts {
         let first = prefix.key(&RunKey::Log { submission, attempt, rank, part: 0 });

@@ -10,7 +10,7 @@ use training_core::{
     cause::chain,
     diagnosis::{self, Diagnosis},
     index::IndexEntry,
-    layout::{RunKey, RunPrefix},
+    layout::{RunKey, RunPrefix, newest_attempts},
     links::{PageLinks, link},
     names::{Framework, RunId, Step, Submission},
     problem::{FieldError, Problem},
@@ -31,8 +31,6 @@ const MAX_CONTINUE_LENGTH: usize = 4096;
 const LIST_BUDGET: Duration = Duration::from_secs(12);
 /// Largest progress object that is passed on; the trainer's have some hundred bytes.
 const MAX_PROGRESS_BYTES: usize = 16 * 1024;
-/// Attempts looked through for why a job failed. Any number may have been moved by the cluster, but the last ones tell.
-const NEWEST_ATTEMPTS: usize = 10;
 /// Entries looked through for the newest complete checkpoint of a job: nearly always it is among the first, but a run that
 /// was started anew has higher steps of the submission before.
 const NEWEST: [u32; 2] = [10, 200];
@@ -114,9 +112,7 @@ impl Handler {
         let (bucket, folder) = (prefix.bucket(), prefix.attempts_folder(&submission));
         let keys = self.store.list_names(bucket, &folder).await;
         let keys = keys.inspect_err(|error| warn!(cause = chain(error), "no attempts")).ok()?;
-        let mut numbers: Vec<u32> = keys.iter().filter_map(|key| key.strip_prefix(&folder)?.parse().ok()).collect();
-        numbers.sort_unstable_by(|one, other| other.cmp(one));
-        numbers.truncate(NEWEST_ATTEMPTS);
+        let numbers = newest_attempts(keys.iter().filter_map(|key| key.strip_prefix(&folder)));
         let attempts = numbers.iter().map(|number| self.attempt(prefix, &submission, *number));
         let attempts: Vec<Attempt> = join_all(attempts).await.into_iter().flatten().collect();
         attempt::diagnosis(&attempts, &format!("s3://{bucket}/{folder}"))

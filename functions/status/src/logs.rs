@@ -41,7 +41,6 @@ const BUDGET_OF_ARCHIVE: Duration = Duration::from_secs(25);
 const TRUNCATED: HeaderName = HeaderName::from_static("log-truncated");
 /// `true` when the newest lines are missing, because the cluster took too long to give them.
 const INCOMPLETE: HeaderName = HeaderName::from_static("log-incomplete");
-
 /// `cluster` or `archive`.
 const SOURCE: HeaderName = HeaderName::from_static("log-source");
 /// Which attempt of the submission an archived log is of.
@@ -100,12 +99,10 @@ impl Handler {
         };
 
         if source == Some(Source::Archive) {
-            let nothing =
-                || format!("no such log is archived that can be read{}", self.archive_of(&job, &wanted, ", as "));
-            return archived()
-                .await
-                .map_err(storage_failure)?
-                .ok_or_else(|| Failure::new(Code::LogNotFound, nothing()));
+            return archived().await.map_err(storage_failure)?.ok_or_else(|| {
+                let place = self.archive_of(&job, &wanted, ", as ");
+                Failure::new(Code::LogNotFound, format!("no such log is archived that can be read{place}"))
+            });
         }
         let Unprinted { mut failure, may_be_archived } =
             match self.printed(&namespace, &name, &job, &wanted, began + BUDGET).await {
