@@ -32,6 +32,7 @@ mod openapi;
 pub mod owner;
 pub mod problem;
 pub mod progress;
+pub mod protocol;
 pub mod pytorchjob;
 pub mod query;
 pub mod readiness;
