@@ -43,7 +43,7 @@ delivery: ## The index under S3's delivery at its worst, with three seeds; needs
 	$(E2E) --test delivery
 
 soak: ## The index with fifty more seeds and the trainer with many more kill points, for hours
-	$(E2E) --profile soak --test delivery -- --ignored
+	$(E2E) --profile soak --test delivery --test protocol -- --ignored --nocapture
 	.local/venv/trainer/bin/pytest -q trainer/tests -m soak
 
 template: ## Checks of template.yaml, infra/cluster and events

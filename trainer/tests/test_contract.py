@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training import layout, marker
+from training import layout, marker, owner
 from training.storage import Entry
 
 CONTRACT = Path(__file__).parents[2] / "tests" / "contract"
@@ -57,6 +57,10 @@ def complete(value):
     return marker.parse(json.dumps(value["marker"]).encode()).state(listing)
 
 
+def write(value):
+    return owner.may_write(value["owner"], value["submission"], value["now_ms"] / 1000)
+
+
 OPERATIONS = {
     "layout.json": {
         "run_prefix": lambda value: layout.run_prefix(**value),
@@ -77,6 +81,7 @@ OPERATIONS = {
         "repeats": repeats,
         "complete": complete,
     },
+    "owner.json": {"write": write},
 }
 VECTORS = [
     (file, vector)

@@ -7,12 +7,41 @@ everybody's. The attempts are those of the ledger.
 
 import json
 import logging
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from training import layout
 from training.errors import SupersededError
 from training.storage import Storage
 
+CLAIM_SECONDS = 35.0  # after a claim, its job may still appear: the control plane's owner.rs
+POLL_SECONDS = 1.0
+
 logger = logging.getLogger(__name__)
+
+
+def may_write(owner: Mapping[str, Any], submission: str, now: float) -> Literal["allowed", "wait", "superseded"]:
+    """Whether this submission may write into a run with this owner; `now` is in seconds since 1970.
+
+    The rule is `Owner::write` of the control plane too. A claim that is young or given up settles nothing yet: its
+    request may have been refused, and the run's owner is then written again.
+    """
+    if owner["submission"] == submission:
+        return "allowed"
+    if owner.get("released") or now < _made_at(owner.get("claimed_by") or owner["submission"]) + CLAIM_SECONDS:
+        return "wait"
+    return "superseded"
+
+
+def _made_at(request: str) -> float:
+    """When a request made its id, in seconds since 1970; 0 where the id (UUIDv7 otherwise) does not say."""
+    try:
+        made = uuid.UUID(request)
+    except ValueError:
+        return 0.0
+    return (made.int >> 80) / 1000 if made.version == 7 else 0.0
 
 
 class Owner:
@@ -36,24 +65,35 @@ class Owner:
             raise SupersededError(f"attempt {newest} of this submission has begun: attempt {mine} writes no more")
 
     def _check_submission(self) -> None:
-        try:
-            body = self.storage.read(layout.owner_key())
-        except FileNotFoundError:
-            return
-        owner = self._submission(body)
-        if owner not in (None, self.submission):
-            raise SupersededError(
-                f"the run belongs to submission {owner} now: {self.submission} stops and writes no more"
-            )
+        """Waits for as long as it is not settled whose the run is."""
+        waits_until = None
+        while (owner := self._read()) is not None:
+            verdict = may_write(owner, self.submission, time.time())
+            if verdict == "allowed":
+                return
+            if waits_until is None:
+                waits_until = time.monotonic() + CLAIM_SECONDS
+            if verdict == "superseded" or time.monotonic() >= waits_until:
+                other = owner["submission"]
+                raise SupersededError(
+                    f"the run belongs to submission {other} now: {self.submission} stops and writes no more"
+                )
+            logger.info("waits: submission %s has claimed the run, and its job may not appear", owner["submission"])
+            time.sleep(POLL_SECONDS)
 
-    def _submission(self, body: bytes) -> str | None:
+    def _read(self) -> dict[str, Any] | None:
+        """The run's owner; None where there is none, or none that names a submission."""
         try:
-            value = json.loads(body)
+            value = json.loads(self.storage.read(layout.owner_key()))
             if not isinstance(value, dict) or not layout.is_submission(value.get("submission")):
                 raise ValueError("it names no submission")
+            if not isinstance(value.get("claimed_by"), str | None):
+                raise ValueError("it names no request")
+        except FileNotFoundError:
+            return None
         except ValueError as error:
             if not self.warned:
                 logger.warning("cannot tell whose the run is from its %s: %s", layout.owner_key(), error)
                 self.warned = True
             return None
-        return value["submission"]
+        return value

@@ -1,9 +1,16 @@
-//! The object `owner` of a run: which submission may write there. Submit writes it before it creates a job; the trainer
-//! reads it before each marker and stops when it is another's.
+//! The object `owner` of a run: which submission may write there, and until its job exists, which request has claimed it.
+//! Submit writes it before it creates a job; the trainer reads it before each marker and stops when it is another's.
+//!
+//! ```text
+//! absent ── claim ─> pending ── its job appears ─> the job's ── its job ends or goes ─> claimed over
+//!                      │  └─ an equal request joins: the same submission, another `claimed_by`
+//!                      └─ refused, and nobody joined: what was there before, or a tombstone (`released`)
+//! ```
 
 use serde::{Deserialize, Serialize};
 
-/// How long after its submission was made a claim's job may still appear, in milliseconds: longer than any request takes.
+/// How long after a claim its job may still appear, in milliseconds: longer than any request takes. A function's answer is
+/// cut at 27 s.
 pub const CLAIM_LIFETIME_MS: u64 = 35_000;
 
 /// Who may write into a run.
@@ -15,18 +22,29 @@ pub struct Owner {
     pub namespace: String,
     /// Name of its job.
     pub job: String,
+    /// The request (`UUIDv7`) that claimed the run for this submission last; those of older versions name none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_by: Option<String>,
+    /// Digest of the request's fields, by which an equal request knows the claim as its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
+    /// The submission whose run it was before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<String>,
     /// Whether the job of this claim is known never to appear.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub released: bool,
 }
 
-/// Whether a run can be claimed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RunState {
-    /// Its owner has ended, or is the job that the request is about to make.
+/// Whether a request may claim a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// Its owner has ended or is gone.
     Free,
-    /// It was claimed a moment ago, and the job of that claim may be about to appear.
-    Busy,
+    /// An equal request has claimed it, and the job of that claim may be about to appear.
+    Joinable,
+    /// Another request has claimed it, and the job of that claim may be about to appear.
+    Pending,
     /// Its owner trains it.
     Active,
     /// Its owner is not for the caller to see.
@@ -40,8 +58,22 @@ pub enum RunState {
 pub enum Write {
     /// The run is the submission's.
     Allowed,
+    /// Another request has claimed it a moment ago, or has given its claim up: who owns the run is about to be settled.
+    Wait,
     /// It is another's.
     Superseded,
+}
+
+/// What a request knows of a run's owner.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// Whether the caller sees the owner's namespace.
+    pub is_visible: bool,
+    /// Whether the owner's job has a record, so that it has existed. Read before the job itself is.
+    pub is_recorded: bool,
+    /// Of the owner's job, where it has another name than the request's: whether it has finished, and `Some(None)` where
+    /// none trains the run.
+    pub job: Option<Option<bool>>,
 }
 
 /// What is kept of each created job, beside the runs.
@@ -70,39 +102,66 @@ impl Owner {
         self.namespace == namespace && self.job == job
     }
 
-    /// Where a run with the owner `found` stands for a request with this claim. `job` says of the owner's job whether it has
-    /// finished, `Some(None)` where none trains the run. A run that was trained in a namespace belongs to those who see that
-    /// namespace, also when its job has ended.
-    #[must_use]
-    pub fn standing(&self, found: &Self, is_visible: bool, job: Option<Option<bool>>, now: u64) -> RunState {
-        if found.is_job(&self.namespace, &self.job) {
-            // Names decide between the two.
-            return RunState::Free;
-        }
-        match job {
-            _ if !is_visible => RunState::Hidden,
-            None => RunState::Unknown,
-            Some(Some(true)) => RunState::Free,
-            Some(Some(false)) => RunState::Active,
-            Some(None) if found.is_young(now) => RunState::Busy,
-            Some(None) => RunState::Free,
-        }
-    }
-
-    /// Whether the trainer of this submission may write into the run: the rule of the trainer's `owner.py`.
-    #[must_use]
-    pub fn write(&self, submission: &str) -> Write {
-        if self.submission == submission { Write::Allowed } else { Write::Superseded }
-    }
-
-    /// Whether the job of a claim may still be about to appear. A submission's id begins with the time at which it was made.
+    /// Whether the job of this claim may still be about to appear, as far as the time tells; `now` is in milliseconds since
+    /// 1970. A request's id begins with the time at which it was made.
     #[must_use]
     pub fn is_young(&self, now: u64) -> bool {
-        let made_at = self.submission.parse::<uuid::Uuid>().ok().and_then(|id| id.get_timestamp()).map(|timestamp| {
+        let id = self.claimed_by.as_ref().unwrap_or(&self.submission);
+        let id = id.parse::<uuid::Uuid>().ok().filter(|id| id.get_version_num() == 7);
+        let made_at = id.and_then(|id| id.get_timestamp()).map(|timestamp| {
             let (seconds, nanoseconds) = timestamp.to_unix();
             seconds * 1000 + u64::from(nanoseconds) / 1_000_000
         });
         // One from the future is young as well: clocks differ a little.
         !self.released && made_at.is_some_and(|made_at| now < made_at + CLAIM_LIFETIME_MS)
+    }
+
+    /// Where this run stands for a request that would claim it so. Everything in `known` was read after this owner was, and
+    /// the claim is a compare-and-swap of this owner: a claim that came in between is never written over.
+    ///
+    /// A run that was trained in a namespace belongs to those who see that namespace, also when its job has ended.
+    #[must_use]
+    pub fn standing(&self, claim: &Self, known: Known, now: u64) -> Standing {
+        let is_pending = self.is_young(now) && !known.is_recorded;
+        if self.is_job(&claim.namespace, &claim.job) {
+            // The name is free, or its job is the one to be replaced.
+            return match is_pending {
+                false => Standing::Free,
+                true if self.request.is_some() && self.request == claim.request => Standing::Joinable,
+                true => Standing::Pending,
+            };
+        }
+        match known.job {
+            _ if !known.is_visible => Standing::Hidden,
+            None => Standing::Unknown,
+            Some(Some(true)) => Standing::Free,
+            Some(Some(false)) => Standing::Active,
+            Some(None) if is_pending => Standing::Pending,
+            Some(None) => Standing::Free,
+        }
+    }
+
+    /// This claim, joined by an equal request.
+    #[must_use]
+    pub fn joined_by(&self, request: &str) -> Self {
+        Self { claimed_by: Some(request.to_owned()), ..self.clone() }
+    }
+
+    /// What a request that was refused writes over its claim: what was there before, or a tombstone.
+    #[must_use]
+    pub fn given_up(&self, previous: Option<&Self>) -> Self {
+        previous.cloned().unwrap_or_else(|| Self { released: true, ..self.clone() })
+    }
+
+    /// Whether the trainer of this submission may write into the run: the rule of the trainer's `owner.py`.
+    #[must_use]
+    pub fn write(&self, submission: &str, now: u64) -> Write {
+        if self.submission == submission {
+            Write::Allowed
+        } else if self.released || self.is_young(now) {
+            Write::Wait
+        } else {
+            Write::Superseded
+        }
     }
 }

@@ -10,6 +10,7 @@ use training_core::{
     layout::{self, RunKey, RunPrefix},
     marker::{File, Marker, MarkerError},
     names::{Framework, RunId, Step, Submission},
+    owner::{Owner, Write},
 };
 
 type Operation = (&'static str, fn(&Value) -> Value);
@@ -168,4 +169,18 @@ fn markers_are_read_as_the_trainer_writes_them() {
             ("complete", complete),
         ],
     );
+}
+
+fn write(input: &Value) -> Value {
+    let owner: Owner = serde_json::from_value(input["owner"].clone()).expect("an owner");
+    match owner.write(text(input, "submission"), input["now_ms"].as_u64().expect("a time")) {
+        Write::Allowed => "allowed".into(),
+        Write::Wait => "wait".into(),
+        Write::Superseded => "superseded".into(),
+    }
+}
+
+#[test]
+fn whose_a_run_is_follows_the_contract() {
+    run("owner.json", &[("write", write)]);
 }

@@ -4,7 +4,9 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use k8s_openapi::api::core::v1::PodTemplateSpec;
+use lambda_http::http::header;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use tokio::time::sleep;
 use tracing::warn;
 use training_cluster::{ClusterError, Effect, Jobs};
@@ -16,7 +18,7 @@ use training_core::{
     manifest::{self, Origin, Start},
     marker::State,
     names::{Step, Submission},
-    owner::{JobRecord, Owner},
+    owner::{CLAIM_LIFETIME_MS, JobRecord, Owner},
     problem::Code,
     protocol::{Call, Ending, Found, OwnerRead, Protocol, Reply, Verdict},
     pytorchjob::{PyTorchJob, key},
@@ -53,6 +55,7 @@ pub(crate) struct Submitting<'a> {
     /// A request replaces at most one job, whatever it finds afterwards: then this is none.
     restart: Option<Restart>,
     effect: Effect,
+    /// The one that the job was created with last.
     submission: Submission,
     prefix: RunPrefix,
     jobs: Jobs<'a>,
@@ -63,7 +66,8 @@ pub(crate) struct Submitting<'a> {
     is_leaving: bool,
     /// The run's owner as it was read last.
     owner: Option<Owner>,
-    manifest: Option<PyTorchJob>,
+    /// What the manifest needs from outside.
+    prepared: Option<(Start, Option<PodTemplateSpec>)>,
     /// Why a call failed, and why the creation did.
     failure: Option<Failure>,
     refusal: Option<Failure>,
@@ -100,23 +104,18 @@ impl<'a> Submitting<'a> {
             job: None,
             is_leaving: false,
             owner: None,
-            manifest: None,
+            prepared: None,
             failure: None,
             refusal: None,
         }
     }
 
     pub(crate) async fn run(mut self) -> Result<Placed, Failure> {
-        let claim = Owner {
-            submission: self.submission.to_string(),
-            namespace: self.request.namespace.to_string(),
-            job: self.request.job_name.to_string(),
-            released: false,
-        };
-        let mut protocol = Protocol::new(claim, self.effect == Effect::DryRun);
+        let (namespace, job) = (self.request.namespace.as_str(), self.request.job_name.as_str());
+        let mut protocol = Protocol::new(namespace, job, &self.digest(), self.effect == Effect::DryRun);
         let mut reply = Reply::Done;
         let ending = loop {
-            reply = match protocol.next(reply, now()) {
+            reply = match protocol.next(reply, now(), &Uuid::now_v7().to_string()) {
                 Call::End(ending) => break ending,
                 call => Box::pin(self.make(call)).await,
             };
@@ -126,6 +125,7 @@ impl<'a> Submitting<'a> {
             Ending::Created => job.map(Placed::Created),
             Ending::Replayed => job.map(Placed::Replayed),
             Ending::RunActive(owner) => Err(run_active(&owner)),
+            Ending::ClaimPending(owner) => Err(claim_pending(&owner)),
             Ending::RunHidden => Err(run_hidden()),
             Ending::NotCreated => Err(self.refusal.unwrap_or_else(lost_track)),
             Ending::Conflict | Ending::Failed => Err(self.failure.unwrap_or_else(lost_track)),
@@ -135,13 +135,14 @@ impl<'a> Submitting<'a> {
     /// Make a call.
     async fn make(&mut self, call: Call) -> Reply {
         let answer = match call {
-            Call::ReadJob => self.read_job().await,
             Call::ReadOwner => self.read_owner().await,
+            Call::ReadRecord(owner) => self.has_record(&owner).await.map(Reply::Recorded),
+            Call::ReadJob => self.read_job().await,
             Call::ReadOwnersJob(owner) => self.read_owners_job(&owner).await,
             Call::Prepare => self.prepare().await,
             Call::RehearseReplacing => self.rehearse_replacing().await,
             Call::WriteOwner { owner, over } => self.write_owner(&owner, over).await,
-            Call::Create { .. } => return self.create().await,
+            Call::Create { submission } => return self.create(&submission).await,
             Call::Replace => self.replace().await,
             Call::TakeBack => self.take_back().await,
             Call::Record => {
@@ -170,7 +171,8 @@ impl<'a> Submitting<'a> {
     async fn read_job(&mut self) -> Result<Reply, Failure> {
         self.job = self.jobs.get(&self.request.job_name).await.map_err(cluster_failure)?;
         let Some(found) = &self.job else { return Ok(Reply::Job(None)) };
-        let verdict = match Decision::of(found, &self.render(Start::Fresh, None), self.restart.as_ref()) {
+        let wanted = self.render(&self.submission, Start::Fresh, None);
+        let verdict = match Decision::of(found, &wanted, self.restart.as_ref()) {
             Ok(Decision::Ours | Decision::Replay) => Verdict::Replay,
             Ok(decision @ (Decision::Replace | Decision::Await)) => {
                 self.is_leaving = decision == Decision::Await;
@@ -189,7 +191,8 @@ impl<'a> Submitting<'a> {
     async fn prepare(&mut self) -> Result<Reply, Failure> {
         let (start, defaults) = tokio::join!(self.resolve_start(), self.jobs.platform_defaults());
         let defaults = defaults.map_err(cluster_failure)?;
-        let job = self.render(start?, defaults.and_then(|defaults| defaults.template).as_ref());
+        let (start, defaults) = (start?, defaults.and_then(|defaults| defaults.template));
+        let job = self.render(&self.submission, start, defaults.as_ref());
         let bytes = serde_json::to_vec(&job)
             .map_err(|error| Failure::with_cause(Code::ClusterError, "the manifest cannot be written", error))?
             .len();
@@ -197,12 +200,12 @@ impl<'a> Submitting<'a> {
             let detail = format!("the job's manifest has {bytes} bytes; at most {MAX_MANIFEST_BYTES} are stored");
             return Err(Failure::new(Code::BodyTooLarge, detail));
         }
-        self.manifest = Some(job);
+        self.prepared = Some((start, defaults));
         Ok(Reply::Done)
     }
 
-    fn render(&self, start: Start, defaults: Option<&PodTemplateSpec>) -> PyTorchJob {
-        let origin = Origin { submission: &self.submission, submitted_by: self.caller.id.as_deref(), start };
+    fn render(&self, submission: &Submission, start: Start, defaults: Option<&PodTemplateSpec>) -> PyTorchJob {
+        let origin = Origin { submission, submitted_by: self.caller.id.as_deref(), start };
         manifest::build(self.request, origin, defaults, &self.handler.platform)
     }
 
@@ -216,9 +219,7 @@ impl<'a> Submitting<'a> {
                     None => false,
                     Some(Restart::Finished) => true,
                     // Of the submission that trained the run last, and of no other.
-                    Some(Restart::Submission(named)) => {
-                        self.owner.as_ref().is_some_and(|owner| owner.submission == named.as_str())
-                    }
+                    Some(Restart::Submission(named)) => self.was_trained_last_by(named).await?,
                 };
                 if !is_restart {
                     self.check_untrained().await?;
@@ -249,6 +250,16 @@ impl<'a> Submitting<'a> {
         })
     }
 
+    /// Whether this submission trained the run last: the owner's, or where the owner is a claim without a job, the one
+    /// before it.
+    async fn was_trained_last_by(&self, named: &Submission) -> Result<bool, Failure> {
+        let Some(owner) = &self.owner else { return Ok(false) };
+        if owner.submission == named.as_str() {
+            return Ok(true);
+        }
+        Ok(owner.previous.as_deref() == Some(named.as_str()) && !self.has_record(owner).await?)
+    }
+
     /// Nobody trains over a run by a retry whose job is long gone.
     async fn check_untrained(&self) -> Result<(), Failure> {
         let store = &self.handler.store;
@@ -266,9 +277,14 @@ impl<'a> Submitting<'a> {
         Err(Failure::new(Code::RunExists, detail))
     }
 
-    async fn create(&mut self) -> Reply {
-        let Some(manifest) = &self.manifest else { return Reply::Refused };
-        match self.jobs.create(manifest, self.effect).await {
+    async fn create(&mut self, submission: &str) -> Reply {
+        let (Ok(submission), Some((start, defaults))) = (submission.parse(), &self.prepared) else {
+            self.refusal = Some(lost_track());
+            return Reply::Refused;
+        };
+        let manifest = self.render(&submission, *start, defaults.as_ref());
+        self.submission = submission;
+        match self.jobs.create(&manifest, self.effect).await {
             Ok(job) => {
                 self.job = Some(job);
                 Reply::Done
@@ -285,7 +301,8 @@ impl<'a> Submitting<'a> {
     /// Would the old job be deleted, and the new one be taken in its place? Its name is still taken, which the API server
     /// says last, after everything else was checked; and a quota that is used up has room when the old job is gone.
     async fn rehearse_replacing(&mut self) -> Result<Reply, Failure> {
-        let (Some(found), Some(manifest)) = (&self.job, &self.manifest) else { return Err(lost_track()) };
+        let (Some(found), Some((start, defaults))) = (&self.job, &self.prepared) else { return Err(lost_track()) };
+        let manifest = self.render(&self.submission, *start, defaults.as_ref());
         if found.metadata.deletion_timestamp.is_none() {
             match self.jobs.delete(found, Effect::DryRun).await {
                 Ok(()) => {}
@@ -293,10 +310,10 @@ impl<'a> Submitting<'a> {
                 Err(error) => return Err(cluster_failure(error)),
             }
         }
-        match self.jobs.create(manifest, Effect::DryRun).await {
+        match self.jobs.create(&manifest, Effect::DryRun).await {
             Ok(_) | Err(ClusterError::AlreadyExists | ClusterError::QuotaExceeded(_)) => {
                 if self.effect == Effect::DryRun {
-                    self.job = self.manifest.take();
+                    self.job = Some(manifest);
                 }
                 Ok(Reply::Done)
             }
@@ -350,6 +367,14 @@ impl Submitting<'_> {
         Ok(Reply::Owner(Some(OwnerRead { owner, etag: object.identity.etag, is_visible })))
     }
 
+    /// Whether the job of an owner has existed, as far as its record tells.
+    async fn has_record(&self, owner: &Owner) -> Result<bool, Failure> {
+        let Ok(submission) = owner.submission.parse() else { return Ok(false) };
+        let base = &self.request.checkpoint_base_uri;
+        let key = job_record_key(base, &owner.namespace, &owner.job, &submission);
+        Ok(self.handler.store.get(base.bucket(), &key).await.map_err(storage_failure)?.is_some())
+    }
+
     async fn read_owners_job(&self, owner: &Owner) -> Result<Reply, Failure> {
         let (Ok(namespace), Ok(name)) =
             (self.handler.rules.namespaces.choose(Some(&owner.namespace), self.caller), owner.job.parse())
@@ -368,6 +393,13 @@ impl Submitting<'_> {
         let key = self.prefix.key(&RunKey::Owner);
         let written = self.handler.store.put_if(self.prefix.bucket(), &key, to_body(owner)?, expected).await;
         written.map(Reply::Written).map_err(storage_failure)
+    }
+
+    /// By which an equal request is known.
+    fn digest(&self) -> String {
+        let job = self.render(&self.submission, Start::Fresh, None);
+        let fingerprint = job.annotation(key::REQUEST).unwrap_or_default();
+        Sha256::digest(fingerprint).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     fn warn(&self, failure: &Failure) {
@@ -415,6 +447,17 @@ fn now() -> u64 {
 
 fn to_body(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
     serde_json::to_vec(value).map_err(storage_failure)
+}
+
+/// The refusal while another request's claim may still become a job.
+fn claim_pending(owner: &Owner) -> Failure {
+    let seconds = CLAIM_LIFETIME_MS / 1000;
+    let detail = format!(
+        "another request claimed this run for the job `{}` less than {seconds} s ago, and that job may still appear; send the \
+         same request again in {seconds} s, or look at that job",
+        owner.job
+    );
+    Failure::new(Code::RunActive, detail).with_header(header::RETRY_AFTER, seconds.to_string())
 }
 
 /// The protocol ended without what its ending needs, which no order of calls does.

@@ -69,22 +69,106 @@ async fn an_answer_that_was_lost_is_found_and_nothing_is_made_twice() {
     assert_eq!(world.post("/train", &request()).await.outcome(), (201, ""));
 }
 
+/// An equal request's claim a moment after it was made, and the job that it is about to make.
+async fn equal_request() -> (String, Value) {
+    let other = World::new();
+    other.post("/train", &request()).await;
+    (other.bucket.body(OWNER).expect("an owner"), other.server(|server| server.jobs["hf-r"].clone()))
+}
+
 #[tokio::test]
 async fn a_later_claim_of_an_equal_request_does_not_disown_the_job() {
-    // It claims the run between our claim and our creation, and will find the name taken.
-    let world = World::new();
-    let bucket = world.bucket.clone();
-    let claim = json!({"submission": "late", "namespace": "training", "job": "hf-r"}).to_string();
-    let world = world.fault(Method::POST, Fault::Meanwhile(Box::new(move |_| bucket.write(OWNER, &claim))));
-    assert_eq!(world.post("/train", &request()).await.outcome(), (201, ""));
-    let (owner, job) = world.owner_and_job("hf-r");
-    assert_eq!(owner, job);
+    // The other's job appears after we have read that the name is free, and ours is refused for what is judged before the
+    // name: a quota, for example. That is no answer to a request whose job is there.
+    for (status, reason, message) in [
+        (403, "Forbidden", "pytorchjobs is forbidden: exceeded quota: one"),
+        (429, "TooManyRequests", "please try again later"),
+        (500, "InternalError", "failed calling webhook \"x\": connection refused"),
+        (422, "Invalid", "spec: Invalid value"),
+        (409, "AlreadyExists", "already exists"),
+    ] {
+        let (claim, theirs) = equal_request().await;
+        let world = World::new();
+        world.bucket.write(OWNER, &claim);
+        let before = theirs.clone();
+        let appears = move |jobs: &mut Jobs| {
+            jobs.insert("hf-r".to_owned(), theirs);
+        };
+        // The first GET reads the name, the second one the platform's defaults.
+        let world = world
+            .fault(Method::GET, Fault::Meanwhile(Box::new(|_: &mut Jobs| {})))
+            .fault(Method::GET, Fault::Meanwhile(Box::new(appears)))
+            .fault(Method::POST, Fault::Refuses(status, reason, message));
+        let answer = world.post("/train", &request()).await;
+        assert_eq!((answer.status, answer.header("idempotent-replayed")), (200, Some("true")), "{message}: {answer:?}");
+        let (owner, job) = world.owner_and_job("hf-r");
+        assert_eq!(owner, job, "{message}");
+        let released = world.bucket.body(OWNER).is_some_and(|owner| owner.contains("released"));
+        assert!(!released && world.server(|server| server.jobs["hf-r"] == before), "{message}");
+    }
 
-    // It claims after we had a look: its own look, or the next request's, puts it right.
+    // Something else has written another owner after all: the next request puts it right.
+    let world = World::new();
+    world.post("/train", &request()).await;
     world.bucket.write(OWNER, &json!({"submission": "late", "namespace": "training", "job": "hf-r"}).to_string());
     assert_eq!(world.post("/train", &request()).await.outcome(), (200, ""));
     let (owner, job) = world.owner_and_job("hf-r");
     assert_eq!(owner, job);
+}
+
+#[tokio::test]
+async fn an_equal_request_makes_the_job_of_a_claim_whose_request_has_died() {
+    let (claim, _) = equal_request().await;
+    let owner: Value = serde_json::from_str(&claim).expect("JSON");
+    let world = World::new();
+    world.bucket.write(OWNER, &claim);
+    let answer = world.post("/train", &request()).await;
+    assert_eq!((answer.outcome(), &answer.body["submission"]), ((201, ""), &owner["submission"]));
+    let (now, job) = world.owner_and_job("hf-r");
+    assert_eq!(now, job);
+
+    // Once that job has had its life, another one gets a submission of its own.
+    world.server(|server| server.jobs.clear());
+    let answer = world.post("/train", &request()).await;
+    assert_eq!(answer.outcome(), (201, ""));
+    assert_ne!(answer.body["submission"], owner["submission"]);
+}
+
+#[tokio::test]
+async fn a_refused_request_puts_back_what_was_there_before_its_claim() {
+    let before = json!({"submission": "01980000-0000-7000-8000-000000000009", "namespace": "training", "job": "hf-r"})
+        .to_string();
+    let world = World::new().fault(Method::POST, Fault::Refuses(422, "Invalid", "no"));
+    world.bucket.write(OWNER, &before);
+    assert_eq!(world.post("/train", &request()).await.outcome(), (422, "rejected_by_cluster"));
+    assert_eq!(world.bucket.body(OWNER), Some(before));
+
+    // A claim that an equal request has joined stays: its job may be about to appear.
+    let world = World::new();
+    let bucket = world.bucket.clone();
+    let joins = move |_: &mut Jobs| {
+        let mut owner: Value = serde_json::from_str(&bucket.body(OWNER).expect("our claim")).expect("JSON");
+        owner["claimed_by"] = json!(uuid::Uuid::now_v7().to_string());
+        bucket.write(OWNER, &owner.to_string());
+    };
+    let world = world.fault(Method::POST, Fault::Meanwhile(Box::new(joins)));
+    let world = world.fault(Method::POST, Fault::Refuses(422, "Invalid", "no"));
+    assert_eq!(world.post("/train", &request()).await.outcome(), (422, "rejected_by_cluster"));
+    let owner: Value = serde_json::from_str(&world.bucket.body(OWNER).expect("an owner")).expect("JSON");
+    assert!(owner["released"].is_null() && owner["submission"] != owner["claimed_by"], "{owner}");
+}
+
+#[tokio::test]
+async fn a_wait_for_another_requests_claim_ends_with_what_was_waited_for() {
+    let world = World::new();
+    let claim =
+        json!({"submission": uuid::Uuid::now_v7().to_string(), "namespace": "training", "job": "other"}).to_string();
+    world.bucket.write(OWNER, &claim);
+    let answer = world.post("/train", &request()).await;
+    assert_eq!((answer.outcome(), answer.header("retry-after")), ((409, "run_active"), Some("35")));
+    let detail = answer.body["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("`other`") && detail.contains("may still appear"), "{detail}");
+    assert_eq!((world.names(), world.bucket.body(OWNER)), (Vec::new(), Some(claim)));
 }
 
 #[tokio::test]

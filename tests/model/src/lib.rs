@@ -15,19 +15,19 @@ use stateright::{Model, Property};
 use training_core::{
     existing::{Decision, Restart},
     fingerprint::Fingerprint,
-    owner::{CLAIM_LIFETIME_MS, Owner, RunState, Write},
+    owner::{CLAIM_LIFETIME_MS, Known, Owner, Standing, Write},
     protocol::{Call, Ending, Found, OwnerRead, Protocol, Reply, Verdict},
     pytorchjob::{PyTorchJob, key},
 };
 
-/// One step of the clock, in milliseconds.
-const TICK_MS: u64 = 10_000;
+/// One step of the clock, in milliseconds: a claim is young for less than two.
+const TICK_MS: u64 = 20_000;
 /// When the model's time begins, in milliseconds since 1970.
 const EPOCH_MS: u64 = 1_795_000_000_000;
 /// Ticks after which a function is certainly dead: its answer is cut at 27 s.
-const DEAD_AFTER: u64 = 3;
-/// Ticks after which a request gives up at its next pause.
-const GIVES_UP_AFTER: u64 = 2;
+const DEAD_AFTER: u64 = 2;
+/// Ticks after which a request gives up at its next pause, and after which no creation has its effect any more.
+const GIVES_UP_AFTER: u64 = 1;
 
 /// A request that may be sent.
 #[derive(Clone, Debug)]
@@ -100,17 +100,20 @@ enum Request {
         protocol: Box<Protocol>,
         call: Call,
         sent_at: u64,
+        /// How many ids it has made.
+        ids: usize,
         may_replace: bool,
         /// The job that was read last, by its place.
         job: Option<usize>,
-        /// An equal job was there when the creation was refused.
-        refused_beside: bool,
+        /// The equal job that was there when the creation was refused, by its place.
+        refused_beside: Option<usize>,
     },
     Answered {
         ending: Ending,
         /// The job's submission and body.
         job: Option<(String, u8)>,
-        refused_beside: bool,
+        /// It was refused although an equal job was there, and is there still.
+        was_refused_wrongly: bool,
     },
     Dead,
 }
@@ -178,7 +181,7 @@ impl Protocols {
     fn step(&self, state: &mut State, of: usize, fault: Fault) -> Option<()> {
         let asked = self.bounds.asked.get(of)?;
         let now = now(state.tick);
-        let Request::Underway { mut protocol, call, sent_at, mut may_replace, mut job, mut refused_beside } =
+        let Request::Underway { mut protocol, call, sent_at, mut ids, mut may_replace, mut job, mut refused_beside } =
             state.requests.get(of)?.clone()
         else {
             return None;
@@ -190,9 +193,8 @@ impl Protocols {
         let reply = match (call, fault) {
             (Call::Create { submission }, fault) => {
                 let effect = |state: &mut State| self.create(state, of, &submission);
-                if let Some(found) = there(state) {
-                    refused_beside |= state.jobs.get(found)?.body == asked.body;
-                }
+                let is_equal = |at: &usize| state.jobs.get(*at).is_some_and(|job| job.body == asked.body);
+                refused_beside = there(state).filter(is_equal);
                 match fault {
                     Fault::None => {
                         let reply = effect(state);
@@ -208,7 +210,7 @@ impl Protocols {
                         Reply::Unanswered
                     }
                     Fault::Late => {
-                        state.in_flight.push(InFlight { by: of, submission, until: sent_at + DEAD_AFTER });
+                        state.in_flight.push(InFlight { by: of, submission, until: sent_at + GIVES_UP_AFTER });
                         Reply::Unanswered
                     }
                 }
@@ -256,6 +258,7 @@ impl Protocols {
                 let found = state.jobs.iter().find(|job| job.is_there && job.name == owner.job);
                 Reply::OwnersJob(found.map(|job| job.is_finished))
             }
+            (Call::ReadRecord(owner), _) => Reply::Recorded(state.records.contains(&owner.submission)),
             (Call::Prepare | Call::RehearseReplacing, _) => Reply::Done,
             (Call::Replace, _) => {
                 let found = state.jobs.get_mut(job?)?;
@@ -268,7 +271,13 @@ impl Protocols {
                 state.jobs.get_mut(found)?.is_there = false;
                 Reply::Done
             }
-            (Call::Record, _) => Reply::Done,
+            (Call::Record, _) => {
+                let submission = state.jobs.get(job?)?.submission.clone();
+                if !state.records.contains(&submission) {
+                    state.records.push(submission);
+                }
+                Reply::Done
+            }
             (Call::End(ending), _) => {
                 let made = job.filter(|_| matches!(ending, Ending::Created | Ending::Replayed));
                 let job = made.and_then(|job| state.jobs.get_mut(job));
@@ -276,12 +285,18 @@ impl Protocols {
                     job.is_accepted |= job.is_there && !job.is_finished;
                     (job.submission.clone(), job.body)
                 });
-                *state.requests.get_mut(of)? = Request::Answered { ending, job, refused_beside };
+                let beside = refused_beside.and_then(|at| state.jobs.get(at));
+                let was_refused_wrongly = ending == Ending::NotCreated && beside.is_some_and(|job| job.is_there);
+                *state.requests.get_mut(of)? = Request::Answered { ending, job, was_refused_wrongly };
                 return Some(());
             }
         };
-        let call = protocol.next(reply, now);
-        *state.requests.get_mut(of)? = Request::Underway { protocol, call, sent_at, may_replace, job, refused_beside };
+        let call = protocol.next(reply, now, &id(state.tick, of, ids));
+        if matches!(call, Call::WriteOwner { .. }) {
+            ids += 1;
+        }
+        *state.requests.get_mut(of)? =
+            Request::Underway { protocol, call, sent_at, ids, may_replace, job, refused_beside };
         Some(())
     }
 
@@ -361,21 +376,16 @@ impl Model for Protocols {
         match action {
             Action::Send(at) => {
                 let asked = self.bounds.asked.get(at)?;
-                let claim = Owner {
-                    submission: id(state.tick, at),
-                    namespace: "training".to_owned(),
-                    job: asked.job.to_owned(),
-                    released: false,
-                };
-                let mut protocol = Box::new(Protocol::new(claim, false));
-                let call = protocol.next(Reply::Done, now(state.tick));
+                let mut protocol = Box::new(Protocol::new("training", asked.job, &asked.body.to_string(), false));
+                let call = protocol.next(Reply::Done, now(state.tick), &id(state.tick, at, 0));
                 *state.requests.get_mut(at)? = Request::Underway {
                     protocol,
                     call,
                     sent_at: state.tick,
+                    ids: 0,
                     may_replace: asked.is_restart,
                     job: None,
-                    refused_beside: false,
+                    refused_beside: None,
                 };
             }
             Action::Step(at, fault) => self.step(&mut state, at, fault)?,
@@ -406,9 +416,9 @@ impl Model for Protocols {
                 }
             }
         }
-        let owner = state.owner.clone();
+        let (owner, now) = (state.owner.clone(), now(state.tick));
         for job in state.jobs.iter_mut().filter(|job| job.is_there && !job.is_finished) {
-            job.was_superseded |= owner.as_ref().is_some_and(|owner| owner.write(&job.submission) == Write::Superseded);
+            job.was_superseded |= write(owner.as_ref(), job, now) == Write::Superseded;
         }
         (state != *last).then_some(state)
     }
@@ -419,7 +429,7 @@ impl Model for Protocols {
                 let may_write = |job: &&Job| {
                     job.is_there
                         && !job.is_finished
-                        && state.owner.as_ref().is_some_and(|owner| owner.write(&job.submission) == Write::Allowed)
+                        && write(state.owner.as_ref(), job, now(state.tick)) == Write::Allowed
                 };
                 state.jobs.iter().filter(may_write).count() <= 1
             }),
@@ -431,10 +441,11 @@ impl Model for Protocols {
             }),
             Property::always("a claim without a job never blocks for ever", |_, state: &State| {
                 let later = now(state.tick) + CLAIM_LIFETIME_MS;
+                let known = Known { is_visible: true, is_recorded: false, job: Some(None) };
                 state.owner.as_ref().is_none_or(|owner| {
-                    ["a", "b", "c"].iter().all(|job| {
-                        let claim = Owner { job: (*job).to_owned(), submission: id(9, 9), ..owner.clone() };
-                        claim.standing(owner, true, Some(None), later) == RunState::Free
+                    ["a", "b"].iter().all(|job| {
+                        let claim = Owner { job: (*job).to_owned(), request: None, ..owner.clone() };
+                        owner.standing(&claim, known, later) == Standing::Free
                     })
                 })
             }),
@@ -448,16 +459,23 @@ impl Model for Protocols {
     }
 }
 
+/// Whether a job's trainers may write. A run without an owner is everybody's.
+fn write(owner: Option<&Owner>, job: &Job, now: u64) -> Write {
+    owner.map_or(Write::Allowed, |owner| owner.write(&job.submission, now))
+}
+
 /// Whether what a request was answered is so.
 fn is_true(state: &State, request: &Request, asked: &Asked) -> bool {
-    let Request::Answered { ending, job, refused_beside } = request else { return true };
+    let Request::Answered { ending, job, was_refused_wrongly } = request else { return true };
     match ending {
         Ending::Created | Ending::Replayed => job.as_ref().is_some_and(|(submission, body)| {
             *body == asked.body && state.jobs.iter().any(|job| job.submission == *submission && job.name == asked.job)
         }),
         Ending::RunActive(owner) => state.jobs.iter().any(|job| job.name == owner.job),
         // An equal job that was there when the API server refused ours is what was asked for.
-        Ending::NotCreated => !refused_beside,
+        Ending::NotCreated => !was_refused_wrongly,
+        // Only a claim of another request is waited for.
+        Ending::ClaimPending(owner) => owner.job != asked.job || owner.request != Some(asked.body.to_string()),
         Ending::Conflict | Ending::RunHidden | Ending::Failed => true,
     }
 }
@@ -481,7 +499,7 @@ fn job(by: usize, body: u8, is_finished: bool) -> PyTorchJob {
         "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": {},
         "metadata": {
             "name": "a", "labels": {(key::FRAMEWORK): "hf", (key::RUN_ID): "r"},
-            "annotations": {(key::SUBMISSION): id(0, by), (key::REQUEST): fingerprint},
+            "annotations": {(key::SUBMISSION): id(0, by, 0), (key::REQUEST): fingerprint},
         },
         "status": {"conditions": conditions},
     });
@@ -497,9 +515,10 @@ fn now(tick: u64) -> u64 {
     EPOCH_MS + tick * TICK_MS
 }
 
-/// The `UUIDv7` that a request makes at this time.
-fn id(tick: u64, by: usize) -> String {
+/// A `UUIDv7` that a request makes at this time.
+fn id(tick: u64, by: usize, number: usize) -> String {
     let mut rest = [0; 10];
+    rest[8] = u8::try_from(number).expect("few ids");
     rest[9] = u8::try_from(by).expect("few requests");
     uuid::Builder::from_unix_timestamp_millis(now(tick), &rest).into_uuid().to_string()
 }

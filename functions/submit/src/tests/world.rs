@@ -33,7 +33,7 @@ pub(super) enum Fault {
     CutAfter,
     /// It refuses.
     Refuses(u16, &'static str, &'static str),
-    /// Something happens elsewhere before it does what was asked.
+    /// Something happens elsewhere before it does what was asked, or meets the next fault of the method.
     Meanwhile(Box<dyn FnOnce(&mut Jobs) + Send>),
 }
 
@@ -84,7 +84,10 @@ impl ApiServer {
             Some(Fault::Refuses(code, reason, message)) => Some(refusal(code, reason, message)),
             Some(Fault::Meanwhile(act)) => {
                 act(&mut self.jobs);
-                Some(self.act(method, path, query, body))
+                match self.faults.front() {
+                    Some((next, Fault::Refuses(..))) if next == method => self.call(method, path, query, body),
+                    _ => Some(self.act(method, path, query, body)),
+                }
             }
         }
     }
