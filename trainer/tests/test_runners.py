@@ -2,26 +2,20 @@
 
 import functools
 import http.server
-import importlib
-import json
-import os
 import re
 import shutil
 import threading
-from unittest import mock
 
 import huggingface_hub
 import pytest
+from alone import train_alone
 from pods import FIRST, SECOND, exported, files, marker, run_of, same
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from training import job, model
-from training.distributed import World
+from training import model
 from training.errors import CheckpointError, StorageError, UserError, cause_of
 from training.layout import FRAMEWORKS
-
-ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
 
 
 @pytest.fixture
@@ -29,20 +23,8 @@ def train(tmp_path, model_dir, dataset):
     """Trains in this process, and returns the loss of each step."""
 
     def run(framework, submission=FIRST, *, begins=0, model=model_dir / "tiny", data=dataset, **settings):
-        given = {"lr": 0.01, "save_steps": 1, "batch_size": 3, "gradient_accumulation": 2} | settings
-        environment = {
-            "FRAMEWORK": framework,
-            "MODEL_ID": str(model),
-            "RUN_ID": "run",
-            "DATASET_URI": f"file://{data}",
-            "CHECKPOINT_BASE_URI": f"file://{tmp_path / 'store'}",
-            "SUBMISSION": submission,
-            "RESUME": "true",
-            "TRAINING_EXTRA_ARGS_JSON": json.dumps(given),
-        }
-        with mock.patch.dict(os.environ):  # Lightning leaves something there
-            assert importlib.import_module(f"training.{framework}").train(job.parse([], environment), ALONE)
-        steps = range(begins + 1, given["max_steps"] + 1)
+        assert train_alone(tmp_path / "store", model, data, framework, submission, **settings)
+        steps = range(begins + 1, settings["max_steps"] + 1)
         return [marker(tmp_path / "store", step, framework)["metrics"]["loss"] for step in steps]
 
     return run

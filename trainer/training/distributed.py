@@ -178,6 +178,9 @@ def sharding(world: World) -> Iterator[None]:
         try:
             yield
         except CheckpointException as error:
+            for cause, _ in error.failures.values():
+                if isinstance(cause, KnownError):
+                    raise cause from None
             rank, (first, _) = min(error.failures.items())
             raise CheckpointError(rank, first) from error
 

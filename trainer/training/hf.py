@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
-from transformers.trainer import Trainer
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer import TRAINER_STATE_NAME, Trainer
+from transformers.trainer_callback import PrinterCallback, TrainerState
 from transformers.training_args import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from training import configuration, data, layout, model, random_state
+from training import configuration, data, layout, model, random_state, untrusted
 from training.checkpoint import Checkpoints
 from training.distributed import World
 from training.errors import UserError
@@ -44,6 +44,7 @@ def train(job: Job, world: World) -> bool:
         texts = data.prepare(job.dataset_uri, settings, directory / "data", world)
         if start:
             source = str(checkpoints.download(start, directory / "resume"))  # it has the model too
+            check_state(Path(source))
         else:
             source = model.fetch(job.model_id, directory / "model", world)
         network, tokenizer = model.load(source)
@@ -68,10 +69,12 @@ def train(job: Job, world: World) -> bool:
                 data_collator=collator,
                 processing_class=tokenizer,
             )
+            trainer.world = world
             trainer.remove_callback(PrinterCallback)
             trainer.batches = data.training_batches(texts, order, collator, settings, world, reached, total)
             trainer.add_callback(AfterStep(trainer, steps, order, directory / "work"))
-            trainer.train(resume_from_checkpoint=source if start else None)
+            with untrusted.data_only(directory / "resume"):
+                trainer.train(resume_from_checkpoint=source if start else None)
             reached = trainer.state.global_step
         else:
             steps.reached_before(reached, start.metrics if start else {})
@@ -85,6 +88,15 @@ def train(job: Job, world: World) -> bool:
             else None
         )
         return True
+
+
+def check_state(folder: Path) -> None:
+    """Raises UserError where the file in which the Trainer counts its steps is not the Trainer's."""
+    path = folder / TRAINER_STATE_NAME
+    try:
+        TrainerState.load_from_json(str(path))
+    except (ValueError, TypeError, RecursionError):
+        raise untrusted.refusal(path, "is not what the Trainer writes") from None
 
 
 def arguments(settings: Settings, world: World, directory: Path, total: int) -> TrainingArguments:
@@ -122,11 +134,26 @@ class StepTrainer(Trainer):
     """A Trainer with our batches, that remembers the last step's loss and counts tokens, without waiting for a GPU."""
 
     batches: DataLoader
+    world: World
     step_loss: torch.Tensor | float = 0.0
     tokens: torch.Tensor | float = 0.0
 
     def get_train_dataloader(self) -> DataLoader:
         return self.batches
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        name = "rng_state.pth" if self.world.size == 1 else f"rng_state_{self.world.rank}.pth"
+        path = Path(checkpoint) / name
+        if not path.is_file():
+            return  # it was another number of processes that saved it
+        try:
+            random_state.restore(random_state.of_trainer(untrusted.load_with_words(path)), self.world)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise untrusted.refusal(path, "is not what the Trainer writes") from None
 
     def create_scheduler(self, *args, **kwargs):
         try:

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from training import configuration, data, layout, model, optimizer, random_state
+from training import configuration, data, layout, model, optimizer, random_state, untrusted
 from training.checkpoint import Checkpoints
 from training.distributed import World, sharding
 from training.errors import UserError
@@ -163,17 +163,16 @@ class Training:
         """Go on from a checkpoint of any number of processes; together."""
         options = StateDictOptions(full_state_dict=path.is_file())
         if path.is_file():
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state = untrusted.load(path)
             world_size = 1
         else:
             weights, moments = get_state_dict(self.network, self.optimizer)
             state = {"model": weights, "optimizer": moments, "scaler": self.scaler.state_dict(), "step": 0}
-            reader = dcp.FileSystemReader(path)
-            keys = reader.read_metadata().state_dict_metadata
+            keys = untrusted.read_metadata(path).state_dict_metadata
             world_size = next(int(key.partition("of")[2].partition(".")[0]) for key in keys if key.startswith("random"))
             if world_size == self.world.size:
                 state[self._random_key()] = random_state.state(self.world)
-            dcp.load(state, storage_reader=reader)
+            untrusted.load_sharded(state, path)
         set_state_dict(
             self.network,
             self.optimizer,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from training import layout
 from training.data import Batch, predicted
-from training.errors import AccessDeniedError, StorageError, UserError
+from training.errors import CRASH, AccessDeniedError, StorageError, UserError, cause_of
 from training.storage import Storage, open_storage
 
 if typing.TYPE_CHECKING:
@@ -95,17 +95,25 @@ def load(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from training import untrusted
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        network = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        with untrusted.data_only(Path(source)):
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            network = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.float32, trust_remote_code=False, weights_only=True
+            )
+    except Exception as error:  # of whichever library reads the file, also one without a type of its own
+        if isinstance(error, UserError) or cause_of(error) != CRASH:
+            raise
         raise unloadable(source, error) from None
     network.train()  # it comes in evaluation mode
     return network, tokenizer
 
 
 def unloadable(source: str, error: Exception) -> UserError:
-    return UserError(f"the model in {source} cannot be loaded: {str(error).splitlines()[0]}")
+    said = next(iter(str(error).splitlines()), type(error).__name__)
+    return UserError(f"the model in {source} cannot be loaded: {said}")
 
 
 def shapes(network: "PreTrainedModel") -> Shapes:
@@ -119,22 +127,23 @@ def shapes_of_config(source: str) -> Shapes:
 
     try:
         with torch.device("meta"):
-            return shapes(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)))
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            return shapes(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
     except (OSError, ValueError) as error:
         raise unloadable(source, error) from None
 
 
 def saved_shapes(path: Path, part: str, prefix: str = "") -> Shapes:
     """Those that a file or a sharded folder has of the weights, which are in a part of it, with names that begin so."""
-    import torch
-    from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+    from training import untrusted
+
     if path.is_file():
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[part]
+        state = untrusted.load(path)[part]
         return {name.removeprefix(prefix): tensor.shape for name, tensor in state.items()}
     prefix = f"{part}.{prefix}"
-    entries = FileSystemReader(path).read_metadata().state_dict_metadata.items()
+    entries = untrusted.read_metadata(path).state_dict_metadata.items()
     return {
         name.removeprefix(prefix): entry.size
         for name, entry in entries

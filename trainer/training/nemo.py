@@ -14,12 +14,19 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from training import configuration, data, layout, model, optimizer, random_state
+from training import configuration, data, layout, model, optimizer, random_state, untrusted
 from training.checkpoint import Checkpoints
 from training.distributed import World, sharding
 from training.errors import UserError
@@ -73,7 +80,8 @@ def train(job: Job, world: World) -> bool:
         module = Module(network, settings, world, total)
         after_step = AfterStep(steps, lambda: data.evaluation_batches(texts, order, collator), directory / "work")
         trainer = lightning_trainer(settings, world, total, after_step, directory / "lightning")
-        trainer.fit(module, StepBatches(batches, settings, world), ckpt_path=resume, weights_only=True)
+        with untrusted.data_only(directory / "resume"):
+            trainer.fit(module, StepBatches(batches, settings, world), ckpt_path=resume, weights_only=True)
         if reached < total:
             reached = trainer.global_step
         else:
@@ -128,10 +136,27 @@ def strategy(settings: Settings, world: World) -> Strategy:
 
 
 class Sharded(ModelParallelStrategy):
-    """Each node has the files of its own processes below a path of its own; by itself it takes rank 0's for all."""
+    """Each node has the files of its own processes below a path of its own; by itself it takes rank 0's for all.
+
+    It loads as by itself too, but through a reader that takes files for data.
+    """
 
     def broadcast(self, obj, src=0):
         return obj if isinstance(obj, str | Path) else super().broadcast(obj, src)
+
+    def load_checkpoint(self, checkpoint_path, weights_only=None):
+        path, module = Path(checkpoint_path), self.model
+        state = {"state_dict": get_model_state_dict(module)}
+        untrusted.load_sharded(state, path)
+        module.load_state_dict(state["state_dict"])
+        for number, adamw in enumerate(self.optimizers):
+            key = f"optimizer_{number}"
+            state = {key: get_optimizer_state_dict(module, adamw)}
+            untrusted.load_sharded(state, path)
+            set_optimizer_state_dict(
+                module, adamw, optim_state_dict=state[key], options=StateDictOptions(cpu_offload=True)
+            )
+        return untrusted.load(path / _METADATA_FILENAME)
 
 
 class Module(pl.LightningModule):

@@ -34,10 +34,23 @@ def state(world: World) -> dict[str, typing.Any]:
     return found
 
 
+def of_trainer(found: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """What the transformers Trainer has saved of a process, as state() has it."""
+    name, words, *rest = found["numpy"]
+    mine = {"python": found["python"], "numpy": [name, words.numbers(), *rest], "torch": found["cpu"]}
+    if "cuda" in found:
+        of_devices = found["cuda"]  # one, or with several processes all that the process saw
+        mine["cuda"] = of_devices[torch.cuda.current_device()] if isinstance(of_devices, list) else of_devices
+    return mine
+
+
 def restore(found: dict[str, typing.Any], world: World) -> None:
+    """Go on from what state() has given. Raises ValueError for a position that numpy would believe."""
     version, internal, gauss = found["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = found["numpy"]
+    if not 0 <= position <= len(keys):
+        raise ValueError(f"{position} is no position among {len(keys)} numbers")  # numpy would read beyond them
     numpy.random.set_state((name, keys.numpy().astype("uint32"), position, has_gauss, cached))
     torch.set_rng_state(found["torch"])
     if world.gpu and "cuda" in found:

@@ -1,0 +1,440 @@
+"""Whatever stands in a checkpoint or a model folder, nothing of it runs.
+
+Each file in turn is replaced by one that would make a directory. It is refused as the user's error, or is not read.
+"""
+
+import importlib
+import inspect
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import tarfile
+import warnings
+from unittest import mock
+
+import numpy
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from alone import ALONE, train_alone
+from conftest import client
+from pods import FIRST, SECOND, last_words, run_of, start_pods
+from torch import _weights_only_unpickler
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
+
+from training import model, untrusted
+from training.distributed import sharding
+from training.errors import UserError, cause_of
+from training.layout import FRAMEWORKS
+
+FILES = {
+    "hf": [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "optimizer.pt",
+        "rng_state.pth",
+        "scheduler.pt",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer_state.json",
+        "training_args.bin",
+    ],
+    "nemo": ["step-000001.ckpt"],
+    "nemo, sharded": [".metadata", "__0_0.distcp", "meta.pt"],
+    "meta": ["step-000001.pt"],
+    "meta, two processes": [".metadata", "__0_0.distcp", "__1_0.distcp"],
+}
+MODEL = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+UNREAD = {("hf", "training_args.bin"), ("hf", "generation_config.json")}
+
+
+class Trap:
+    """Makes a directory where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def saved(value, **options):
+    body = io.BytesIO()
+    torch.save(value, body, **options)
+    return body.getvalue()
+
+
+def archive(trap):
+    """As torch wrote it before 2016."""
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w") as tar:
+        for name in ("storages", "tensors", "pickle"):
+            info = tarfile.TarInfo(name)
+            info.size = len(pickle.dumps(trap))
+            tar.addfile(info, io.BytesIO(pickle.dumps(trap)))
+    return body.getvalue()
+
+
+FORMS = {
+    "a pickle": pickle.dumps,
+    "an old pickle": lambda trap: pickle.dumps(trap, protocol=0),
+    "a file of torch": saved,
+    "an old file of torch": lambda trap: saved(trap, _use_new_zipfile_serialization=False),
+    "beside data": lambda trap: saved({"step": 1, "trap": trap}),
+    "a pickle that breaks off": lambda trap: pickle.dumps(trap)[:-1] + b"\xff",
+    "an archive": archive,
+}
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    return FORMS[request.param]
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A Trap that must not have snapped at the end; before that it is shown that it would."""
+    pickle.loads(pickle.dumps(Trap(tmp_path / "trial")))
+    assert (tmp_path / "trial").is_dir()
+    yield Trap(tmp_path / "snapped")
+    assert not (tmp_path / "snapped").exists(), "code from a file ran"
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory, model_dir, dataset):
+    """A store with the checkpoint of one step, by its name in FILES."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            directory = tmp_path_factory.mktemp("stores")
+            framework, _, way = name.partition(", ")
+            if way == "two processes":
+                options = {"framework": framework, "max_steps": 1, "save_steps": 1}
+                with start_pods(directory, model_dir, dataset, directory / "store", FIRST, **options) as pods:
+                    assert pods.end() == [0], pods.log
+            else:
+                own = {"sharded": True} if way == "sharded" else {}
+                assert train_alone(
+                    directory / "store", model_dir / "tiny", dataset, framework, FIRST, max_steps=1, **own
+                )
+            made[name] = directory / "store"
+        return made[name]
+
+    return make
+
+
+@pytest.fixture
+def resumed(stores, tmp_path, model_dir, dataset):
+    """Changes the files of a checkpoint, as who can write to the bucket can, and goes on from it."""
+
+    def resume(name, change):
+        store = tmp_path / "store"
+        shutil.copytree(stores(name), store)
+        framework, _, way = name.partition(", ")
+        folder = checkpoint(store, framework)
+        change(folder)
+        path = run_of(store, framework) / "checkpoints/step-000001.json"
+        body = json.loads(path.read_bytes())
+        for file in body["files"]:
+            file["size"] = (path.parent / file["path"]).stat().st_size
+        path.write_text(json.dumps(body))
+        own = {"sharded": True} if way == "sharded" else {}
+        train_alone(store, model_dir / "tiny", dataset, framework, SECOND, max_steps=2, **own)
+
+    return resume
+
+
+def checkpoint(store, framework):
+    (path,) = (run_of(store, framework) / "checkpoints").glob(f"*/{FIRST}-1")
+    return path
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_files_are_all_that_there_are(stores, name):
+    folder = checkpoint(stores(name), name.partition(",")[0])
+    assert sorted(path.name for path in folder.rglob("*")) == FILES[name]
+
+
+@pytest.mark.parametrize(("name", "file"), [(name, file) for name, files in FILES.items() for file in files])
+def test_a_checkpoints_file_is_data(resumed, trap, name, file):
+    def plant(folder):
+        of_torch = file.endswith((".bin", ".ckpt", ".pt", ".pth"))
+        (folder / file).write_bytes(saved(trap) if of_torch else pickle.dumps(trap))
+
+    if (name, file) in UNREAD:
+        resumed(name, plant)
+        return
+    with pytest.raises(UserError, match="cannot be loaded" if file in MODEL else re.escape(file)) as error:
+        resumed(name, plant)
+    assert cause_of(error.value) == "user_error"
+
+
+PART = pytest.mark.parametrize("kind", [BytesStorageMetadata, TensorStorageMetadata])
+
+
+def plant_parts(folder, kind, body):
+    """In the place of all values of a kind, beside a .metadata as torch writes it."""
+    path = folder / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    # What belongs to one process goes unread by another number of them.
+    entries = metadata.state_dict_metadata.items()
+    names = {name for name, entry in entries if type(entry) is kind and "random" not in name}
+    assert names
+    for index, place in metadata.storage_data.items():
+        if index.fqn in names:
+            with (folder / place.relative_path).open("ab") as file:
+                start = file.tell()
+                file.write(body)
+            metadata.storage_data[index] = _StorageInfo(place.relative_path, start, len(body))
+    path.write_bytes(pickle.dumps(metadata))
+
+
+@PART
+@pytest.mark.parametrize("name", ["nemo, sharded", "meta, two processes"])
+def test_a_part_of_a_sharded_file_is_data(resumed, trap, name, kind):
+    with pytest.raises(UserError, match=r"__[01]_0\.distcp holds code"):
+        resumed(name, lambda folder: plant_parts(folder, kind, pickle.dumps(trap)))
+
+
+@PART
+def test_a_part_of_a_sharded_file_is_data_whatever_its_form(tmp_path, trap, kind, form):
+    with sharding(ALONE):
+        dcp.save({"tensor": torch.ones(3), "list": [1, {"a": 2.5}]}, checkpoint_id=tmp_path / "saved")
+        state = {"tensor": torch.zeros(3), "list": [0, {"a": 0.0}]}
+        untrusted.load_sharded(state, tmp_path / "saved")
+        assert (state["tensor"].tolist(), state["list"]) == ([1, 1, 1], [1, {"a": 2.5}])
+
+    plant_parts(tmp_path / "saved", kind, form(trap))
+    with pytest.raises(UserError, match=r"__0_0\.distcp holds code"), sharding(ALONE):
+        untrusted.load_sharded(state, tmp_path / "saved")
+
+
+def test_two_processes_refuse_alike(stores, start, tmp_path, trap):
+    store = tmp_path / "store"
+    shutil.copytree(stores("meta, two processes"), store)
+    folder = checkpoint(store, "meta")
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    place = next(place for index, place in metadata.storage_data.items() if index.fqn.startswith("random1of2.python"))
+    body = pickle.dumps(trap)
+    assert len(body) < place.length
+    with (folder / place.relative_path).open("r+b") as file:  # in its place, as S10
+        file.seek(place.offset)
+        file.write(body)
+    with start(store, SECOND, framework="meta", resume="true", max_steps=2) as pods:
+        assert pods.end() == [1], pods.log
+    words = last_words(tmp_path / "pods-0")
+    assert {line["cause"] for line in words} == {"user_error"}
+    assert all(".distcp holds code where data should be" in line["message"] for line in words)
+    assert {line["rank"] for line in words} == {0, 1}, "both know it"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        os.system,
+        torch.load,
+        torch.nn.Linear,
+        eval,
+        getattr,
+        torch.distributed.checkpoint.FileSystemReader,
+    ],
+    ids=lambda value: value.__name__,
+)
+def test_metadata_may_name_its_own_classes_alone(tmp_path, value):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(value))
+    with pytest.raises(UserError, match=r"\.metadata holds code"):
+        untrusted.read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        _StorageInfo("../../secret", 0, 10),
+        _StorageInfo("/etc/passwd", 0, 10),
+        _StorageInfo("..", 0, 10),
+        _StorageInfo("__0_0.distcp", -1, 10),
+        _StorageInfo("__0_0.distcp", 0, 10, ["zstd"]),
+        "__0_0.distcp",
+        None,
+    ],
+)
+def test_metadata_leads_to_files_of_its_folder_alone(stores, tmp_path, place):
+    metadata = pickle.loads((checkpoint(stores("nemo, sharded"), "nemo") / ".metadata").read_bytes())
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    untrusted.read_metadata(tmp_path)
+    metadata.storage_data[next(iter(metadata.storage_data))] = place
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UserError, match=r"\.metadata is not what torch writes"):
+        untrusted.read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"ctorch.distributed.checkpoint.metadata\nMetadata\n(N}Vfields\nVx\nsu\x86b.",
+        b"ctorch.distributed.checkpoint.metadata\nMetadata\n(N}X\x06\x00\x00\x00fieldsI1\nstb.",
+        b"ctorch\nSize\n(N}X\x01\x00\x00\x00xI1\nstb.",
+        b"ctorch\nfloat32\n(N}X\x01\x00\x00\x00xI1\nstb.",
+    ],
+)
+def test_a_pickle_changes_no_class(tmp_path, body):
+    """pickle can set the attributes of what it has found by name."""
+    before = dict(vars(untrusted._Metadata))
+    (tmp_path / ".metadata").write_bytes(body)
+    with pytest.raises(Exception, match=r".*"):
+        untrusted.read_metadata(tmp_path)
+    assert dict(vars(untrusted._Metadata)) == before
+
+
+def test_metadata_is_read_as_torch_reads_it(stores):
+    for name in ("nemo, sharded", "meta, two processes"):
+        folder = checkpoint(stores(name), name.partition(",")[0])
+        found, expected = untrusted.read_metadata(folder), torch.distributed.checkpoint.FileSystemReader(folder)
+        expected = expected.read_metadata()
+        assert found.storage_data == expected.storage_data
+        assert found.state_dict_metadata.keys() == expected.state_dict_metadata.keys()
+        for key, entry in expected.state_dict_metadata.items():
+            mine = found.state_dict_metadata[key]
+            assert type(mine) is type(entry)
+            if isinstance(entry, TensorStorageMetadata):
+                assert (mine.size, mine.chunks, mine.properties.dtype) == (
+                    entry.size,
+                    entry.chunks,
+                    entry.properties.dtype,
+                )
+
+
+def test_a_file_of_torch_is_data(tmp_path, trap, form):
+    path = tmp_path / "file.pt"
+    path.write_bytes(form(trap))
+    with warnings.catch_warnings(), pytest.raises(UserError, match=r"file\.pt holds code where data should be"):
+        warnings.simplefilter("ignore")  # of the pickle's age
+        untrusted.load(path)
+
+
+@pytest.mark.parametrize("body", [b"", bytes(1000), b"PK\x03\x04" + bytes(1000), saved({"a": torch.ones(9)})[:-400]])
+def test_damage_is_no_fault_of_the_users(tmp_path, body):
+    path = tmp_path / "file.pt"
+    path.write_bytes(body)
+    with pytest.raises(Exception, match=r".*") as error:
+        untrusted.load(path)
+    assert cause_of(error.value) == "crash"
+
+
+def test_numpy_takes_no_bytes_of_a_file_for_pointers(resumed, trap):
+    """What transformers lets numpy make, from a file that it reads with weights_only, may be of any memory."""
+
+    class Objects:
+        def __reduce__(self):
+            return numpy.dtype, ("O",)
+
+    class Pointers:
+        def __reduce__(self):
+            return numpy.ndarray, ((1,), Objects(), bytearray(b"A" * 8))
+
+    def plant(folder):
+        found = torch.load(folder / "rng_state.pth", weights_only=False)
+        torch.save(found | {"numpy": ("MT19937", Pointers(), 1, 0, 0.0)}, folder / "rng_state.pth")
+
+    with pytest.raises(UserError, match=r"rng_state\.pth holds code where data should be"):
+        resumed("hf", plant)
+
+
+def test_torch_takes_no_more_for_data_than_is_known():
+    """Whatever the libraries add to its list when they are imported: it must be no function."""
+    for framework in FRAMEWORKS:
+        importlib.import_module(f"training.{framework}")
+    assert {f"{value.__module__}.{value.__qualname__}" for value in torch.serialization.get_safe_globals()} == {
+        "torch._dynamo.decorators._DimRange",
+        "torch.distributed._mesh_layout._FlatLayout",
+        "torch.distributed._mesh_layout._MeshLayout",
+        "torch.distributed.device_mesh.DeviceMesh",
+        "torch.distributed.tensor.DTensor",
+        "torch.distributed.tensor._dtensor_spec.DTensorSpec",
+        "torch.distributed.tensor._dtensor_spec.ShardOrderEntry",
+        "torch.distributed.tensor._dtensor_spec.TensorMeta",
+        "torch.distributed.tensor.placement_types.Partial",
+        "torch.distributed.tensor.placement_types.Replicate",
+        "torch.distributed.tensor.placement_types.Shard",
+        "torch.distributed.tensor.placement_types._StridedShard",
+    }
+    own = _weights_only_unpickler._get_allowed_globals()
+    assert {name for name in own if not name.startswith("torch.")} == {
+        "_codecs.encode",
+        "builtins.bytearray",
+        "builtins.complex",
+        "builtins.set",
+        "collections.Counter",
+        "collections.OrderedDict",
+    }
+    functions = {name for name, value in own.items() if inspect.isroutine(value)} - {"_codecs.encode"}
+    assert functions and all("._rebuild_" in name or name == "torch.serialization._get_layout" for name in functions)
+
+
+# === models ===
+
+
+@pytest.fixture
+def model_on_s3(s3, model_dir, tmp_path):
+    """Puts the model's files into the bucket, changed, and loads it from there."""
+
+    def load(change):
+        folder = tmp_path / "to-upload"
+        shutil.copytree(model_dir / "tiny", folder)
+        change(folder)
+        with mock.patch.dict(os.environ, s3):
+            for path in folder.iterdir():
+                client(s3).upload_file(str(path), "bucket", f"{tmp_path.name}/{path.name}")
+            return model.load(model.locate(f"s3://bucket/{tmp_path.name}/", tmp_path / "model"))
+
+    return load
+
+
+@pytest.mark.parametrize("file", MODEL)
+def test_a_models_file_is_data(model_on_s3, model_dir, trap, file):
+    assert file in {path.name for path in (model_dir / "tiny").iterdir()}
+    if file == "generation_config.json":  # without one that it can read it takes its own
+        model_on_s3(lambda folder: (folder / file).write_bytes(pickle.dumps(trap)))
+        return
+    with pytest.raises(UserError, match="cannot be loaded"):
+        model_on_s3(lambda folder: (folder / file).write_bytes(pickle.dumps(trap)))
+
+
+def test_weights_of_torch_are_data(model_on_s3, trap, form):
+    def plant(folder):
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(form(trap))
+
+    with warnings.catch_warnings(), pytest.raises(UserError, match=r"pytorch_model\.bin holds code"):
+        warnings.simplefilter("ignore")
+        model_on_s3(plant)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_models_own_code_is_not_run_and_nobody_is_asked(model_on_s3, trap, monkeypatch, known):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+
+    def plant(folder):
+        for name in ("mine", "tokens"):
+            (folder / f"{name}.py").write_text(f"import os\nos.mkdir({str(trap.path)!r})\n")
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        config["auto_map"] = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
+        if not known:
+            config["model_type"] = "mine"
+        path.write_text(json.dumps(config))
+        path = folder / "tokenizer_config.json"
+        tokens = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": ["tokens.Slow", "tokens.Fast"]}}
+        path.write_text(json.dumps(tokens))
+
+    if known:
+        model_on_s3(plant)  # by our own code
+    else:
+        with pytest.raises(UserError, match="cannot be loaded"):
+            model_on_s3(plant)
