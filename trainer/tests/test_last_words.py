@@ -3,19 +3,19 @@
 import errno
 import json
 import os
-import pickle
 import threading
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from training import last_words
-from training.attempts import RefusedError
+from training import errors, last_words
 from training.errors import (
     AccessDeniedError,
     CheckpointError,
     PeerLostError,
+    RefusedError,
+    StoppedError,
     StorageError,
     SupersededError,
     UserError,
@@ -71,12 +71,33 @@ def test_what_torch_really_raises_is_known():
 
 @pytest.mark.parametrize(
     "error",
-    [UserError("why"), SupersededError("why"), RefusedError("crash", "why")],
+    [UserError("why"), SupersededError("why"), RefusedError("crash", "why"), StoppedError()],
     ids=lambda error: type(error).__name__,
 )
 def test_what_rank_zero_knows_travels_to_the_others(error):
-    other = pickle.loads(pickle.dumps(error))
-    assert (type(other), cause_of(other), str(other)) == (type(error), cause_of(error), "why")
+    other = errors.from_json(json.loads(json.dumps(errors.to_json(error))))
+    assert (type(other), cause_of(other), str(other)) == (type(error), cause_of(error), str(error))
+
+
+def test_all_exceptions_of_one_sentence_travel():
+    kinds, seen = [errors.KnownError], set()
+    while kinds:
+        kinds += (below := kinds.pop().__subclasses__())
+        seen |= set(below)
+    assert seen == set(errors._TRAVELLING.values())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": "SystemExit", "cause": "crash", "message": "why"},
+        {"error": "CheckpointError", "cause": "crash", "message": "why"},
+        {"error": "RefusedError", "cause": "another", "message": "why"},
+    ],
+)
+def test_no_other_exception_comes_from_another_process(body):
+    with pytest.raises((KeyError, ValueError)):
+        errors.from_json(body)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import typing
 from concurrent.futures import ThreadPoolExecutor
 
 from training import errors, layout
-from training.errors import KnownError, SupersededError
+from training.errors import RefusedError, SupersededError
 from training.owner import Owner
 from training.place import Place
 from training.storage import Storage
@@ -24,17 +24,6 @@ COUNTED = (errors.CRASH, errors.STORAGE, errors.OUT_OF_MEMORY)  # the rest is no
 READERS = 8  # at a time
 
 logger = logging.getLogger(__name__)
-
-
-class RefusedError(KnownError):
-    """Another start would end as the earlier ones did. The cause is theirs."""
-
-    def __init__(self, cause: str, message: str) -> None:
-        super().__init__(cause, message)  # both, so that it travels to the other processes
-        self.cause = cause
-
-    def __str__(self) -> str:
-        return self.args[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from training import layout
 from training.background import in_background
 from training.errors import StorageError, UserError
-from training.marker import MAX_BYTES, File, Marker, parse
+from training.marker import MAX_BYTES, File, Marker, parse, rebuilt
 from training.owner import Owner
 from training.storage import Entry, Storage, WithheldError
 
@@ -106,7 +106,10 @@ class Checkpoints:
         A restart always goes on from its own submission's newest. Before it has one, `resume` says what to do:
         begin, or go on from the run's newest, or from that of the given step and no other.
         """
-        chosen = self.world.on_rank_zero(lambda: self._choose(resume, step))
+        fields = self.world.on_rank_zero(
+            lambda: dataclasses.asdict(found) if (found := self._choose(resume, step)) else None
+        )
+        chosen = rebuilt(fields) if fields else None
         if chosen is None:
             logger.info("starts at step 0%s", ": the run has no complete checkpoint" if resume else "")
         elif chosen.submission == self.submission:

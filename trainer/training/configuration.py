@@ -18,6 +18,11 @@ if typing.TYPE_CHECKING:
 LONGEST = 2048  # tokens of a text, where neither the job nor the model says
 
 
+def agree(settings: Settings, world: "World") -> Settings:
+    """Rank 0's settings for all; together. A config file may have changed between two ranks' reading."""
+    return Settings(**world.on_rank_zero(lambda: dataclasses.asdict(settings)))
+
+
 def complete(settings: Settings, config: "PreTrainedConfig", world: "World") -> Settings:
     """The settings with max_seq_len and precision, which depend on model and machine."""
     import torch

@@ -142,9 +142,10 @@ def prepare(uri: str, settings: "Settings", directory: Path, world: "World") -> 
 
     All of them to each node's disk, or, when they are large, only to be counted: each process looks through a part.
     """
-    entries = world.on_rank_zero(lambda: find(uri))  # the same for all, whatever is written there meanwhile
-    keys = [entry.key for entry in entries]
-    size = sum(entry.size for entry in entries)
+    # The same for all, whatever is written there meanwhile.
+    entries = world.on_rank_zero(lambda: [(entry.key, entry.size) for entry in find(uri)])
+    keys = [key for key, _ in entries]
+    size = sum(size for _, size in entries)
     streaming = settings.streaming
     if streaming is None:
         streaming = size > STREAMED and len(keys) >= world.size

@@ -1,5 +1,6 @@
 """The processes of a job: who they are, and the few things that they agree on.
 
+What they tell each other is numbers and JSON. Nothing that a process says can make another one run something.
 Agreement runs over gloo on the CPU also where training runs over NCCL, so that asking each step costs the GPU nothing.
 """
 
@@ -7,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
+import json
 import logging
 import os
 import tempfile
@@ -19,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from training import errors
 from training.background import in_background
 from training.errors import CheckpointError, KnownError, PeerLostError, StoppedError, UserError
 from training.place import Place
@@ -58,43 +61,36 @@ class World:
         return tensor.tolist()
 
     def gather(self, value: typing.Any) -> list[typing.Any]:
-        """Everybody's value, by rank."""
-        values = [value]
-        if self.size > 1:
-            values = [None] * self.size
-            dist.all_gather_object(values, value)
-        return values
+        """Everybody's value, by rank, as JSON brings it: a tuple comes as a list, and a key as text."""
+        body = json.dumps(value).encode()
+        return [json.loads(body) for body in (self._gather_bytes(body) if self.size > 1 else [body])]
+
+    def _gather_bytes(self, body: bytes) -> list[bytes]:
+        lengths = [int(length) for length in self._gather_tensors(torch.tensor([len(body)]))]
+        padded = torch.frombuffer(bytearray(body.ljust(max(lengths))), dtype=torch.uint8)
+        bodies = self._gather_tensors(padded)
+        return [padded.numpy()[:length].tobytes() for padded, length in zip(bodies, lengths, strict=True)]
+
+    def _gather_tensors(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        tensors = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(tensors, tensor)
+        return tensors
 
     def on_rank_zero(self, function: Callable[[], typing.Any]) -> typing.Any:
-        """Call it on rank 0; everybody waits for its answer, or for its KnownError and raises it too."""
-        answer = None
-        if self.rank == 0:
-            try:
-                answer = function()
-            except KnownError as ending:
-                answer = ending
-        answer = self.gather(answer)[0]
-        if isinstance(answer, KnownError):
-            raise answer
-        return answer
+        """Call it on rank 0; everybody waits for its answer, or for its KnownError and raises it too.
+
+        The answer is as gather() brings it.
+        """
+        return _heard(self.gather(_told(function) if self.rank == 0 else None)[0])
 
     def agreed(self, function: Callable[[], typing.Any]) -> list[typing.Any]:
         """Everybody calls it; everybody's answers, by rank, or somebody's KnownError, which all of them raise.
 
+        The answers are as gather() brings them.
+
         For what comes before training: when somebody is told to stop meanwhile, all leave it and raise StoppedError.
         """
-
-        def ending() -> typing.Any:
-            try:
-                return function()
-            except KnownError as ending:
-                return ending
-
-        answers = self.gather(self.together(ending, unless_stopped=True))
-        for answer in answers:
-            if isinstance(answer, KnownError):
-                raise answer
-        return answers
+        return [_heard(told) for told in self.gather(self.together(lambda: _told(function), unless_stopped=True))]
 
     def together(self, function: Callable[[], typing.Any], *, unless_stopped: bool = False) -> typing.Any:
         """Everybody calls it, for as long as it takes, and goes on with its own answer when all have theirs.
@@ -134,6 +130,20 @@ class World:
             paths = self.gather((self.node, mine))
             yield Path(next(path for node, path in paths if node == self.node and path))
             self.barrier()  # nobody is reading any more
+
+
+def _told(function: Callable[[], typing.Any]) -> dict[str, typing.Any]:
+    """What a process tells the others of its answer, or of its KnownError."""
+    try:
+        return {"answer": function()}
+    except KnownError as ending:
+        return errors.to_json(ending)
+
+
+def _heard(told: dict[str, typing.Any]) -> typing.Any:
+    if "error" in told:
+        raise errors.from_json(told)
+    return told["answer"]
 
 
 @contextlib.contextmanager

@@ -61,6 +61,14 @@ class SupersededError(KnownError):
     cause = SUPERSEDED
 
 
+class RefusedError(KnownError):
+    """Another start would end as the earlier ones did. The cause is theirs."""
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
 class StorageError(OSError):
     """The bucket or folder does not do what it was asked, also after retries."""
 
@@ -79,6 +87,26 @@ class CheckpointError(Exception):
     def __init__(self, rank: int, error: BaseException) -> None:
         super().__init__(f"rank {rank}: {type(error).__name__}: {error}")
         self.error = error
+
+
+_TRAVELLING = {kind.__name__: kind for kind in (UserError, StoppedError, SupersededError, RefusedError)}
+
+
+def to_json(error: KnownError) -> dict[str, str]:
+    """What another process needs to raise it too."""
+    kind = type(error).__name__
+    assert _TRAVELLING.get(kind) is type(error), f"{kind} is none that travels"
+    return {"error": kind, "cause": error.cause, "message": str(error)}
+
+
+def from_json(body: dict[str, str]) -> KnownError:
+    """The exception of another process. Raises KeyError or ValueError for what is none."""
+    kind = _TRAVELLING[body["error"]]
+    if kind is RefusedError:
+        if body["cause"] not in CAUSES:
+            raise ValueError(f"no cause: {body['cause']!r}")
+        return RefusedError(body["cause"], body["message"])
+    return kind(body["message"])
 
 
 def cause_of(error: BaseException) -> str:

@@ -34,7 +34,7 @@ def train(job: Job, world: World) -> bool:
     transformers_logging.disable_progress_bar()
     if world.rank > 0:
         transformers_logging.set_verbosity_error()
-    settings = world.on_rank_zero(lambda: job.settings)  # a config file may have changed between two ranks' reading
+    settings = configuration.agree(job.settings, world)
     storage = open_storage(job.prefix)
     checkpoints = Checkpoints(
         storage, world, framework=job.framework, submission=job.submission, keep_last=settings.keep_last

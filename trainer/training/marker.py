@@ -102,6 +102,12 @@ def parse(body: bytes) -> Marker:
     )
 
 
+def rebuilt(fields: dict[str, typing.Any]) -> Marker:
+    """The marker that dataclasses.asdict took apart."""
+    files = fields["files"]
+    return Marker(**fields | {"files": None if files is None else tuple(File(**file) for file in files)})
+
+
 def depth(body: bytes) -> int:
     """How deep objects and lists nest in a JSON text; brackets in texts do not count."""
     deepest = level = 0

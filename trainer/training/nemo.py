@@ -47,7 +47,7 @@ def train(job: Job, world: World) -> bool:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if world.rank > 0:
         transformers_logging.set_verbosity_error()
-    settings = world.on_rank_zero(lambda: job.settings)  # a config file may have changed between two ranks' reading
+    settings = configuration.agree(job.settings, world)
     storage = open_storage(job.prefix)
     checkpoints = Checkpoints(
         storage, world, framework=job.framework, submission=job.submission, keep_last=settings.keep_last
@@ -205,7 +205,7 @@ class Module(pl.LightningModule):
         return loss * self.settings.gradient_accumulation  # by which Lightning divides it
 
     def on_save_checkpoint(self, checkpoint: dict[str, typing.Any]) -> None:
-        checkpoint["random_states"] = self.world.gather(random_state.state(self.world))
+        checkpoint["random_states"] = random_state.of_all(self.world)
 
     def on_load_checkpoint(self, checkpoint: dict[str, typing.Any]) -> None:
         self.random_states = checkpoint["random_states"]

@@ -34,6 +34,24 @@ def state(world: World) -> dict[str, typing.Any]:
     return found
 
 
+def of_all(world: World) -> list[dict[str, typing.Any]]:
+    """The states of all processes, by rank; together."""
+    return [_from_json(body) for body in world.gather(_to_json(state(world)))]
+
+
+def _to_json(found: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """As state() has it, with its tensors' numbers as lists."""
+    name, keys, *rest = found["numpy"]
+    plain = {"python": found["python"], "numpy": [name, keys.tolist(), *rest]}
+    return plain | {kind: found[kind].tolist() for kind in ("torch", "cuda") if kind in found}
+
+
+def _from_json(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    name, keys, *rest = body["numpy"]
+    found = {"python": body["python"], "numpy": [name, torch.tensor(keys, dtype=torch.int64), *rest]}
+    return found | {kind: torch.tensor(body[kind], dtype=torch.uint8) for kind in ("torch", "cuda") if kind in body}
+
+
 def of_trainer(found: dict[str, typing.Any]) -> dict[str, typing.Any]:
     """What the transformers Trainer has saved of a process, as state() has it."""
     name, words, *rest = found["numpy"]
