@@ -3,7 +3,7 @@
 Each file in turn is replaced by one that would make a directory. It is refused as the user's error, or is not read.
 """
 
-import importlib
+import importlib.util
 import inspect
 import io
 import json
@@ -438,3 +438,23 @@ def test_a_models_own_code_is_not_run_and_nobody_is_asked(model_on_s3, trap, mon
     else:
         with pytest.raises(UserError, match="cannot be loaded"):
             model_on_s3(plant)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"_attn_implementation": "someone/kernel"},
+        {"attn_implementation": "someone/kernel"},
+        {"quantization_config": {"quant_method": "torchao", "quant_type": "int4"}},
+    ],
+)
+def test_a_models_config_brings_no_code_from_elsewhere(model_on_s3, names):
+    """transformers fetches such code from the hub, or imports it, where packages are there that the lock leaves out."""
+    assert not any(map(importlib.util.find_spec, ("kernels", "torchao")))
+
+    def plant(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | names))
+
+    with pytest.raises(UserError, match=r"cannot be loaded: .*(kernels|torchao)"):
+        model_on_s3(plant)
