@@ -69,8 +69,9 @@ impl Decision {
         let name = found.metadata.name.as_deref().unwrap_or_default();
         let differences = Differences::between(found, wanted);
         let is_leaving = found.metadata.deletion_timestamp.is_some();
-        // Names of different runs may meet (`a_b`, `a-b`).
-        let is_same_run = [key::FRAMEWORK, key::RUN_ID].iter().all(|label| found.label(label) == wanted.label(label));
+        // Names of different runs may meet (`a_b`, `a-b`), and labels alone make no job ours: other tools group jobs by them.
+        let is_same_run = submission.is_some()
+            && [key::FRAMEWORK, key::RUN_ID].iter().all(|label| found.label(label) == wanted.label(label));
         match restart {
             Some(_) if !is_same_run => Err(differences.conflict(name)),
             Some(Restart::Submission(named)) if submission != Some(named.as_str()) => {
@@ -221,7 +222,9 @@ mod tests {
         let mut foreign = job(OLD, 1, Some("Succeeded"), false);
         foreign.metadata.annotations = None;
         foreign.metadata.labels = None;
-        for found in [other_run, foreign.clone()] {
+        let mut labelled = job(OLD, 1, Some("Succeeded"), false);
+        labelled.metadata.annotations = None;
+        for found in [other_run, foreign.clone(), labelled] {
             let problem = Decision::of(&found, &wanted, Some(&Restart::Finished)).expect_err("another's");
             assert_eq!(problem.code, Code::JobConflict);
         }
