@@ -160,6 +160,14 @@ impl RunPrefix {
         &self.0.bucket
     }
 
+    /// The base below which the run lies.
+    #[must_use]
+    pub fn base(&self) -> S3Uri {
+        let run = self.0.key.rsplit_once('/').map_or("", |(run, _)| run);
+        let base = run.rsplit_once('/').map_or("", |(base, _)| base);
+        S3Uri { bucket: self.0.bucket.clone(), key: base.to_owned() }
+    }
+
     /// The framework that the prefix names.
     #[must_use]
     pub fn framework(&self) -> Option<Framework> {
@@ -360,6 +368,15 @@ mod tests {
         assert!(uri("s3://bucket/runs/team").is_within(&base));
         assert!(!uri("s3://bucket/runs-of-others").is_within(&base));
         assert!(!uri("s3://other/runs").is_within(&base));
+    }
+
+    #[test]
+    fn a_run_lies_below_its_base() {
+        let run_id = "r".parse().expect("a run id");
+        for base in ["s3://bucket", "s3://bucket/runs", "s3://bucket/runs/team/a"] {
+            let prefix = RunPrefix::new(&uri(base), &run_id, Framework::Hf);
+            assert_eq!(prefix.base(), uri(base));
+        }
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub mod owner;
 pub mod problem;
 pub mod progress;
 pub mod protocol;
+pub mod provenance;
 pub mod pytorchjob;
 pub mod query;
 pub mod readiness;

@@ -3,6 +3,7 @@
 
 mod index;
 mod indexing;
+mod provenance;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
