@@ -42,14 +42,14 @@ BUCKET: list[tuple[str, str, str, bool]] = [
     (role, verb, key, allowed)
     for role, grants in {
         "submit": {
-            "GET": ["owner", "index/v1/000000000001", "checkpoints/step-000001.json"],
+            "GET": ["owner", "_jobs/x/y/z", "index/v1/000000000001", "checkpoints/step-000001.json"],
             "PUT": ["owner", "_jobs/x/y/z"],
             "DELETE": [],
         },
         "status": {
             "GET": [
                 *("owner", "progress/x", "attempts/x/1", "logs/x/attempt-1/rank-0.log", "index/v1/000000000001"),
-                "checkpoints/step-000001.json",
+                *("_jobs/x/y/z", "checkpoints/step-000001.json"),
             ],
             "PUT": [],
             "DELETE": [],
@@ -80,6 +80,10 @@ BUCKET: list[tuple[str, str, str, bool]] = [
 BUCKET += [
     ("submit", "PUT", "datasets/owner", False),
     ("submit", "PUT", "datasets/_jobs/x", False),
+    ("submit", "GET", "datasets/_jobs/x", False),
+    ("submit", "DELETE", "runs/a/_jobs/x/y/z", False),
+    ("status", "GET", "datasets/_jobs/x", False),
+    ("status", "PUT", "runs/a/_jobs/x/y/z", False),
     ("submit", "PUT", "runs/r/framework=hf/checkpoints/checkpoint-1/owner", False),
     ("submit", "GET", "runs/index/v1/r/framework=hf/checkpoints/checkpoint-1/model.safetensors", False),
     ("status", "GET", "runs/progress/r/framework=hf/checkpoints/checkpoint-1/model.safetensors", False),
@@ -94,6 +98,10 @@ BUCKET += [
     ("trainer", "PUT", "runs/index/framework=meta/index/v1/000000000001", False),
     ("trainer", "PUT", "runs/a/b/framework=nemo/owner", False),
     ("trainer", "PUT", "runs/a/_jobs/x/y/z", False),
+    # What says whose a run is, wherever annotations may point.
+    ("trainer", "PUT", "runs/r/framework=hf/checkpoints/x/framework=hf/owner", False),
+    ("trainer", "PUT", "runs/r/framework=hf/checkpoints/_jobs/x/y/z", False),
+    ("trainer", "DELETE", "runs/r/framework=hf/checkpoints/_jobs/x/y/z", False),
     ("trainer", "PUT", "datasets/x", False),
 ]
 

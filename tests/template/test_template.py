@@ -32,6 +32,11 @@ def grants(verb: str, *parts: str) -> set[tuple[str, str]]:
     return {(f"s3:{verb}", f"{BUCKET}/*/framework={framework}/{part}") for framework in FRAMEWORKS for part in parts}
 
 
+def records(verb: str) -> set[tuple[str, str]]:
+    """A verb for the records of all jobs; the second is of a base URI that is the bucket itself."""
+    return {(f"s3:{verb}", f"{BUCKET}/{base}_jobs/*/*/*") for base in ("*/", "")}
+
+
 GRANTS = {
     "SubmitFunction": {
         ("secretsmanager:GetSecretValue", "<Token.Id>"),
@@ -39,9 +44,8 @@ GRANTS = {
         ("s3:ListBucket", BUCKET),
         *grants("GetObject", "owner", "index/v1/*", "checkpoints/step-*.json"),
         *grants("PutObject", "owner"),
-        # The second is of a base URI that is the bucket itself.
-        ("s3:PutObject", f"{BUCKET}/*/_jobs/*/*/*"),
-        ("s3:PutObject", f"{BUCKET}/_jobs/*/*/*"),
+        *records("GetObject"),
+        *records("PutObject"),
     },
     "StatusFunction": {
         ("secretsmanager:GetSecretValue", "<Token.Id>"),
@@ -49,6 +53,7 @@ GRANTS = {
         ("s3:ListBucket", BUCKET),
         *grants("GetObject", "progress/*", "attempts/*", "logs/*/attempt-*/rank-*"),
         *grants("GetObject", "owner", "index/v1/*", "checkpoints/step-*.json"),
+        *records("GetObject"),
     },
     "IndexerFunction": {
         ("s3:ListBucket", BUCKET),

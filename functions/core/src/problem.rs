@@ -42,6 +42,8 @@ pub enum Code {
     JobFinished,
     /// A job of that name is being deleted.
     JobTerminating,
+    /// Another tool made the job, and this API does not change it.
+    ForeignJob,
     /// The run has checkpoints of an earlier submission, and the request does not say to go on.
     RunExists,
     /// Another job writes into the run.
@@ -128,7 +130,7 @@ pub struct Document<'a> {
 
 impl Code {
     /// All codes, in the order of their statuses.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::MalformedJson,
         Self::InvalidRequest,
         Self::MissingToken,
@@ -145,6 +147,7 @@ impl Code {
         Self::JobRunning,
         Self::JobFinished,
         Self::JobTerminating,
+        Self::ForeignJob,
         Self::RunExists,
         Self::RunActive,
         Self::ResumeTargetNotFound,
@@ -210,6 +213,7 @@ impl Code {
             Self::JobRunning => ("job_running", 409, "The job is not finished", 0),
             Self::JobFinished => ("job_finished", 409, "The job is finished", 0),
             Self::JobTerminating => ("job_terminating", 409, "The job is being deleted", 5),
+            Self::ForeignJob => ("foreign_job", 409, "Another tool made the job", 0),
             Self::RunExists => ("run_exists", 409, "The run has checkpoints", 0),
             Self::RunActive => ("run_active", 409, "The run is being trained", 0),
             Self::ResumeTargetNotFound => ("resume_target_not_found", 409, "The checkpoint to resume is not there", 0),

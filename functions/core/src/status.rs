@@ -9,7 +9,6 @@ use crate::{
     index::IndexEntry,
     links::{Links, PageLinks},
     marker::State,
-    names::Submission,
     namespace::Namespaces,
     progress::Progress,
     pytorchjob::{JobCondition, PyTorchJob, ReplicaStatus, key},
@@ -286,12 +285,6 @@ impl TrainingJobStatus {
             summary.detail = detail;
         }
         Self { attempts: progress.as_ref().map(|progress| progress.attempt), progress, checkpoints, diagnosis, summary }
-    }
-
-    /// The submission of a job, if the platform made it.
-    #[must_use]
-    pub fn submission_of(job: &PyTorchJob) -> Option<Submission> {
-        job.annotation(key::SUBMISSION)?.parse().ok()
     }
 }
 

@@ -9,6 +9,7 @@ use training_core::{
     names::Step,
     namespace::Namespace,
     problem::{Code, bounded},
+    provenance::Attribution,
 };
 use training_http::{Answer, Failure, answer::storage_failure};
 
@@ -29,7 +30,7 @@ impl Handler {
         let before: Option<Step> = asked.query.value("before");
         let namespace = self.namespace_of(asked, name)?;
         let (name, job) = self.job(&namespace, name).await?;
-        let Some(prefix) = self.prefix(&job) else {
+        let Some(Attribution { prefix, .. }) = self.run(&namespace, &name, &job).await.map_err(storage_failure)? else {
             return Answer::json(200, &CheckpointList { checkpoints: Vec::new(), links: PageLinks { next: None } });
         };
         let (page, lineage) = tokio::join!(self.store.index_page(&prefix, limit, before), self.store.lineage(&prefix));
@@ -44,7 +45,7 @@ impl Handler {
     }
 
     pub(crate) async fn latest_checkpoint(&self, name: &str, asked: Asked) -> Result<Answer, Failure> {
-        let prefix = self.run(name, self.namespace_of(asked, name)?).await?;
+        let prefix = self.run_of(name, self.namespace_of(asked, name)?).await?;
         let latest = self.store.latest(&prefix).await.map_err(storage_failure)?;
         chosen(latest.ok_or("the run has no complete checkpoint"))
     }
@@ -55,13 +56,13 @@ impl Handler {
             asked.query.refuse("metric", "format", format!("must have 1 to {MAX_METRIC_LENGTH} bytes"));
         }
         let mode = asked.query.word("mode", [("min", Mode::Min), ("max", Mode::Max)]).unwrap_or(Mode::Min);
-        let prefix = self.run(name, self.namespace_of(asked, name)?).await?;
+        let prefix = self.run_of(name, self.namespace_of(asked, name)?).await?;
         let best = self.store.best(&prefix, &metric, mode).await.map_err(storage_failure)?;
         chosen(best.ok_or_else(|| format!("the run has no complete checkpoint with the metric `{metric}`")))
     }
 
     pub(crate) async fn checkpoint(&self, name: &str, step: &str, asked: Asked) -> Result<Answer, Failure> {
-        let prefix = self.run(name, self.namespace_of(asked, name)?).await?;
+        let prefix = self.run_of(name, self.namespace_of(asked, name)?).await?;
         let not_found = || not_found(format!("the run has no checkpoint of step `{}`", bounded(step, 32)));
         let step: Step = step.parse().map_err(|_| not_found())?;
         let (entry, lineage) = tokio::join!(self.store.checkpoint(&prefix, step), self.store.lineage(&prefix));
@@ -70,9 +71,10 @@ impl Handler {
     }
 
     /// The run of a job, of which one checkpoint is asked for.
-    async fn run(&self, name: &str, namespace: Namespace) -> Result<RunPrefix, Failure> {
-        let (_, job) = self.job(&namespace, name).await?;
-        self.prefix(&job).ok_or_else(|| not_found("the job has no run on this platform"))
+    async fn run_of(&self, name: &str, namespace: Namespace) -> Result<RunPrefix, Failure> {
+        let (name, job) = self.job(&namespace, name).await?;
+        let run = self.run(&namespace, &name, &job).await.map_err(storage_failure)?;
+        run.map(|run| run.prefix).ok_or_else(|| not_found("the job has no run on this platform"))
     }
 }
 

@@ -1,12 +1,13 @@
-//! From a request to the route that answers it, and what several routes need: the job, and where its run keeps things.
+//! From a request to the route that answers it, and what several routes need: the job, and its run.
 
 use lambda_http::{Body, Error, Request, Response};
 use training_cluster::Cluster;
 use training_core::{
-    layout::{RunPrefix, S3Uri},
+    layout::S3Uri,
     names::JobName,
     namespace::{Namespace, Namespaces},
     problem::Problem,
+    provenance::Attribution,
     pytorchjob::{PyTorchJob, key},
     query::Query,
     readiness::{Health, HealthWord},
@@ -14,7 +15,7 @@ use training_core::{
     token::{Caller, Scope},
 };
 use training_http::{Answer, Failure, answer::cluster_failure, boundary, token::TokenCheck};
-use training_store::Store;
+use training_store::{Store, StoreError};
 
 /// The description of the API; generated from the types.
 const OPENAPI: &str = include_str!("../../../openapi.json");
@@ -107,10 +108,21 @@ impl Handler {
         Ok((name, job))
     }
 
-    /// The run's prefix, as the job says; `None` for a job that the platform did not make. Whoever may write jobs could
-    /// name any bucket there, so a prefix outside the allowed bases is not followed.
-    pub(crate) fn prefix(&self, job: &PyTorchJob) -> Option<RunPrefix> {
-        let prefix: RunPrefix = job.annotation(key::CHECKPOINT_PREFIX)?.parse().ok()?;
-        self.runs_base_uris.iter().any(|base| prefix.is_within(base)).then_some(prefix)
+    /// The run and the submission that a job's annotations name. Nothing of it goes into an answer before the bucket has
+    /// confirmed it.
+    pub(crate) fn attribution(&self, namespace: &Namespace, name: &JobName, job: &PyTorchJob) -> Option<Attribution> {
+        Attribution::of(job, namespace, name, &self.runs_base_uris)
+    }
+
+    /// The run and the submission of a job; `None` for one that this API did not make, as far as the bucket says.
+    pub(crate) async fn run(
+        &self,
+        namespace: &Namespace,
+        name: &JobName,
+        job: &PyTorchJob,
+    ) -> Result<Option<Attribution>, StoreError> {
+        let Some(attribution) = self.attribution(namespace, name, job) else { return Ok(None) };
+        let provenance = self.store.provenance(&attribution).await?;
+        Ok(provenance.may_be_followed().then_some(attribution))
     }
 }

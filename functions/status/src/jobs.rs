@@ -14,7 +14,8 @@ use training_core::{
     links::{PageLinks, link},
     names::{Framework, RunId, Step, Submission},
     problem::{FieldError, Problem},
-    pytorchjob::{PyTorchJob, key},
+    provenance::Attribution,
+    pytorchjob::key,
     status::{Checkpoints, JobList, JobSummary, Look, Phase, Status, TrainingJobStatus, newest_complete},
 };
 use training_http::{Answer, Failure, answer::cluster_failure};
@@ -34,6 +35,23 @@ const MAX_PROGRESS_BYTES: usize = 16 * 1024;
 /// Entries looked through for the newest complete checkpoint of a job: nearly always it is among the first, but a run that
 /// was started anew has higher steps of the submission before.
 const NEWEST: [u32; 2] = [10, 200];
+
+/// What the trainer has left of a job in the bucket.
+struct Traces {
+    /// Why the job failed.
+    reason: Option<Diagnosis>,
+    progress: Look,
+    /// The newest ones of the run's index.
+    entries: Vec<IndexEntry>,
+}
+
+// === impl Traces ===
+
+impl Default for Traces {
+    fn default() -> Self {
+        Self { reason: None, progress: Look::Unknown, entries: Vec::new() }
+    }
+}
 
 // === impl Handler ===
 
@@ -87,33 +105,51 @@ impl Handler {
     pub(crate) async fn status(&self, name: &str, asked: Asked) -> Result<Answer, Failure> {
         let namespace = self.namespace_of(asked, name)?;
         let (name, job) = self.job(&namespace, name).await?;
-        let prefix = self.prefix(&job);
-        let diagnosis = async {
-            match Phase::of(&job).0 {
-                Phase::Succeeded => Ok::<_, Failure>(None),
-                // Its pods are gone, and their last words with them.
-                Phase::Failed => Ok(self.reason(&job, prefix.as_ref()).await),
-                Phase::Pending | Phase::Running | Phase::Restarting | Phase::Suspended => {
-                    let mut pods = self.cluster.jobs(&namespace).pods(&name).await.map_err(cluster_failure)?;
-                    pods.retain(|pod| job.owns(&pod.metadata));
-                    Ok(diagnosis::of_pods(&pods))
-                }
+        let phase = Phase::of(&job).0;
+        let run = self.attribution(&namespace, &name, &job);
+        let of_pods = async {
+            // Those of a job that has ended are gone, and their last words with them.
+            if phase.is_finished() {
+                return Ok::<_, Failure>(None);
             }
+            let mut pods = self.cluster.jobs(&namespace).pods(&name).await.map_err(cluster_failure)?;
+            pods.retain(|pod| job.owns(&pod.metadata));
+            Ok(diagnosis::of_pods(&pods))
         };
-        let (diagnosis, progress, entries) =
-            tokio::join!(diagnosis, self.progress(&job, prefix.as_ref()), self.newest(&job, prefix.as_ref()));
-        let checkpoints = prefix.as_ref().map(|prefix| Checkpoints { bucket: prefix.bucket(), entries: &entries });
-        Answer::json(200, &TrainingJobStatus::new(&job, &self.namespaces, diagnosis?, progress, checkpoints))
+        let (of_pods, traces) = tokio::join!(of_pods, self.traces(run.as_ref(), phase));
+        let Traces { reason, progress, entries } = traces;
+        let checkpoints = run.as_ref().map(|run| Checkpoints { bucket: run.prefix.bucket(), entries: &entries });
+        Answer::json(200, &TrainingJobStatus::new(&job, &self.namespaces, of_pods?.or(reason), progress, checkpoints))
+    }
+
+    /// What the trainer has left of a job in the bucket; nothing where the bucket does not confirm that the run is the
+    /// job's. The question is asked together with all others, so that the answer costs no time.
+    async fn traces(&self, run: Option<&Attribution>, phase: Phase) -> Traces {
+        let Some(run) = run else { return Traces::default() };
+        let reason = async { if phase == Phase::Failed { self.reason(run).await } else { None } };
+        let (provenance, reason, progress, entries) =
+            tokio::join!(self.store.provenance(run), reason, self.progress(run), self.newest(run));
+        match provenance {
+            Ok(provenance) if provenance.may_be_followed() => Traces { reason, progress, entries },
+            Ok(provenance) => {
+                warn!(run = %run.prefix, ?provenance, "the job names a run that the bucket does not confirm");
+                Traces::default()
+            }
+            Err(error) => {
+                warn!(cause = chain(&error), "nobody can tell whether the run is the job's");
+                Traces::default()
+            }
+        }
     }
 
     /// Why a job failed, as the trainer's ledger says. A bucket that cannot be read does not hide what the cluster says.
-    async fn reason(&self, job: &PyTorchJob, prefix: Option<&RunPrefix>) -> Option<Diagnosis> {
-        let (prefix, submission) = (prefix?, TrainingJobStatus::submission_of(job)?);
-        let (bucket, folder) = (prefix.bucket(), prefix.attempts_folder(&submission));
+    async fn reason(&self, run: &Attribution) -> Option<Diagnosis> {
+        let Attribution { prefix, submission, .. } = run;
+        let (bucket, folder) = (prefix.bucket(), prefix.attempts_folder(submission));
         let keys = self.store.list_names(bucket, &folder).await;
         let keys = keys.inspect_err(|error| warn!(cause = chain(error), "no attempts")).ok()?;
         let numbers = newest_attempts(keys.iter().filter_map(|key| key.strip_prefix(&folder)));
-        let attempts = numbers.iter().map(|number| self.attempt(prefix, &submission, *number));
+        let attempts = numbers.iter().map(|number| self.attempt(prefix, submission, *number));
         let attempts: Vec<Attempt> = join_all(attempts).await.into_iter().flatten().collect();
         attempt::diagnosis(&attempts, &format!("s3://{bucket}/{folder}"))
     }
@@ -136,11 +172,9 @@ impl Handler {
     }
 
     /// The newest progress. A bucket that cannot be read does not hide what the cluster says.
-    async fn progress(&self, job: &PyTorchJob, prefix: Option<&RunPrefix>) -> Look {
-        let (Some(prefix), Some(submission)) = (prefix, TrainingJobStatus::submission_of(job)) else {
-            return Look::Unknown;
-        };
-        let object = match self.store.get(prefix.bucket(), &prefix.key(&RunKey::Progress(&submission))).await {
+    async fn progress(&self, run: &Attribution) -> Look {
+        let Attribution { prefix, submission, .. } = run;
+        let object = match self.store.get(prefix.bucket(), &prefix.key(&RunKey::Progress(submission))).await {
             Ok(Some(object)) => object,
             Ok(None) => return Look::Nothing,
             Err(error) => {
@@ -159,15 +193,14 @@ impl Handler {
 
     /// The newest index entries, down to a complete one of the job's own submission. A bucket that cannot be read does not
     /// hide what the cluster says.
-    async fn newest(&self, job: &PyTorchJob, prefix: Option<&RunPrefix>) -> Vec<IndexEntry> {
-        let (Some(prefix), Some(submission)) = (prefix, job.annotation(key::SUBMISSION)) else { return Vec::new() };
+    async fn newest(&self, run: &Attribution) -> Vec<IndexEntry> {
         let (mut entries, mut before): (Vec<IndexEntry>, Option<Step>) = (Vec::new(), None);
         for limit in NEWEST {
-            let page = self.store.index_page(prefix, limit, before).await;
+            let page = self.store.index_page(&run.prefix, limit, before).await;
             let Ok(page) = page.inspect_err(|error| warn!(cause = chain(error), "no checkpoints")) else { break };
             entries.extend(page.entries);
             before = page.next;
-            if before.is_none() || newest_complete(&entries, submission).is_some() {
+            if before.is_none() || newest_complete(&entries, run.submission.as_str()).is_some() {
                 break;
             }
         }

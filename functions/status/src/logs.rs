@@ -14,8 +14,8 @@ use training_core::{
     names::JobName,
     namespace::Namespace,
     problem::{Code, FieldError, Problem},
+    provenance::Attribution,
     pytorchjob::PyTorchJob,
-    status::TrainingJobStatus,
 };
 use training_http::{
     Answer, Failure,
@@ -45,6 +45,9 @@ const INCOMPLETE: HeaderName = HeaderName::from_static("log-incomplete");
 const SOURCE: HeaderName = HeaderName::from_static("log-source");
 /// Which attempt of the submission an archived log is of.
 const ATTEMPT: HeaderName = HeaderName::from_static("log-attempt");
+
+/// Why the bucket did not tell what it has.
+type Unknown = Box<dyn Error + Send + Sync>;
 
 /// The log that is asked for.
 struct Wanted {
@@ -94,13 +97,18 @@ impl Handler {
         let rank = rank.or_else(|| replica.first_rank(&job).ok());
         let wanted = Wanted { replica, rank, attempt, tail_lines, since: since.flatten() };
 
-        let archived = async || -> Result<Option<Answer>, Box<dyn Error + Send + Sync>> {
-            Ok(timeout_at(began + BUDGET_OF_ARCHIVE, self.archived(&job, &wanted)).await??)
+        let deadline = began + BUDGET_OF_ARCHIVE;
+        let run = async || -> Result<Option<Attribution>, Unknown> {
+            Ok(timeout_at(deadline, self.run(&namespace, &name, &job)).await??)
+        };
+        let archived = async |run: Option<&Attribution>| -> Result<Option<Answer>, Unknown> {
+            Ok(timeout_at(deadline, self.archived(run, &wanted)).await??)
         };
 
         if source == Some(Source::Archive) {
-            return archived().await.map_err(storage_failure)?.ok_or_else(|| {
-                let place = self.archive_of(&job, &wanted, ", as ");
+            let run = run().await.map_err(storage_failure)?;
+            return archived(run.as_ref()).await.map_err(storage_failure)?.ok_or_else(|| {
+                let place = archive_of(run.as_ref(), &wanted, ", as ");
                 Failure::new(Code::LogNotFound, format!("no such log is archived that can be read{place}"))
             });
         }
@@ -109,21 +117,30 @@ impl Handler {
                 Ok(answer) => return Ok(answer),
                 Err(unprinted) => unprinted,
             };
-        let mut hint = "; source=archive may have it, if the trainer archives it as ";
-        if source.is_none() && may_be_archived && wanted.since.is_none() && wanted.rank.is_some() {
-            match archived().await {
-                Ok(Some(answer)) => return Ok(answer),
-                Ok(None) => hint = "; nor is one archived that can be read, as ",
-                // That the cluster has none does not say that there is none.
-                Err(error) if failure.problem.code == Code::LogNotFound => {
-                    let mut unknown = storage_failure(error);
-                    unknown.problem.detail = format!("{}; {}", failure.problem.detail, unknown.problem.detail);
-                    return Err(unknown);
-                }
-                Err(error) => warn!(cause = chain(&*error), "no archived log"),
+        let looks = source.is_none() && may_be_archived && wanted.since.is_none() && wanted.rank.is_some();
+        let found = match run().await {
+            Ok(run) if looks => archived(run.as_ref()).await.map(|answer| (run, answer)),
+            Ok(run) => Ok((run, None)),
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok((_, Some(answer))) => return Ok(answer),
+            Ok((run, None)) => {
+                let hint = if looks {
+                    "; nor is one archived that can be read, as "
+                } else {
+                    "; source=archive may have it, if the trainer archives it as "
+                };
+                failure.problem.detail.push_str(&archive_of(run.as_ref(), &wanted, hint));
             }
+            // That the cluster has none does not say that there is none.
+            Err(error) if looks && failure.problem.code == Code::LogNotFound => {
+                let mut unknown = storage_failure(error);
+                unknown.problem.detail = format!("{}; {}", failure.problem.detail, unknown.problem.detail);
+                return Err(unknown);
+            }
+            Err(error) => warn!(cause = chain(&*error), "no archived log"),
         }
-        failure.problem.detail.push_str(&self.archive_of(&job, &wanted, hint));
         Err(failure)
     }
 
@@ -167,28 +184,23 @@ impl Handler {
     }
 
     /// The log as the trainer has archived it, if it has.
-    async fn archived(&self, job: &PyTorchJob, wanted: &Wanted) -> Result<Option<Answer>, StoreError> {
-        let (Some(prefix), Some(submission)) = (self.prefix(job), TrainingJobStatus::submission_of(job)) else {
-            return Ok(None);
-        };
-        let Some(rank) = wanted.rank else { return Ok(None) };
+    async fn archived(&self, run: Option<&Attribution>, wanted: &Wanted) -> Result<Option<Answer>, StoreError> {
+        let (Some(Attribution { prefix, submission, .. }), Some(rank)) = (run, wanted.rank) else { return Ok(None) };
         let lines = usize::try_from(wanted.tail_lines).unwrap_or(usize::MAX);
-        let found = archive::read(&self.store, &prefix, &submission, wanted.attempt, rank, lines).await?;
+        let found = archive::read(&self.store, prefix, submission, wanted.attempt, rank, lines).await?;
         Ok(found.map(|found| {
             answer(found.text, Source::Archive, found.truncated, false).with_header(ATTEMPT, found.attempt.to_string())
         }))
     }
+}
 
-    /// Where the trainer keeps the log, after these words; nothing when it cannot be said.
-    fn archive_of(&self, job: &PyTorchJob, wanted: &Wanted, words: &str) -> String {
-        let (Some(prefix), Some(submission)) = (self.prefix(job), TrainingJobStatus::submission_of(job)) else {
-            return String::new();
-        };
-        let [attempt, rank] = [(wanted.attempt, "<n>"), (wanted.rank, "<r>")]
-            .map(|(number, any)| number.map_or_else(|| any.to_owned(), |number| number.to_string()));
-        let uri = prefix.uri(&format!("logs/{submission}/attempt-{attempt}/rank-{rank}.log"));
-        format!("{words}{uri}")
-    }
+/// Where the trainer keeps the log, after these words; nothing when it cannot be said.
+fn archive_of(run: Option<&Attribution>, wanted: &Wanted, words: &str) -> String {
+    let Some(Attribution { prefix, submission, .. }) = run else { return String::new() };
+    let [attempt, rank] = [(wanted.attempt, "<n>"), (wanted.rank, "<r>")]
+        .map(|(number, any)| number.map_or_else(|| any.to_owned(), |number| number.to_string()));
+    let uri = prefix.uri(&format!("logs/{submission}/attempt-{attempt}/rank-{rank}.log"));
+    format!("{words}{uri}")
 }
 
 fn answer(text: String, source: Source, truncated: bool, incomplete: bool) -> Answer {

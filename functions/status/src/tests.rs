@@ -1,5 +1,6 @@
 //! What the function answers, and what it leaves behind.
 
+mod provenance;
 mod world;
 
 use std::{collections::BTreeMap, fs, path::Path};
@@ -11,7 +12,8 @@ use training_http::token::TokenCheck;
 use training_store::testing;
 
 use world::{
-    EVENTS, JOBS, PODS, RUN, SUBMISSION, TOKEN, World, checkpoint, job, job_row, list, pod, refusal, row, running,
+    EVENTS, JOBS, PODS, RUN, SUBMISSION, TOKEN, World, checkpoint, job, job_row, list, owner, pod, refusal, row,
+    running,
 };
 
 #[tokio::test]
@@ -31,7 +33,8 @@ async fn each_event_of_the_folder_is_answered_as_its_table_says() {
             row(format!("{PODS}/hf-demo-master-0"), 200, running("hf-demo-master-0", 0)),
             row(format!("{PODS}/hf-demo-worker-0"), 200, running("hf-demo-worker-0", 0)),
         ];
-        World::new(script, testing::holding(checkpoint(20, SUBMISSION, 1.0)))
+        let objects = checkpoint(20, SUBMISSION, 1.0).into_iter().chain([owner("training", "hf-demo", SUBMISSION)]);
+        World::new(script, testing::holding(objects))
     };
     let mut judged = 0;
     for (file, expected) in expected.iter().filter(|(file, _)| file.starts_with("status-")) {
@@ -84,14 +87,15 @@ async fn nothing_is_told_without_a_token() {
 #[tokio::test]
 async fn what_is_wrong_with_a_request_is_said() {
     let job = job("j");
-    let world = World::with_cluster(vec![
+    let script = vec![
         row(format!("{JOBS}/gone"), 404, refusal(404, r#"pytorchjobs.kubeflow.org "gone" not found"#)),
         row("continue=old", 410, refusal(410, "The provided continue parameter is too old")),
         row("continue=bad", 400, refusal(400, "continue key is not valid")),
         job_row(&job),
         row(format!("{PODS}/j-master-0"), 404, refusal(404, r#"pods "j-master-0" not found"#)),
         row(format!("{PODS}/j-worker-0"), 200, pod("j-worker-0", "another", 0, &json!({"running": {}}))),
-    ]);
+    ];
+    let world = World::new(script, testing::holding([owner("training", "j", SUBMISSION)]));
     let long = format!("/train?continue={}", "x".repeat(5000));
     for (path, status, code, says) in [
         ("/train/gone", 404, "job_not_found", "`gone`"),
@@ -232,11 +236,12 @@ async fn a_job_is_told_with_its_progress_and_its_own_pods() {
     let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}});
     let mut job = job("j");
     job["metadata"]["namespace"] = json!("two");
-    let store = || testing::holding([(format!("{RUN}/progress/{SUBMISSION}"), progress.to_string())]);
-    let script = |owner| {
+    let progress = (format!("{RUN}/progress/{SUBMISSION}"), progress.to_string());
+    let store = || testing::holding([owner("two", "j", SUBMISSION), progress.clone()]);
+    let script = |uid| {
         vec![
             row("/namespaces/two/pytorchjobs/j", 200, &job),
-            row("/namespaces/two/pods?", 200, list(&[pod("j-worker-0", owner, 0, &waiting)], "")),
+            row("/namespaces/two/pods?", 200, list(&[pod("j-worker-0", uid, 0, &waiting)], "")),
         ]
     };
     let answer = World::new(script("u1"), store()).get("/train/j?namespace=two").await;
@@ -260,6 +265,7 @@ async fn a_job_that_failed_is_told_with_the_reason_of_its_attempts() {
     };
     let store = || {
         testing::holding([
+            owner("training", "j", SUBMISSION),
             attempt(SUBMISSION, 2, json!({"attempt": 2, "cause": "crash", "rank": 1, "message": "ValueError: no"})),
             attempt(
                 SUBMISSION,
@@ -299,7 +305,8 @@ async fn checkpoints_are_told_and_chosen() {
         checkpoint(30, SUBMISSION, 2.0),
         checkpoint(99, older, 0.5),
     ];
-    let world = World::new(vec![job_row(&job("j"))], testing::holding(objects.concat()));
+    let objects = objects.into_iter().flatten().chain([owner("training", "j", SUBMISSION)]);
+    let world = World::new(vec![job_row(&job("j"))], testing::holding(objects));
     let page = world.get("/train/j/checkpoints?limit=3").await;
     let told: Vec<_> = page.body["checkpoints"].as_array().into_iter().flatten().collect();
     let told: Vec<_> = told.iter().map(|entry| (entry["step"].as_u64(), entry["superseded"].as_bool())).collect();
@@ -330,7 +337,7 @@ async fn a_run_that_was_started_anew_shows_its_own_checkpoint() {
         (format!("{RUN}/index/v1/{:012}", 999_999_999_999 - step), entry.to_string())
     };
     let older = (100..130).map(|step| entry(step, "01970000-0000-7000-8000-000000000001"));
-    let objects: Vec<_> = older.chain([entry(5, SUBMISSION)]).collect();
+    let objects: Vec<_> = older.chain([entry(5, SUBMISSION), owner("training", "j", SUBMISSION)]).collect();
     let world = World::new(vec![job_row(&job("j")), row(PODS, 200, list(&[], ""))], testing::holding(objects));
     let answer = world.get("/train/j").await;
     assert_eq!(
@@ -402,7 +409,8 @@ async fn a_log_is_the_one_that_was_asked_for() {
 #[tokio::test]
 async fn what_the_cluster_has_no_more_the_archive_may_have() {
     let archive = |keys: &[&str]| {
-        testing::holding(keys.iter().map(|key| (format!("{RUN}/logs/{SUBMISSION}/{key}"), format!("one\n{key}\n"))))
+        let log = |key: &&str| (format!("{RUN}/logs/{SUBMISSION}/{key}"), format!("one\n{key}\n"));
+        testing::holding(keys.iter().map(log).chain([owner("training", "j", SUBMISSION)]))
     };
     let both = ["attempt-1/rank-0.log", "attempt-1/rank-2.log", "attempt-2/rank-0.log", "attempt-2/rank-3.log"];
     let gone = || row("/pods/", 404, refusal(404, "pods not found"));
@@ -503,11 +511,9 @@ async fn a_container_that_has_not_started_has_no_log() {
 #[tokio::test]
 async fn a_node_that_does_not_answer_is_told_from_a_log_that_is_not_there() {
     let lost = r#"Get "https://10.0.0.7:10250/containerLogs": dial tcp 10.0.0.7:10250: connect: connection refused"#;
-    let world = World::with_cluster(vec![
-        row("/log?", 500, refusal(500, lost)),
-        row(PODS, 200, running("j-master-0", 0)),
-        job_row(&job("j")),
-    ]);
+    let script =
+        vec![row("/log?", 500, refusal(500, lost)), row(PODS, 200, running("j-master-0", 0)), job_row(&job("j"))];
+    let world = World::new(script, testing::holding([owner("training", "j", SUBMISSION)]));
     let answer = world.get("/train/j/logs").await;
     assert_eq!((answer.code(), answer.header("retry-after")), ("cluster_unavailable", Some("5")));
     assert!(answer.detail().contains("s3://bucket/") && !answer.text.contains("10.0.0.7"), "{}", answer.text);

@@ -1,4 +1,4 @@
-//! Cancel, suspend and resume one job.
+//! Cancel, suspend and resume one job, if this API has made it.
 
 use lambda_http::http::header;
 use training_cluster::{ClusterError, Jobs};
@@ -7,10 +7,14 @@ use training_core::{
     names::JobName,
     namespace::Namespace,
     problem::{Code, Problem},
+    provenance::Attribution,
     pytorchjob::{PyTorchJob, key},
     status::{Look, Phase, TrainingJobStatus},
 };
-use training_http::{Answer, Failure, answer::cluster_failure};
+use training_http::{
+    Answer, Failure,
+    answer::{cluster_failure, storage_failure},
+};
 
 use crate::handler::Handler;
 
@@ -86,9 +90,21 @@ impl<'a> Change<'a> {
         Ok(())
     }
 
+    /// The job of the name, if it may be changed. Where the bucket cannot be asked, it may not.
     async fn read(&self) -> Result<PyTorchJob, Failure> {
-        let job = self.jobs.get(&self.name).await.map_err(cluster_failure)?;
-        Ok(job.ok_or_else(|| self.not_found())?)
+        let job = self.jobs.get(&self.name).await.map_err(cluster_failure)?.ok_or_else(|| self.not_found())?;
+        let bases = &self.handler.rules.runs_base_uris;
+        let may_be_changed = match Attribution::of(&job, self.namespace, &self.name, bases) {
+            Some(attribution) => {
+                self.handler.store.provenance(&attribution).await.map_err(storage_failure)?.may_be_changed()
+            }
+            None => false,
+        };
+        if may_be_changed {
+            return Ok(job);
+        }
+        let detail = format!("this API did not make the job `{}`; change it with the tool that did", self.name);
+        Err(Failure::new(Code::ForeignJob, detail))
     }
 
     fn not_found(&self) -> Problem {

@@ -1,5 +1,6 @@
 //! What the function answers, and what it leaves behind.
 
+mod foreign;
 mod world;
 
 use std::{collections::BTreeMap, fs, path::Path};

@@ -64,6 +64,9 @@ const CREATION: [Code; 13] = [
     Code::StorageUnavailable,
 ];
 
+/// What may come of changing any job, beside what comes of asking the cluster.
+const CHANGE: [Code; 3] = [Code::JobNotFound, Code::ForeignJob, Code::StorageUnavailable];
+
 /// Method and path of a route.
 pub(super) fn place(route: Route<'static>) -> (&'static str, &'static str) {
     match route {
@@ -201,7 +204,7 @@ fn cancel(schemas: &mut Schemas) -> Operation {
         id: "cancel_job",
         summary: "Delete a job; its checkpoints stay",
         description: "Its pods are asked to save and end; the name is free when they are gone. Repeating it is harmless.",
-        problems: [CLUSTER.as_slice(), &[Code::JobNotFound, Code::JobConflict]].concat(),
+        problems: [CLUSTER.as_slice(), &CHANGE, &[Code::JobConflict]].concat(),
         ..of_switch(schemas)
     }
 }
@@ -352,12 +355,11 @@ fn of_job() -> Operation {
 /// One that changes a job.
 fn of_switch(schemas: &mut Schemas) -> Operation {
     let accepted = answer("Accepted: the job as it is now", &schemas.answer::<TrainingJobStatus>());
-    let codes =
-        [Code::JobNotFound, Code::JobFinished, Code::JobTerminating, Code::QueueManaged, Code::RejectedByCluster];
+    let codes = [Code::JobFinished, Code::JobTerminating, Code::QueueManaged, Code::RejectedByCluster];
     Operation {
         description: "Repeating it is harmless.",
         answers: vec![(202, with_headers(accepted, [location()]))],
-        problems: [CLUSTER.as_slice(), &codes].concat(),
+        problems: [CLUSTER.as_slice(), &CHANGE, &codes].concat(),
         ..of_job()
     }
 }

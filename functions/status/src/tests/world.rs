@@ -197,6 +197,19 @@ pub(super) fn running(name: &str, restarts: u32) -> Value {
     pod(name, "u1", restarts, &json!({"running": {}}))
 }
 
+/// The object that makes a job the run's owner.
+pub(super) fn owner(namespace: &str, job: &str, submission: &str) -> (String, String) {
+    let owner = json!({"submission": submission, "namespace": namespace, "job": job});
+    (format!("{RUN}/owner"), owner.to_string())
+}
+
+/// The record of a job.
+pub(super) fn record(namespace: &str, job: &str, submission: &str, uid: &str) -> (String, String) {
+    let record = json!({"submission": submission, "namespace": namespace, "job": job, "uid": uid,
+        "checkpoint_prefix": format!("s3://bucket/{RUN}"), "created_at": null});
+    (format!("runs/_jobs/{namespace}/{job}/{submission}"), record.to_string())
+}
+
 /// The objects of a complete checkpoint, with its entry of the index.
 pub(super) fn checkpoint(step: u64, submission: &str, loss: f64) -> [(String, String); 3] {
     let path = format!("checkpoint-{step}/a");
