@@ -87,7 +87,7 @@ client-test: .local/venv/client ## Generate a client from openapi.json and use i
 
 e2e: ## End-to-end tests against the running twin; the last group needs it for itself
 	$(E2E) --test jobs --test submitting --test reading --test tracing
-	$(E2E) --test hostile --test manifests --test listing --test refusals
+	$(E2E) --test hostile --test manifests --test listing --test refusals --test foreign
 	$(E2E) --test indexing
 	$(E2E) --test training --test access --test outages -- --test-threads=1
 	$(E2E) --test faults -- --nocapture

@@ -119,8 +119,8 @@ async fn a_namespace_is_the_border_of_every_route() -> Result<()> {
     for action in ["resume", "suspend"] {
         let path = format!("/train/{run_id}/{action}");
         assert_eq!(world.twin.post(&path, &json!({})).await?.expect(404)?.text("/code"), "job_not_found", "{path}");
-        let changed = world.twin.post(&format!("{path}?namespace=training-two"), &json!({})).await?.expect(202)?;
-        assert_eq!(changed.location, format!("/train/{run_id}?namespace=training-two"));
+        let there = world.twin.post(&format!("{path}?namespace=training-two"), &json!({})).await?.expect(409)?;
+        assert_eq!(there.text("/code"), "foreign_job", "{path}");
     }
     let answer = world.twin.get(&format!("/train/{run_id}?namespace=training-two")).await?.expect(200)?;
     assert_eq!(answer.text("/links/events"), format!("/train/{run_id}/events?namespace=training-two"));
