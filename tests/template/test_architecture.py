@@ -1,5 +1,6 @@
-"""What README.md says about building and deploying, run by SAM's own command lines up to the work itself: the processors
-that `sam build` builds for are those on which the stack runs the functions.
+"""What README.md says about building and deploying, run by SAM's own command lines up to the work itself.
+
+The processors that `sam build` builds for are those on which the stack runs the functions.
 """
 
 import inspect
@@ -28,7 +29,7 @@ def of_readme() -> str:
 
 
 def commands_in(text: str) -> list[list[str]]:
-    """The calls of `sam build` and `sam deploy` in the shell blocks and the code spans of a text, and in TOML's comments."""
+    """The calls of `sam build` and `sam deploy` in a text's shell blocks and code spans, or in TOML's comments."""
     code = [*re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE), *re.findall(r"`([^`\n]+)`", text)]
     code += ["\n".join(re.findall(r"^# {3}(.*)$", text, re.MULTILINE))]
     lines = "\n".join(code).replace("\\\n", " ").splitlines()
@@ -99,7 +100,7 @@ def test_what_is_built_is_what_the_stack_runs(
 
 
 def test_a_stack_that_is_not_named_yet_is_not_deployed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What samconfig.toml leaves open breaks the parameters' rules: CloudFormation refuses it before it makes anything."""
+    """What samconfig.toml leaves open breaks the parameters' rules, so CloudFormation makes nothing of it."""
     given, rules = overrides(["sam", "deploy"], monkeypatch), read()["Parameters"]
     assert given.keys() >= REQUIRED.keys()
     refused = {

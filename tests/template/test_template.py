@@ -159,6 +159,24 @@ def test_memory_is_small(deployment: Deployment) -> None:
     }
 
 
+def concurrency(deployment: Deployment) -> dict[str, str | None]:
+    """What each function has of the account's concurrent executions for itself; at most so many run at once."""
+    functions = deployment.of_type("AWS::Lambda::Function")
+    return {name: function.get("ReservedConcurrentExecutions") for name, function in functions.items()}
+
+
+def test_events_of_many_objects_cannot_use_up_the_accounts_concurrency(deployment: Deployment) -> None:
+    assert concurrency(deployment) == {"SubmitFunction": None, "StatusFunction": None, "IndexerFunction": "10"}
+
+
+def test_shares_of_the_accounts_concurrency_are_parameters_and_can_be_left_out() -> None:
+    given = Deployment(IndexerConcurrency="3", ApiConcurrency="50")
+    assert concurrency(given) == {"SubmitFunction": "50", "StatusFunction": "50", "IndexerFunction": "3"}
+    # For an account with 10 in all, where Lambda refuses any share. A share of 0 would be the function's end.
+    none = Deployment(IndexerConcurrency="0", ApiConcurrency="0")
+    assert concurrency(none) == dict.fromkeys(FUNCTIONS)
+
+
 def test_each_function_logs_json_into_a_group_that_forgets(deployment: Deployment) -> None:
     groups = deployment.of_type("AWS::Logs::LogGroup")
     functions = deployment.of_type("AWS::Lambda::Function")
