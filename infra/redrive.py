@@ -6,6 +6,7 @@ Credentials, region and endpoint are those of boto3: the AWS environment variabl
 permissions to describe the stack's resources, to receive and delete messages of the queue, and to invoke the indexer.
 
 An event that the indexer takes leaves the queue; one that fails again stays there, and does not keep the rest from it.
+It may have come by EventBridge, SNS or SQS.
 An event may be old: the indexer looks at the bucket as it is now, so it may be sent again at any time and in any order.
 
 Exit code: 0 all that were there are done; 1 some failed again, could not be sent or cannot be read; 2 it could not be
@@ -103,17 +104,39 @@ def replay(indexer: Any, function: str, body: str) -> str | None:
     except (BotoCoreError, ClientError) as error:
         # Of this event only: the others are still worth sending.
         return f"could not be sent: {error}"
-    return f"failed again: {said}" if "FunctionError" in answer else None
+    return f"failed again: {said}" if "FunctionError" in answer or failed_in_part(said) else None
+
+
+def failed_in_part(said: str) -> bool:
+    """Whether the function names messages of a batch that failed; it has not failed itself then."""
+    try:
+        return bool(json.loads(said)["batchItemFailures"])
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def names(body: str) -> str:
     """The objects that a message is about, for a person."""
     try:
-        records = event_of(body)["Records"]
-        objects = [(record["s3"]["bucket"]["name"], record["s3"]["object"]["key"]) for record in records]
-        return ", ".join(f"s3://{bucket}/{unquote_plus(key)}" for bucket, key in objects)
+        return ", ".join(f"s3://{bucket}/{key}" for bucket, key in objects(event_of(body)))
     except (ValueError, KeyError, TypeError, AttributeError):
         return "a message that is no S3 event"
+
+
+def objects(event: Any) -> Iterator[tuple[str, str]]:
+    """Bucket and key of each object that an event names, whatever it came in."""
+    match event:
+        case {"Records": [_, *_] as records}:
+            for record in records:
+                yield from objects(record)
+        case {"body": str(inner)} | {"Sns": {"Message": str(inner)}} | {"Type": "Notification", "Message": str(inner)}:
+            yield from objects(json.loads(inner))
+        case {"s3": {"bucket": {"name": str(bucket)}, "object": {"key": str(key)}}}:
+            yield bucket, unquote_plus(key)
+        case {"source": "aws.s3", "detail": {"bucket": {"name": str(bucket)}, "object": {"key": str(key)}}}:
+            yield bucket, key
+        case _:
+            raise ValueError("no S3 event")
 
 
 if __name__ == "__main__":

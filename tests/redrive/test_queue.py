@@ -21,6 +21,7 @@ class Queue:
     """A queue and the function that its events are sent to, both as boto3 shows them."""
 
     def __init__(self, failing: list[bool], invoke_seconds: int = INVOKE_SECONDS, newest_first: bool = True) -> None:
+        self.said = b"null"
         self.now = 0
         self.invoke_seconds = invoke_seconds
         self.newest_first = newest_first  # what comes again stands before what is new
@@ -57,7 +58,7 @@ class Queue:
         if self.visible_at[name] <= self.now:
             self.late.append(name)
         failure = {"FunctionError": "Unhandled"} if self.failing[name] else {}
-        return {"Payload": io.BytesIO(b"null"), **failure}
+        return {"Payload": io.BytesIO(self.said), **failure}
 
 
 @pytest.fixture
@@ -97,12 +98,45 @@ def test_a_message_that_others_took_away_keeps_none_hidden(redrive: types.Module
     assert queue.visible_at[2] <= queue.now
 
 
+@pytest.mark.parametrize(("failures", "left"), [([{"itemIdentifier": "1"}], 1), ([], 0)])
+def test_a_batch_of_which_a_message_failed_stays(
+    redrive: types.ModuleType, monkeypatch: Any, failures: list[dict[str, str]], left: int
+) -> None:
+    queue = Queue([False])
+    queue.said = json.dumps({"batchItemFailures": failures}).encode()
+    monkeypatch.setattr(redrive.boto3, "client", lambda *_, **__: queue)
+    assert redrive.redrive("queue", "function") == left
+    assert len(queue.visible_at) == left
+
+
+NOTIFIED = {"Records": [{"s3": {"bucket": {"name": "b"}, "object": {"key": "a+b%2Bc/step-000001.json"}}}]}
+SENT = {"source": "aws.s3", "detail": {"bucket": {"name": "b"}, "object": {"key": "a b+c/step-000001.json"}}}
+
+
+@pytest.mark.parametrize("event", [NOTIFIED, SENT])
+@pytest.mark.parametrize("is_dead_letter_of_lambda", [True, False])
+def test_an_object_has_its_name_whatever_the_event_came_in(
+    redrive: types.ModuleType, event: dict[str, Any], is_dead_letter_of_lambda: bool
+) -> None:
+    notification = {"Type": "Notification", "Message": json.dumps(event)}
+    for wrapped, count in [
+        (event, 1),
+        (notification, 1),
+        ({"Records": [{"EventSource": "aws:sns", "Sns": notification}]}, 1),
+        ({"Records": [{"eventSource": "aws:sqs", "body": json.dumps(inner)} for inner in (event, notification)]}, 2),
+    ]:
+        body = json.dumps({"requestPayload": wrapped} if is_dead_letter_of_lambda else wrapped)
+        assert redrive.names(body) == ", ".join(["s3://b/a b+c/step-000001.json"] * count)
+
+
 @pytest.mark.parametrize(
     "body",
     [
         "no JSON",
         "[]",
         '{"Records": 5}',
+        '{"Records": []}',
+        '{"Type": "Notification", "Message": "no JSON"}',
         '{"Records": [5]}',
         '{"Records": [{"s3": {"bucket": {"name": "b"}, "object": {"key": 5}}}]}',
         '{"Records": [{"s3": {"bucket": {"name": "b"}, "object": {"key": null}}}]}',

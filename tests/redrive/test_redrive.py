@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
@@ -68,11 +68,23 @@ def twin() -> Iterator[Twin]:
     made.sqs.purge_queue(QueueUrl=made.queue)
 
 
-# Lambda wraps the event for a destination; a dead-letter queue of Lambda's older kind has it bare.
+def of_sns(event: dict[str, object]) -> dict[str, object]:
+    """The event as SNS invokes a function with it."""
+    notification = {"Type": "Notification", "Message": json.dumps(event)}
+    return {"Records": [{"EventSource": "aws:sns", "EventVersion": "1.0", "Sns": notification}]}
+
+
+def of_queue(event: dict[str, object]) -> dict[str, object]:
+    """The event as SNS puts it into a queue without raw delivery."""
+    return {"Type": "Notification", "Message": json.dumps(event)}
+
+
+# Lambda wraps the event for a destination; a dead-letter queue of Lambda's older kind, or of SQS, has it bare.
 @pytest.mark.parametrize("is_wrapped", [True, False])
-def test_an_orphaned_entry_goes_by_its_late_event(twin: Twin, is_wrapped: bool) -> None:
+@pytest.mark.parametrize("sender", [dict, of_sns, of_queue])
+def test_an_orphaned_entry_goes_by_its_late_event(twin: Twin, sender: Callable, is_wrapped: bool) -> None:
     twin.s3.put_object(Bucket=twin.bucket, Key=f"{twin.run}/{ENTRY}", Body=b"{}")
-    event = twin.event()
+    event = sender(twin.event())
     wrapped = {"requestContext": {"condition": "RetriesExhausted"}, "requestPayload": event, "responsePayload": {}}
     twin.send(json.dumps(wrapped if is_wrapped else event))
     code, said = twin.redrive()

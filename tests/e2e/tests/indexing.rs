@@ -137,7 +137,7 @@ async fn after_a_thousand_events_the_index_is_what_a_rebuild_makes() -> Result<(
                     ((count > 0).then(|| waiting.0.swap_remove(chance.usize(0..count))), waiting.1)
                 };
                 match event {
-                    Some(event) => indexer.handle(&event).await?,
+                    Some(event) => drop(indexer.handle(&event).await?),
                     None if is_over => return Ok(()),
                     None => sleep(Duration::from_millis(20)).await,
                 }
