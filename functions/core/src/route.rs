@@ -1,4 +1,5 @@
-//! The routes of the API: which method and path mean what. Whatever is not here is answered with a 404 or a 405.
+//! The routes of the API: which method and path mean what. Whatever is not here is answered with a 404 or a 405. HEAD means
+//! what GET means; its answer has no body (RFC 9110, section 9.3.2).
 
 use crate::problem::{Code, Problem};
 
@@ -67,7 +68,8 @@ impl<'a> Route<'a> {
         if segments.iter().any(|segment| segment.is_empty()) {
             return Err(Unrouted::Path);
         }
-        let get = |route| if method == "GET" { Ok(route) } else { Err(Unrouted::Method { allow: "GET" }) };
+        let method = if method == "HEAD" { "GET" } else { method };
+        let get = |route| if method == "GET" { Ok(route) } else { Err(Unrouted::Method { allow: "GET, HEAD" }) };
         let post = |route| if method == "POST" { Ok(route) } else { Err(Unrouted::Method { allow: "POST" }) };
         match segments.as_slice() {
             ["healthz"] => get(Self::Health),
@@ -76,12 +78,12 @@ impl<'a> Route<'a> {
             ["train"] => match method {
                 "POST" => Ok(Self::Submit),
                 "GET" => Ok(Self::List),
-                _ => Err(Unrouted::Method { allow: "GET, POST" }),
+                _ => Err(Unrouted::Method { allow: "GET, HEAD, POST" }),
             },
             ["train", name] => match method {
                 "GET" => Ok(Self::Status(name)),
                 "DELETE" => Ok(Self::Cancel(name)),
-                _ => Err(Unrouted::Method { allow: "DELETE, GET" }),
+                _ => Err(Unrouted::Method { allow: "DELETE, GET, HEAD" }),
             },
             ["train", name, "suspend"] => post(Self::Suspend(name)),
             ["train", name, "resume"] => post(Self::Resume(name)),
@@ -142,6 +144,9 @@ mod tests {
             ("GET", "/train/a%2Fb", Route::Status("a%2Fb")),
         ] {
             assert_eq!(Route::of(method, path), Ok(route), "{method} {path}");
+            let head = Route::of("HEAD", path);
+            let is_read = method == "GET" || ["/train", "/train/a"].contains(&path);
+            assert_eq!(head, if is_read { Route::of("GET", path) } else { Err(Unrouted::Method { allow: "POST" }) });
             assert!(matches!(Route::of("PATCH", path), Err(Unrouted::Method { .. })), "PATCH {path}");
             assert_eq!(Route::of(method, &format!("{path}/")), Err(Unrouted::Path), "{path}/");
         }
@@ -163,8 +168,8 @@ mod tests {
         ] {
             assert_eq!(Route::of("GET", path), Err(Unrouted::Path), "{path}");
         }
-        assert_eq!(Route::of("get", "/train"), Err(Unrouted::Method { allow: "GET, POST" }));
-        let problem = Unrouted::Method { allow: "GET, POST" }.problem("PUT", "/train");
-        assert_eq!(problem.detail, "/train does not take PUT, but: GET, POST");
+        assert_eq!(Route::of("get", "/train"), Err(Unrouted::Method { allow: "GET, HEAD, POST" }));
+        let problem = Unrouted::Method { allow: "GET, HEAD, POST" }.problem("PUT", "/train");
+        assert_eq!(problem.detail, "/train does not take PUT, but: GET, HEAD, POST");
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use lambda_http::{
     Body, Request, RequestExt, Response,
-    http::{StatusCode, header},
+    http::{Method, StatusCode, header},
 };
 use tracing::{Instrument, Span, error, field::Empty, info, info_span};
 use training_cluster::Cluster;
@@ -47,7 +47,10 @@ pub async fn answer(
     let result = in_time(work).instrument(span.clone()).await;
     let _entered = span.enter();
     let code = result.as_ref().err().map(|failure| failure.problem.code);
-    let response = respond(request, started, result)?;
+    let mut response = respond(request, started, result)?;
+    if request.method() == Method::HEAD {
+        leave_body_out(&mut response);
+    }
     telemetry::emit(&Measured {
         code,
         duration: started.elapsed(),
@@ -162,6 +165,13 @@ fn respond(
             Ok(response.body(Body::from(serde_json::to_string(&problem.document(&request_id))?))?)
         }
     }
+}
+
+/// Make the answer to a GET that to a HEAD: the length is that of the body that it does not have (RFC 9110, section 8.6).
+fn leave_body_out(response: &mut Response<Body>) {
+    let length = response.body().len();
+    response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    *response.body_mut() = Body::Empty;
 }
 
 fn function_name(request: &Request) -> String {

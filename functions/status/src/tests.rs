@@ -1,5 +1,6 @@
 //! What the function answers, and what it leaves behind.
 
+mod head;
 mod provenance;
 mod world;
 
@@ -155,10 +156,10 @@ async fn what_is_wrong_with_a_request_is_said() {
         assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{path}");
     }
     for (method, path, allow) in [
-        ("PUT", "/train", "GET, POST"),
-        ("POST", "/train/j/logs", "GET"),
-        ("HEAD", "/train/j", "DELETE, GET"),
-        ("DELETE", "/readyz", "GET"),
+        ("PUT", "/train", "GET, HEAD, POST"),
+        ("POST", "/train/j/logs", "GET, HEAD"),
+        ("PATCH", "/train/j", "DELETE, GET, HEAD"),
+        ("DELETE", "/readyz", "GET, HEAD"),
     ] {
         let answer = world.send(method, path, None).await;
         assert_eq!((answer.code(), answer.header("allow")), ("method_not_allowed", Some(allow)), "{method} {path}");

@@ -347,6 +347,12 @@ async fn readiness_and_the_description_are_there() -> Result<()> {
     assert_eq!(world.twin.send(Method::GET, "/readyz", None, None).await?.expect(401)?.text("/code"), "missing_token");
     let description = world.twin.send(Method::GET, "/openapi.json", None, None).await?.expect(200)?;
     assert!(description.body.is_object() && description.content_type == "application/json");
+    for path in ["/healthz", "/openapi.json", "/train/none"] {
+        let get = world.twin.get(path).await?;
+        let head = world.twin.send(Method::HEAD, path, None, Some(world.twin.setting("TRAINER_API_TOKEN")?)).await?;
+        assert_eq!((head.status, head.text_body.as_str()), (get.status, ""), "{path}");
+        assert_eq!(head.content_type, get.content_type, "{path}");
+    }
     Ok(())
 }
 
@@ -354,9 +360,9 @@ async fn readiness_and_the_description_are_there() -> Result<()> {
 async fn routes_that_are_not_there_say_so() -> Result<()> {
     let world = World::meet()?;
     for (method, path, status, code, allow) in [
-        (Method::PUT, "/train", 405, "method_not_allowed", Some("GET, POST")),
-        (Method::PATCH, "/train/x", 405, "method_not_allowed", Some("DELETE, GET")),
-        (Method::POST, "/train/x/logs", 405, "method_not_allowed", Some("GET")),
+        (Method::PUT, "/train", 405, "method_not_allowed", Some("GET, HEAD, POST")),
+        (Method::PATCH, "/train/x", 405, "method_not_allowed", Some("DELETE, GET, HEAD")),
+        (Method::POST, "/train/x/logs", 405, "method_not_allowed", Some("GET, HEAD")),
         (Method::GET, "/train/x/suspend", 405, "method_not_allowed", Some("POST")),
         (Method::GET, "/train/x/logs/y", 404, "route_not_found", None),
         (Method::GET, "/", 404, "route_not_found", None),

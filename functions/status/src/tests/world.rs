@@ -81,6 +81,7 @@ impl World {
         let (parts, body) = response.into_parts();
         let text = match body {
             Body::Text(text) => text,
+            Body::Empty => String::new(),
             other => panic!("not text: {other:?}"),
         };
         let body = serde_json::from_str(&text).unwrap_or_default();
