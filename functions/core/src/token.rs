@@ -1,15 +1,23 @@
 //! API tokens: what the secret says about who may do what. A token is 256 random bits, so its plain SHA-256 can be stored:
 //! nobody can go through the values that it might have.
+//!
+//! A mistake costs those whom it is about and nobody else: an entry of a list that cannot be understood is refused, and the
+//! others count. What is not known is never taken for a permission: an unknown field of an entry could be a restriction, so
+//! the entry is refused; beside `token` or `tokens`, where there are no restrictions, it means nothing.
 
-use std::collections::HashSet;
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    hash::Hash,
+};
 
 use k8s_openapi::jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 use thiserror::Error;
 
-use crate::namespace::Namespace;
+use crate::{namespace::Namespace, request::nearest};
 
 /// A shorter token could be guessed.
 pub const MIN_TOKEN_LENGTH: usize = 32;
@@ -17,6 +25,8 @@ pub const MIN_TOKEN_LENGTH: usize = 32;
 pub const MAX_TOKENS: usize = 200;
 /// Longest id of a token: it is written into annotations and logs.
 const MAX_ID_LENGTH: usize = 63;
+/// Fields of an entry that restrict its token; nothing of that kind may stand elsewhere and be passed over.
+const RESTRICTIONS: [&str; 3] = ["scopes", "namespaces", "expires_at"];
 
 /// The SHA-256 of a token.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,7 +70,20 @@ pub enum TokenSecret {
     /// One token; the secret's previous version counts too, so that it can be rotated.
     Single(TokenSet),
     /// A list of tokens; only the current version counts, and rotation means overlapping entries.
-    List(TokenSet),
+    List {
+        /// Those that can be used.
+        tokens: TokenSet,
+        /// The others, which let nobody in.
+        refused: Vec<RefusedEntry>,
+    },
+}
+
+/// An entry of a list that lets nobody in. Its text has the id, and nothing else of the secret.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{entry} of the token list {reason}")]
+pub struct RefusedEntry {
+    entry: String,
+    reason: &'static str,
 }
 
 /// Why a secret cannot be used. The texts never hold any of it.
@@ -75,20 +98,16 @@ pub enum TokenSecretError {
     /// A single token that is none, as a list is that lacks its `tokens`: its text would be the token.
     #[error("the token in the secret has other characters than letters, digits and -._~+/=")]
     Characters,
-    /// An entry of the list is not one.
-    #[error("entry {0} of the token list {1}")]
-    Entry(usize, &'static str),
-    /// More than [`MAX_TOKENS`].
-    #[error("the token list has more than {MAX_TOKENS} entries")]
-    TooMany,
+    /// A field that would restrict an entry stands where it restricts nothing.
+    #[error("the token secret has a field like `{0}` beside its token or list, where it restricts nothing")]
+    Restriction(&'static str),
 }
 
-/// What it does not know could be a restriction of the token, so unknown fields are refused.
+/// A secret in JSON. Other fields mean nothing; a known one that stands twice is an error.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Object {
     token: Option<String>,
-    tokens: Option<Vec<serde_json::Value>>,
+    tokens: Option<Vec<Box<RawValue>>>,
 }
 
 /// An entry as it is written; what it does not know could be a restriction, so unknown fields are refused.
@@ -100,6 +119,13 @@ struct Written {
     scopes: Vec<Scope>,
     namespaces: Option<Vec<String>>,
     expires_at: Option<Timestamp>,
+}
+
+/// What may be legible of an entry that is no good one.
+#[derive(Default, Deserialize)]
+struct Legible {
+    id: Option<String>,
+    sha256: Option<String>,
 }
 
 // === impl TokenDigest ===
@@ -176,6 +202,26 @@ impl TokenSet {
     }
 }
 
+// === impl Legible ===
+
+impl Legible {
+    fn of(entry: &RawValue) -> Self {
+        serde_json::from_str(entry.get()).unwrap_or_default()
+    }
+
+    fn digest(&self) -> Option<TokenDigest> {
+        TokenDigest::from_hex(self.sha256.as_deref()?)
+    }
+
+    /// The entry's name for a log: its id, and where that is none, its place.
+    fn name(&self, index: usize) -> String {
+        match self.id.as_deref().filter(|id| is_id(id)) {
+            Some(id) => format!("the entry `{id}`"),
+            None => format!("entry {index}"),
+        }
+    }
+}
+
 // === impl TokenSecret ===
 
 impl TokenSecret {
@@ -184,34 +230,55 @@ impl TokenSecret {
     /// # Errors
     /// It cannot be used; nobody gets in with it.
     pub fn parse(text: &str) -> Result<Self, TokenSecretError> {
-        let text = text.trim_end_matches(['\r', '\n']);
-        if !text.trim_start().starts_with('{') {
+        // Some editors and shells put a mark before a text (U+FEFF), and many a line break after it.
+        let text = text.trim_start_matches('\u{feff}').trim();
+        if !text.starts_with('{') {
             return single(text);
         }
         let object: Object = serde_json::from_str(text).map_err(|_| TokenSecretError::Form)?;
+        let fields: BTreeMap<String, IgnoredAny> = serde_json::from_str(text).map_err(|_| TokenSecretError::Form)?;
+        if let Some(restriction) = fields.keys().find_map(|field| nearest(field, &RESTRICTIONS)) {
+            return Err(TokenSecretError::Restriction(restriction));
+        }
         match object {
             Object { token: Some(token), tokens: None } => single(&token),
-            Object { token: None, tokens: Some(tokens) } if tokens.len() > MAX_TOKENS => Err(TokenSecretError::TooMany),
-            Object { token: None, tokens: Some(tokens) } => {
-                let entries = tokens
-                    .into_iter()
-                    .enumerate()
-                    .map(|(index, value)| entry(value).map_err(|reason| TokenSecretError::Entry(index, reason)));
-                let entries = entries.collect::<Result<Vec<_>, _>>()?;
-                let (mut ids, mut digests) = (HashSet::new(), HashSet::new());
-                for (index, entry) in entries.iter().enumerate() {
-                    if !ids.insert(&entry.caller.id) {
-                        return Err(TokenSecretError::Entry(index, "has the id of another entry"));
-                    }
-                    if !digests.insert(entry.digest) {
-                        return Err(TokenSecretError::Entry(index, "has the digest of another entry"));
-                    }
-                }
-                Ok(Self::List(TokenSet(entries)))
-            }
+            Object { token: None, tokens: Some(entries) } => Ok(list(&entries)),
             _ => Err(TokenSecretError::Form),
         }
     }
+}
+
+fn list(entries: &[Box<RawValue>]) -> TokenSecret {
+    let legible: Vec<_> = entries.iter().map(|entry| Legible::of(entry)).collect();
+    let ids = counts(legible.iter().filter_map(|entry| entry.id.clone()));
+    let digests = counts(legible.iter().filter_map(Legible::digest));
+    let is_shared = |count: Option<&usize>| count.is_some_and(|count| *count > 1);
+    let (mut tokens, mut refused) = (TokenSet::default(), Vec::new());
+    for (index, (written, legible)) in entries.iter().zip(legible).enumerate() {
+        // Which of two entries was meant cannot be told.
+        let entry = if index >= MAX_TOKENS {
+            Err("is one too many: at most 200 count")
+        } else if legible.id.as_ref().is_some_and(|id| is_shared(ids.get(id))) {
+            Err("has the id of another entry")
+        } else if legible.digest().is_some_and(|digest| is_shared(digests.get(&digest))) {
+            Err("has the digest of another entry")
+        } else {
+            entry(written)
+        };
+        match entry {
+            Ok(entry) => tokens.0.push(entry),
+            Err(reason) => refused.push(RefusedEntry { entry: legible.name(index), reason }),
+        }
+    }
+    TokenSecret::List { tokens, refused }
+}
+
+fn counts<T: Eq + Hash>(items: impl Iterator<Item = T>) -> HashMap<T, usize> {
+    let mut counts = HashMap::new();
+    for item in items {
+        *counts.entry(item).or_default() += 1;
+    }
+    counts
 }
 
 fn single(token: &str) -> Result<TokenSecret, TokenSecretError> {
@@ -225,12 +292,16 @@ fn single(token: &str) -> Result<TokenSecret, TokenSecretError> {
     Ok(TokenSecret::Single(TokenSet(vec![Entry { digest, expires_at: None, caller: Caller::unrestricted() }])))
 }
 
-fn entry(value: serde_json::Value) -> Result<Entry, &'static str> {
-    let written: Written = serde_json::from_value(value).map_err(
+fn is_id(text: &str) -> bool {
+    let is_id_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    !text.is_empty() && text.len() <= MAX_ID_LENGTH && text.bytes().all(is_id_byte)
+}
+
+fn entry(written: &RawValue) -> Result<Entry, &'static str> {
+    let written: Written = serde_json::from_str(written.get()).map_err(
         |_| "is not {id, sha256, scopes of `submit` and `read`, optional namespaces and expires_at (RFC 3339)}",
     )?;
-    let is_id_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if written.id.is_empty() || written.id.len() > MAX_ID_LENGTH || !written.id.bytes().all(is_id_byte) {
+    if !is_id(&written.id) {
         return Err("has no id of 1 to 63 of A-Z a-z 0-9 . _ -");
     }
     let digest = TokenDigest::from_hex(&written.sha256).ok_or("has no sha256 of 64 hex digits")?;
@@ -255,8 +326,9 @@ mod tests {
         "2026-11-24T00:00:00Z".parse().expect("a time")
     }
 
-    fn list(entry: &Value) -> Result<TokenSecret, TokenSecretError> {
-        TokenSecret::parse(&json!({"tokens": [entry]}).to_string())
+    /// A secret that has this entry alone.
+    fn list(entry: &Value) -> TokenSecret {
+        TokenSecret::parse(&json!({"tokens": [entry]}).to_string()).expect("a list")
     }
 
     fn sha256() -> String {
@@ -264,13 +336,22 @@ mod tests {
     }
 
     fn caller(secret: TokenSecret, token: &str) -> Option<Caller> {
-        let (TokenSecret::Single(set) | TokenSecret::List(set)) = secret;
+        let (TokenSecret::Single(set) | TokenSecret::List { tokens: set, .. }) = secret;
         set.find(&TokenDigest::of(token.as_bytes()), now()).cloned()
     }
 
     #[test]
     fn a_single_token_may_do_everything() {
-        for text in [TOKEN.to_owned(), format!("{TOKEN}\n"), json!({"token": TOKEN}).to_string()] {
+        let object = json!({"token": TOKEN}).to_string();
+        for text in [
+            TOKEN.to_owned(),
+            format!("{TOKEN}\r\n"),
+            format!("\u{feff}{TOKEN}"),
+            format!(" {TOKEN}\t\n"),
+            format!("\u{feff}{object}\n"),
+            object,
+            json!({"token": TOKEN, "description": "of the platform team", "rotated_at": "2026-11-24"}).to_string(),
+        ] {
             let secret = TokenSecret::parse(&text).expect("a secret");
             let found = caller(secret.clone(), TOKEN).expect("the token");
             assert!(
@@ -285,7 +366,7 @@ mod tests {
         let entry = json!({
             "id": "ci", "sha256": sha256(), "scopes": ["read"], "namespaces": ["training"], "expires_at": "2026-11-25T00:00:00Z",
         });
-        let found = caller(list(&entry).expect("a list"), TOKEN).expect("the token");
+        let found = caller(list(&entry), TOKEN).expect("the token");
         assert_eq!(found.id.as_deref(), Some("ci"));
         assert!(found.may(Scope::Read) && !found.may(Scope::Submit));
         assert!(found.sees(&"training".parse().expect("a namespace")));
@@ -293,7 +374,7 @@ mod tests {
 
         let mut expired = entry.clone();
         expired["expires_at"] = json!("2026-11-24T00:00:00Z");
-        assert_eq!(caller(list(&expired).expect("a list"), TOKEN), None, "from that moment on");
+        assert_eq!(caller(list(&expired), TOKEN), None, "from that moment on");
         assert!(TokenSecret::parse(r#"{"tokens": []}"#).is_ok(), "nobody gets in");
     }
 
@@ -305,19 +386,46 @@ mod tests {
         let good = json!({"id": "ci", "sha256": sha256(), "scopes": ["read"]});
         for text in [
             json!([good]).to_string(),
-            format!("\u{feff}{}", json!({"tokens": [good]})),
             format!("\"{TOKEN}\""),
-            format!("{}x", " ".repeat(40)),
+            format!("{TOKEN} {TOKEN}"),
+            format!("{TOKEN}\u{feff}"),
+            format!("{}x", "-\u{a0}".repeat(20)),
         ] {
             assert_eq!(TokenSecret::parse(&text), Err(TokenSecretError::Characters), "{text}");
         }
-        let restricted = json!({"token": TOKEN, "scopes": ["read"]}).to_string();
-        assert_eq!(TokenSecret::parse(&restricted), Err(TokenSecretError::Form));
         let both = json!({"token": TOKEN, "tokens": []}).to_string();
-        assert_eq!(TokenSecret::parse(&both), Err(TokenSecretError::Form));
-        for text in ["", "short", r#"{"token": ""}"#] {
+        let twice = format!(r#"{{"token": "{TOKEN}", "token": "{TOKEN}"}}"#);
+        for text in [both, twice] {
+            assert_eq!(TokenSecret::parse(&text), Err(TokenSecretError::Form), "{text}");
+        }
+        for text in ["", "short", r#"{"token": ""}"#, "\u{feff}"] {
             assert_eq!(TokenSecret::parse(text), Err(TokenSecretError::TooShort), "{text}");
         }
+    }
+
+    #[test]
+    fn a_restriction_that_would_restrict_nothing_lets_nobody_in() {
+        let entry = json!({"id": "ci", "sha256": sha256(), "scopes": ["submit", "read"]});
+        for (field, value, known) in [
+            ("scopes", json!(["read"]), "scopes"),
+            ("scope", json!("read"), "scopes"),
+            ("Namespace", json!("training"), "namespaces"),
+            ("expires", json!("2026-11-24T00:00:00Z"), "expires_at"),
+            ("expiresAt", json!(null), "expires_at"),
+        ] {
+            for mut secret in [json!({"token": TOKEN}), json!({"tokens": [entry]})] {
+                secret[field] = value.clone();
+                let parsed = TokenSecret::parse(&secret.to_string());
+                assert_eq!(parsed, Err(TokenSecretError::Restriction(known)), "{secret}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_understood_lets_nobody_in_and_keeps_nobody_else_out() {
+        let good = json!({"id": "ci", "sha256": sha256(), "scopes": ["read"]});
+        let other = json!({"id": "other", "sha256": format!("{:x}", Sha256::digest("other")), "scopes": ["submit"]});
+        let mut entries = vec![json!("ci"), json!({"id": "ci"})];
         for (field, value) in [
             ("id", json!("")),
             ("id", json!("a b")),
@@ -328,20 +436,72 @@ mod tests {
             ("scopes", json!("read")),
             ("namespaces", json!(["Not A Namespace"])),
             ("expires_at", json!("tomorrow")),
+            // Each could be a restriction, misspelt or of a later release.
             ("not_before", json!("2026-11-24T00:00:00Z")),
+            ("namespace", json!("training")),
+            ("comment", json!("of the build server")),
         ] {
             let mut entry = good.clone();
             entry[field] = value;
-            assert!(matches!(list(&entry), Err(TokenSecretError::Entry(0, _))), "{entry}");
+            entries.push(entry);
         }
-        let twice = TokenSecret::parse(&json!({"tokens": [good, good]}).to_string());
-        assert_eq!(twice, Err(TokenSecretError::Entry(1, "has the id of another entry")));
-        let mut renamed = good.clone();
-        renamed["id"] = json!("another");
-        let same = TokenSecret::parse(&json!({"tokens": [good, renamed]}).to_string());
-        assert_eq!(same, Err(TokenSecretError::Entry(1, "has the digest of another entry")));
-        let many = vec![good; MAX_TOKENS + 1];
-        assert_eq!(TokenSecret::parse(&json!({"tokens": many}).to_string()), Err(TokenSecretError::TooMany));
+        let mut entries: Vec<_> = entries.iter().map(|entry| (entry["id"] == "ci", entry.to_string())).collect();
+        // A field twice: the first could be the restriction.
+        entries.push((true, good.to_string().replace(r#""scopes":"#, r#""scopes":[],"scopes":"#)));
+        for (is_named, entry) in entries {
+            let text = format!("\u{feff}{{\"tokens\": [{entry}, {other}], \"comment\": \"rotated in May\"}}\n");
+            let secret = TokenSecret::parse(&text).expect("a list");
+            assert_eq!(caller(secret.clone(), TOKEN), None, "{entry}");
+            assert!(caller(secret.clone(), "other").is_some_and(|caller| caller.may(Scope::Submit)), "{entry}");
+            let TokenSecret::List { refused, .. } = secret else { panic!("not a list") };
+            let [refused] = refused.as_slice() else { panic!("{refused:?}") };
+            let told = refused.to_string();
+            let name = if is_named { "the entry `ci` of" } else { "entry 0 of" };
+            assert!(told.starts_with(name) && !told.contains(&sha256()[..8]), "{told}");
+        }
+    }
+
+    #[test]
+    fn entries_that_contradict_each_other_let_nobody_in() {
+        let entry = |id: &str, digest: &str, scope: &str| json!({"id": id, "sha256": digest, "scopes": [scope]});
+        let (ours, other) = (sha256(), format!("{:x}", Sha256::digest("other")));
+        for (second, told) in [
+            (entry("ci", &other, "read"), "has the id of another entry"),
+            (entry("another", &ours, "submit"), "has the digest of another entry"),
+            (entry("another", &ours.to_uppercase(), "submit"), "has the digest of another entry"),
+            // It would have been a restriction of the first one's token.
+            (
+                json!({"id": "another", "sha256": ours, "scopes": ["read"], "until": "now"}),
+                "has the digest of another entry",
+            ),
+        ] {
+            let third = entry("third", &format!("{:x}", Sha256::digest("third")), "read");
+            let text = json!({"tokens": [entry("ci", &ours, "read"), second, third]}).to_string();
+            let secret = TokenSecret::parse(&text).expect("a list");
+            assert_eq!(caller(secret.clone(), TOKEN), None, "{text}");
+            assert_eq!(caller(secret.clone(), "other"), None, "{text}");
+            assert!(caller(secret.clone(), "third").is_some(), "{text}");
+            let TokenSecret::List { refused, .. } = secret else { panic!("not a list") };
+            assert_eq!(refused.iter().map(|entry| entry.reason).collect::<Vec<_>>(), [told, told]);
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_the_most_entries_keeps_nobody_else_out() {
+        let token = |index: usize| format!("token {index}");
+        let entries: Vec<_> = (0..=MAX_TOKENS)
+            .map(|index| json!({"id": index.to_string(), "sha256": format!("{:x}", Sha256::digest(token(index))), "scopes": []}))
+            .collect();
+        let secret = TokenSecret::parse(&json!({"tokens": entries}).to_string()).expect("a list");
+        for (index, is_known) in [(0, true), (MAX_TOKENS - 1, true), (MAX_TOKENS, false)] {
+            assert_eq!(caller(secret.clone(), &token(index)).is_some(), is_known, "{index}");
+        }
+        let TokenSecret::List { refused, .. } = secret else { panic!("not a list") };
+        let told: Vec<_> = refused.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [format!("the entry `{MAX_TOKENS}` of the token list is one too many: at most {MAX_TOKENS} count")]
+        );
     }
 
     #[test]

@@ -153,7 +153,12 @@ impl TokenCheck {
     async fn read(&self) -> Result<TokenSet, SecretError> {
         let current = self.version("AWSCURRENT").await?;
         let mut tokens = match TokenSecret::parse(current.expose_secret()).map_err(SecretError::Unusable)? {
-            TokenSecret::List(tokens) => return Ok(tokens),
+            TokenSecret::List { tokens, refused } => {
+                for entry in refused {
+                    warn!("{entry}: it lets nobody in");
+                }
+                return Ok(tokens);
+            }
             TokenSecret::Single(tokens) => tokens,
         };
         // A single token is rotated by a new version; until the callers have it, the one before counts too.
@@ -308,6 +313,16 @@ mod tests {
                 assert_eq!(code(&check, Some(token)).await, Some(expected), "{secret} {token}");
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mistake_in_one_entry_keeps_nobody_else_out() {
+        let digest = format!("{:x}", <sha2::Sha256 as sha2::Digest>::digest(TOKEN));
+        let bad = r#"{"id": "bad", "sha256": "00", "scopes": ["read"]}"#;
+        let good = format!(r#"{{"id": "ci", "sha256": "{digest}", "scopes": ["read"]}}"#);
+        let check = Secrets::with(&format!("\u{feff}{{\"tokens\": [{bad}, {good}], \"comment\": \"\"}}")).check();
+        assert_eq!(code(&check, Some(TOKEN)).await, None);
+        assert_eq!(code(&check, Some(NEW)).await, Some(Code::InvalidToken));
     }
 
     #[tokio::test(start_paused = true)]

@@ -132,7 +132,7 @@ impl Fields {
 }
 
 /// The known word that an unknown one is most like, if it is like one.
-pub(super) fn nearest(word: &str, known: &[&'static str]) -> Option<&'static str> {
+pub(crate) fn nearest(word: &str, known: &[&'static str]) -> Option<&'static str> {
     let word = bounded(word, 64).to_ascii_lowercase();
     known
         .iter()

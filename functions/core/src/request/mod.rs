@@ -25,7 +25,8 @@ use crate::{
     token::Caller,
 };
 
-use fields::{Fields, nearest, pointer};
+pub(crate) use fields::nearest;
+use fields::{Fields, pointer};
 
 /// Bounds of the numbers in a request.
 pub mod bounds {
