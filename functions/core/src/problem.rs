@@ -185,7 +185,7 @@ impl Code {
         self.row().2
     }
 
-    /// Seconds after which repeating the request makes sense, where it does.
+    /// Seconds after which repeating the request makes sense, where it does; not of a failure that only an operator mends.
     #[must_use]
     pub fn retry_after_seconds(self) -> Option<u32> {
         match self.row().3 {

@@ -6,6 +6,7 @@ use lambda_http::http::{HeaderName, header};
 use serde::Serialize;
 use training_cluster::ClusterError;
 use training_core::problem::{Code, Problem};
+use training_store::StoreError;
 
 /// A good answer.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Failure {
     pub cause: Option<Box<dyn Error + Send + Sync>>,
     /// Headers of the answer beside those of every problem.
     pub headers: Vec<(HeaderName, String)>,
+    /// Whether no repetition mends it, but only an operator: then the answer has no `Retry-After`, whatever its code.
+    pub is_final: bool,
 }
 
 // === impl Answer ===
@@ -73,6 +76,13 @@ impl Failure {
         Self { cause: Some(cause.into()), ..Self::new(code, detail) }
     }
 
+    /// The same failure, which no repetition mends where that is so.
+    #[must_use]
+    pub fn final_if(mut self, is_final: bool) -> Self {
+        self.is_final = is_final;
+        self
+    }
+
     /// The same failure with one more header, in place of the one that its code alone would give.
     #[must_use]
     pub fn with_header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
@@ -83,13 +93,18 @@ impl Failure {
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Self { problem, cause: None, headers: Vec::new() }
+        Self { problem, cause: None, headers: Vec::new(), is_final: false }
     }
 }
 
 /// What a caller is told when the runs bucket does not do what it should.
 #[must_use]
 pub fn storage_failure(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
+    let error = error.into();
+    if error.downcast_ref().is_some_and(StoreError::is_final) {
+        let detail = "the runs bucket does not let this service in, or what it holds cannot be read; tell its operator";
+        return Failure::with_cause(Code::StorageUnavailable, detail, error).final_if(true);
+    }
     Failure::with_cause(Code::StorageUnavailable, "the runs bucket cannot be used now; try again", error)
 }
 
@@ -131,11 +146,16 @@ pub fn cluster_failure(error: ClusterError) -> Failure {
             "there is no cluster of the configured name, or this service may not find it; tell its operator",
             error,
         ),
-        ClusterError::NotReady(_) => of(
-            Code::ClusterNotReady,
-            "the cluster is not ready for jobs (namespace, PyTorchJob resource or operator missing); tell its operator",
-            error,
-        ),
+        ClusterError::NotReady(ref status) => {
+            // A webhook that does not answer may be starting; a namespace or a resource does not come by itself.
+            let is_absent = status.code == 404;
+            of(
+                Code::ClusterNotReady,
+                "the cluster is not ready for jobs (namespace, PyTorchJob resource or operator missing); tell its operator",
+                error,
+            )
+            .final_if(is_absent)
+        }
         ClusterError::TimedOut(_) => of(
             Code::ClusterTimeout,
             "the cluster did not answer in time; send the same request again: nothing is done twice",

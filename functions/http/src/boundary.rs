@@ -143,7 +143,7 @@ fn respond(
             let body = String::from_utf8(body).map_or_else(|error| Body::from(error.into_bytes()), Body::from);
             Ok(response.body(body)?)
         }
-        Err(Failure { problem, cause, headers }) => {
+        Err(Failure { problem, cause, headers, is_final }) => {
             let code = problem.code;
             let status = StatusCode::from_u16(code.status())?;
             if status.is_server_error() {
@@ -157,6 +157,7 @@ fn respond(
                 .header(header::CONTENT_TYPE, "application/problem+json")
                 .header(header::CACHE_CONTROL, NOT_KEPT);
             if let Some(seconds) = code.retry_after_seconds()
+                && !is_final
                 && !headers.iter().any(|(name, _)| *name == header::RETRY_AFTER)
             {
                 response = response.header(header::RETRY_AFTER, seconds);

@@ -4,7 +4,10 @@
 use std::{collections::HashMap, time::Duration};
 
 use aws_sdk_secretsmanager::{
-    Client, error::SdkError, operation::get_secret_value::GetSecretValueError, types::error::ResourceNotFoundException,
+    Client,
+    error::{ProvideErrorMetadata, SdkError},
+    operation::get_secret_value::GetSecretValueError,
+    types::error::ResourceNotFoundException,
 };
 use k8s_openapi::jiff::Timestamp;
 use lambda_http::{Request, http::HeaderValue};
@@ -68,6 +71,23 @@ enum SecretError {
     NoText,
     #[error("the token secret cannot be used")]
     Unusable(#[source] TokenSecretError),
+}
+
+// === impl SecretError ===
+
+impl SecretError {
+    /// Whether trying again is of no use: Secrets Manager does not give us the secret, or there is none that can be used.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Read(error) => {
+                matches!(
+                    error.code(),
+                    Some("AccessDeniedException" | "DecryptionFailure" | "InvalidParameterException")
+                )
+            }
+            Self::Gone(_) | Self::NoText | Self::Unusable(_) => true,
+        }
+    }
 }
 
 // === impl TokenCheck ===
@@ -219,13 +239,21 @@ fn invalid() -> Failure {
 }
 
 fn unavailable(error: SecretError) -> Failure {
-    Failure::with_cause(Code::AuthUnavailable, "the token cannot be checked now; try again", error)
+    let is_final = error.is_final();
+    let detail = if is_final {
+        "the token cannot be checked, because the secret of this service cannot be used; tell its operator"
+    } else {
+        "the token cannot be checked now; try again"
+    };
+    Failure::with_cause(Code::AuthUnavailable, detail, error).final_if(is_final)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
+    use aws_sdk_secretsmanager::{
+        config::retry::RetryConfig, error::ErrorMetadata, operation::get_secret_value::GetSecretValueOutput,
+    };
     use aws_smithy_mocks::{MockResponse, RuleMode, mock, mock_client};
     use lambda_http::Body;
     use std::sync::{Arc, Mutex};
@@ -242,7 +270,8 @@ mod tests {
     struct Versions {
         current: Option<String>,
         previous: Option<String>,
-        is_away: bool,
+        /// What Secrets Manager answers in place of each version.
+        refusal: Option<&'static str>,
         reads: usize,
     }
 
@@ -264,8 +293,11 @@ mod tests {
                 secrets.set(|versions| {
                     versions.reads += usize::from(is_current);
                     let version = if is_current { &versions.current } else { &versions.previous };
+                    if let Some(code) = versions.refusal {
+                        let refusal = ErrorMetadata::builder().code(code).build();
+                        return MockResponse::Error(GetSecretValueError::generic(refusal));
+                    }
                     match version {
-                        _ if versions.is_away => MockResponse::Error(GetSecretValueError::unhandled("away")),
                         Some(text) => MockResponse::Output(GetSecretValueOutput::builder().secret_string(text).build()),
                         None => MockResponse::Error(GetSecretValueError::ResourceNotFoundException(
                             ResourceNotFoundException::builder().build(),
@@ -273,7 +305,10 @@ mod tests {
                     }
                 })
             });
-            TokenCheck::new(mock_client!(aws_sdk_secretsmanager, RuleMode::MatchAny, &[&rule]), "arn".to_owned())
+            // The mock answers a call once.
+            let client = mock_client!(aws_sdk_secretsmanager, RuleMode::MatchAny, &[&rule], |config| config
+                .retry_config(RetryConfig::disabled()));
+            TokenCheck::new(client, "arn".to_owned())
         }
     }
 
@@ -283,12 +318,15 @@ mod tests {
     }
 
     async fn refusal(check: &TokenCheck, token: Option<&str>, scope: Scope) -> Option<Code> {
+        check.check(&request(token), scope).await.err().map(|failure| failure.problem.code)
+    }
+
+    fn request(token: Option<&str>) -> Request {
         let mut request = lambda_http::http::Request::builder().uri("/train");
         if let Some(token) = token {
             request = request.header("X-TRAINER-TOKEN", token);
         }
-        let request = request.body(Body::Empty).expect("a request");
-        check.check(&request, scope).await.err().map(|failure| failure.problem.code)
+        request.body(Body::Empty).expect("a request")
     }
 
     #[tokio::test(start_paused = true)]
@@ -312,6 +350,26 @@ mod tests {
                 let expected = if token.is_empty() { Code::MissingToken } else { Code::AuthUnavailable };
                 assert_eq!(code(&check, Some(token)).await, Some(expected), "{secret} {token}");
             }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trying_again_is_advised_only_where_it_may_help() {
+        let good = Some(TOKEN.to_owned());
+        for (current, refusal, is_final) in [
+            (good.clone(), Some("InternalServiceError"), false),
+            (good.clone(), Some("ThrottlingException"), false),
+            (good.clone(), Some("AccessDeniedException"), true),
+            (good, Some("DecryptionFailure"), true),
+            (None, None, true),
+            (Some("{}".to_owned()), None, true),
+            (Some("short".to_owned()), None, true),
+        ] {
+            let secrets = Secrets::default();
+            secrets.set(|versions| (versions.current, versions.refusal) = (current.clone(), refusal));
+            let failure = secrets.check().check(&request(Some(TOKEN)), Scope::Read).await.expect_err("nobody gets in");
+            let told = (failure.problem.code, failure.is_final, failure.problem.detail.contains("tell its operator"));
+            assert_eq!(told, (Code::AuthUnavailable, is_final, is_final), "{current:?} {refusal:?}");
         }
     }
 
@@ -359,7 +417,7 @@ mod tests {
         let secrets = Secrets::with(TOKEN);
         let check = secrets.check();
         assert_eq!(code(&check, Some(TOKEN)).await, None);
-        secrets.set(|versions| versions.is_away = true);
+        secrets.set(|versions| versions.refusal = Some("InternalServiceError"));
         sleep(CACHE).await;
         assert_eq!(code(&check, Some(TOKEN)).await, None);
         assert_eq!(code(&check, Some(NEW)).await, Some(Code::AuthUnavailable), "it may be a new one");
@@ -367,7 +425,7 @@ mod tests {
         assert_eq!(code(&check, Some(TOKEN)).await, None);
         sleep(CACHE).await;
         assert_eq!(code(&check, Some(TOKEN)).await, Some(Code::AuthUnavailable));
-        secrets.set(|versions| versions.is_away = false);
+        secrets.set(|versions| versions.refusal = None);
         sleep(REFRESH).await;
         assert_eq!(code(&check, Some(TOKEN)).await, None);
     }

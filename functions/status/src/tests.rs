@@ -2,6 +2,7 @@
 
 mod head;
 mod provenance;
+mod retry;
 mod world;
 
 use std::{collections::BTreeMap, fs, path::Path};

@@ -8,11 +8,20 @@ mod provenance;
 pub mod testing;
 
 use aws_sdk_s3::{
-    Client, error::SdkError, operation::list_objects_v2::builders::ListObjectsV2FluentBuilder, primitives::ByteStream,
+    Client,
+    error::{ProvideErrorMetadata, SdkError},
+    operation::{
+        delete_object::DeleteObjectError,
+        get_object::GetObjectError,
+        head_object::HeadObjectError,
+        list_objects_v2::{ListObjectsV2Error, builders::ListObjectsV2FluentBuilder},
+        put_object::PutObjectError,
+    },
+    primitives::ByteStream,
     types::EncodingType,
 };
 use thiserror::Error;
-use training_core::{marker::File, s3_event::form_decode};
+use training_core::{index::IndexError, marker::File, s3_event::form_decode};
 
 pub use index::IndexPage;
 pub use indexing::{Found, IndexingError, Look, Unusable};
@@ -309,6 +318,44 @@ impl StoreError {
     fn new(verb: &'static str, bucket: &str, key: &str, source: Box<dyn std::error::Error + Send + Sync>) -> Self {
         Self { verb, bucket: bucket.to_owned(), key: key.to_owned(), source }
     }
+
+    /// Whether repeating the call is of no use: S3 refuses it until somebody changes the deployment, or what is there cannot
+    /// be read.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        let source = &*self.source;
+        source.is::<Withheld>()
+            || source.is::<IndexError>()
+            || is_refused::<GetObjectError>(source)
+            || is_refused::<HeadObjectError>(source)
+            || is_refused::<ListObjectsV2Error>(source)
+            || is_refused::<PutObjectError>(source)
+            || is_refused::<DeleteObjectError>(source)
+    }
+}
+
+/// Whether S3 refuses a call for a reason that does not pass: permissions, or a bucket or KMS key that is not there.
+///
+/// Source: Amazon S3 API Reference, "Error responses".
+fn is_refused<E: ProvideErrorMetadata + std::error::Error + 'static>(
+    source: &(dyn std::error::Error + Send + Sync + 'static),
+) -> bool {
+    let error = source.downcast_ref::<SdkError<E>>().and_then(SdkError::as_service_error);
+    matches!(
+        error.and_then(E::code),
+        Some(
+            "AccessDenied"
+                | "AccountProblem"
+                | "AllAccessDisabled"
+                | "AuthorizationHeaderMalformed"
+                | "InvalidAccessKeyId"
+                | "InvalidBucketName"
+                | "KMS.DisabledException"
+                | "KMS.NotFoundException"
+                | "NoSuchBucket"
+                | "PermanentRedirect"
+        )
+    )
 }
 
 /// A key or folder as a listing has it; S3 has none that is not UTF-8.
@@ -317,14 +364,14 @@ fn decoded(text: Option<String>) -> Option<String> {
 }
 
 /// An absent object; a missing bucket is a failure of the deployment and not meant.
-fn is_missing<E: aws_sdk_s3::error::ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+fn is_missing<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
     let status = error.raw_response().map(|response| response.status().as_u16());
     status == Some(404) && error.as_service_error().and_then(E::code) != Some("NoSuchBucket")
 }
 
 /// An object that S3 has and does not give because of how it is stored. A denial, of the object or of its KMS key, is not
 /// meant: somebody may take it back.
-fn withheld<E: aws_sdk_s3::error::ProvideErrorMetadata>(error: &SdkError<E>) -> Option<Withheld> {
+fn withheld<E: ProvideErrorMetadata>(error: &SdkError<E>) -> Option<Withheld> {
     let error = error.as_service_error()?;
     match error.code()? {
         "InvalidObjectState" => Some(Withheld::Archived),
@@ -335,7 +382,7 @@ fn withheld<E: aws_sdk_s3::error::ProvideErrorMetadata>(error: &SdkError<E>) -> 
 }
 
 /// The object is another one than expected, or was being written at the same time (409), or is gone (404).
-fn is_another<E: aws_sdk_s3::error::ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+fn is_another<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
     let status = error.raw_response().map(|response| response.status().as_u16());
     matches!(status, Some(409 | 412)) || is_missing(error)
 }
@@ -394,6 +441,34 @@ mod tests {
             });
             assert_eq!(found.as_deref(), read, "{code}: {message}");
             assert!(store.get("bucket", "key").await.is_err(), "{code}: {message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_that_does_not_pass_is_told_from_one_that_may() {
+        for (status, code, is_final) in [
+            (403, "AccessDenied", true),
+            (404, "NoSuchBucket", true),
+            (301, "PermanentRedirect", true),
+            (403, "InvalidObjectState", true),
+            (400, "KMS.DisabledException", true),
+            (400, "ExpiredToken", false),
+            (503, "SlowDown", false),
+            (500, "InternalError", false),
+        ] {
+            let error = refusing(status, code, "").get("bucket", "key").await.expect_err("refused");
+            assert_eq!(error.is_final(), is_final, "{code}: {error:?}");
+        }
+        let store = testing::denied();
+        let refusals = [
+            store.list_names("bucket", "r/").await.map(drop),
+            store.list_keys("bucket", "r/", None, 1).await.map(drop),
+            store.put("bucket", "key", Vec::new()).await,
+            store.put_if("bucket", "key", Vec::new(), Expected::Absent).await.map(drop),
+            store.delete("bucket", "key").await,
+        ];
+        for refusal in refusals {
+            assert!(refusal.as_ref().is_err_and(StoreError::is_final), "{refusal:?}");
         }
     }
 

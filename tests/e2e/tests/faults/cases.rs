@@ -8,6 +8,8 @@ const TOO_MANY: &str = "Too many requests, please try again later.\n";
 const NO_RESOURCE: &str = "404 page not found\n";
 const THROTTLED: &str = r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#;
 const DENIED: &str = r#"{"__type":"AccessDeniedException","message":"not authorized to perform: eks:DescribeCluster"}"#;
+const DENIED_S3: &str =
+    "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>";
 const BUSY: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"storage is (re)initializing","reason":"ServiceUnavailable","code":503}"#;
 const EXPIRED: &str =
     r#"{"__type":"ExpiredTokenException","message":"The security token included in the request is expired"}"#;
@@ -64,6 +66,8 @@ pub(crate) struct Case {
     /// Stands in the answer.
     pub(crate) says: &'static str,
     pub(crate) retry_after: Option<&'static str>,
+    /// Whether trying again is of no use.
+    pub(crate) is_final: bool,
 }
 
 pub(crate) const CASES: &[Case] = &[
@@ -113,13 +117,15 @@ pub(crate) const CASES: &[Case] = &[
         Trouble::Told(&[&["cluster", "answer", "404", "--path", "/pytorchjobs", "--body", NO_RESOURCE]]),
         Ask::Submit,
         &["cluster_not_ready"],
-    ),
+    )
+    .for_good(),
     case(
         "CRD missing",
         Trouble::Told(&[&["cluster", "answer", "404", "--path", "/pytorchjobs", "--body", NO_RESOURCE]]),
         Ask::Read,
         &["cluster_not_ready"],
-    ),
+    )
+    .for_good(),
     case(
         "cluster token refused once",
         Trouble::Told(&[&["cluster", "answer", "401", "--times", "1", "--body", UNAUTHORIZED]]),
@@ -229,6 +235,13 @@ pub(crate) const CASES: &[Case] = &[
         &["201"],
     ),
     case("S3 down", Trouble::Told(&[&["aws", "cut", "--service", "s3"]]), Ask::Submit, &["storage_unavailable"]),
+    case(
+        "S3 denies",
+        Trouble::Told(&[&["aws", "answer", "403", "--service", "s3", "--body", DENIED_S3]]),
+        Ask::Submit,
+        &["storage_unavailable"],
+    )
+    .for_good(),
     case("S3 down", Trouble::Told(&[&["aws", "cut", "--service", "s3"]]), Ask::Ready, &["503"])
         .says("storage_unavailable"),
     case(
@@ -256,13 +269,20 @@ pub(crate) const CASES: &[Case] = &[
         Ask::Stranger,
         &["auth_unavailable"],
     ),
-    case("secret deleted", Trouble::SecretDeleted, Ask::Stranger, &["auth_unavailable"]),
-    case("secret deleted", Trouble::SecretDeleted, Ask::SubmitAfterStranger, &["auth_unavailable"]),
-    case("secret empty", Trouble::SecretEmpty, Ask::SubmitAfterStranger, &["auth_unavailable"]),
+    case(
+        "Secrets Manager denies",
+        Trouble::Told(&[&["aws", "answer", "400", "--service", "secretsmanager", "--body", DENIED]]),
+        Ask::Stranger,
+        &["auth_unavailable"],
+    )
+    .for_good(),
+    case("secret deleted", Trouble::SecretDeleted, Ask::Stranger, &["auth_unavailable"]).for_good(),
+    case("secret deleted", Trouble::SecretDeleted, Ask::SubmitAfterStranger, &["auth_unavailable"]).for_good(),
+    case("secret empty", Trouble::SecretEmpty, Ask::SubmitAfterStranger, &["auth_unavailable"]).for_good(),
 ];
 
 const fn case(fault: &'static str, trouble: Trouble, ask: Ask, expected: &'static [&'static str]) -> Case {
-    Case { fault, trouble, ask, expected, says: "", retry_after: None }
+    Case { fault, trouble, ask, expected, says: "", retry_after: None, is_final: false }
 }
 
 // === impl Case ===
@@ -270,6 +290,10 @@ const fn case(fault: &'static str, trouble: Trouble, ask: Ask, expected: &'stati
 impl Case {
     const fn says(self, says: &'static str) -> Self {
         Self { says, ..self }
+    }
+
+    const fn for_good(self) -> Self {
+        Self { is_final: true, ..self }
     }
 
     const fn retry_after(self, seconds: &'static str) -> Self {

@@ -181,7 +181,7 @@ impl Stage {
         ensure!(answer.content_type == "application/problem+json", "answered as {}", answer.content_type);
         let again_later = matches!(answer.status, 429 | 503 | 504);
         let retry_after = answer.header("retry-after");
-        ensure!(!again_later || retry_after.is_some(), "no Retry-After");
+        ensure!(!again_later || retry_after.is_some() != case.is_final, "Retry-After is {retry_after:?}");
         ensure!(case.retry_after.is_none() || retry_after == case.retry_after, "Retry-After is {retry_after:?}");
         let function = if case.ask == Ask::Read { "status" } else { "submit" };
         let lines = match own_log {
