@@ -365,25 +365,52 @@ def test_the_bucket_outlives_the_stack_and_is_private(deployment: Deployment) ->
 NONCURRENT_ONLY = {"NoncurrentVersionExpiration", "ExpiredObjectDeleteMarker", "AbortIncompleteMultipartUpload"}
 
 
-def test_nothing_that_is_there_expires_by_itself(deployment: Deployment) -> None:
-    rules = deployment.of_type("AWS::S3::Bucket")["RunsBucket"]["LifecycleConfiguration"]["Rules"]
-    done = {}
-    for rule in rules:
+def lifecycle(**parameters: str) -> list[dict[str, Any]]:
+    return Deployment(**parameters).of_type("AWS::S3::Bucket")["RunsBucket"]["LifecycleConfiguration"]["Rules"]
+
+
+def test_nothing_that_is_there_expires_by_itself() -> None:
+    done = []
+    for rule in lifecycle():
         assert rule["Status"] == "Enabled"
         # For the whole bucket: runs lie at any depth, so no prefix could name their checkpoints alone.
-        assert rule.keys() - {"Id", "Status"} <= NONCURRENT_ONLY, rule
-        done |= {key: value for key, value in rule.items() if key in NONCURRENT_ONLY}
-    assert done == {
-        "NoncurrentVersionExpiration": {"NoncurrentDays": "7"},
-        "ExpiredObjectDeleteMarker": True,
-        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 2},
-    }
+        assert rule.keys() - {"Id", "Status", "ObjectSizeGreaterThan"} <= NONCURRENT_ONLY, rule
+        done.append({key: value for key, value in rule.items() if key not in ("Id", "Status")})
+    assert done == [
+        {"NoncurrentVersionExpiration": {"NoncurrentDays": "7"}, "ExpiredObjectDeleteMarker": True},
+        {"ObjectSizeGreaterThan": "1048576", "NoncurrentVersionExpiration": {"NoncurrentDays": "1"}},
+        {"AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 2}},
+    ]
 
 
-def test_how_long_deleted_checkpoints_are_kept_is_a_parameter() -> None:
-    rules = Deployment(NoncurrentVersionDays="30").of_type("AWS::S3::Bucket")["RunsBucket"]["LifecycleConfiguration"]
-    [days] = [rule["NoncurrentVersionExpiration"] for rule in rules["Rules"] if "NoncurrentVersionExpiration" in rule]
-    assert days == {"NoncurrentDays": "30"}
+def noncurrent_days(size_bytes: int, **parameters: str) -> int:
+    """Days for which a noncurrent object of this size is kept: where rules overlap, S3 honours the shorter one.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/lifecycle-conflicts.html
+    """
+    return min(
+        int(rule["NoncurrentVersionExpiration"]["NoncurrentDays"])
+        for rule in lifecycle(**parameters)
+        if "NoncurrentVersionExpiration" in rule and size_bytes > int(rule.get("ObjectSizeGreaterThan", -1))
+    )
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "parameters", "days"),
+    [
+        (0, {}, 7),
+        (1024**2, {}, 7),
+        (1024**2 + 1, {}, 1),
+        (10 * 1024**3, {}, 1),
+        (1024, {"NoncurrentVersionDays": "30"}, 30),
+        (1024**3, {"NoncurrentVersionDays": "30"}, 1),
+        (1024**3, {"LargeNoncurrentVersionDays": "3"}, 3),
+        (1024, {"LargeNoncurrentVersionDays": "3"}, 7),
+        (1024**3, {"LargeNoncurrentVersionDays": "30"}, 7),
+    ],
+)
+def test_deleted_checkpoint_files_go_before_what_is_small(size_bytes: int, parameters: dict[str, str], days: int) -> None:
+    assert noncurrent_days(size_bytes, **parameters) == days
 
 
 def test_markers_that_come_and_go_reach_the_indexer(deployment: Deployment) -> None:
