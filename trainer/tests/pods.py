@@ -163,7 +163,9 @@ def run_of(store, framework="hf"):
 
 
 def files(folder):
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Of a log the first part alone: how many there are depends on how long a run takes."""
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in names if not re.search(r"\.log\.[0-9]{6}$", name)}
 
 
 def marker(store, step, framework="hf"):

@@ -69,6 +69,7 @@ OPERATIONS = {
         "progress_key": lambda value: layout.progress_key(**value),
         "attempt_key": lambda value: layout.attempt_key(**value),
         "log_key": lambda value: layout.log_key(**value),
+        "parse_log_part": lambda value: layout.parse_log_part(**value),
         "model_prefix": lambda value: layout.model_prefix(**value),
         "config_keys": lambda value: layout.config_keys(**value),
         "owner_key": lambda value: layout.owner_key(**value),

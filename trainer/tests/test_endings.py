@@ -29,7 +29,8 @@ def causes(store, submission=FIRST, framework="hf"):
 
 
 def log(store, attempt, rank=0, submission=FIRST):
-    return (run_of(store) / "logs" / submission / f"attempt-{attempt}" / f"rank-{rank}.log").read_text()
+    folder = run_of(store) / "logs" / submission / f"attempt-{attempt}"
+    return "".join(path.read_text() for path in sorted(folder.glob(f"rank-{rank}.log*")))
 
 
 def faulty(**fault):

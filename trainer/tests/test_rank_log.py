@@ -1,4 +1,7 @@
-"""What a process prints, on its console and in storage: whole, in time, and never at the training's expense."""
+"""What a process prints, on its console and in storage: whole, in time, and never at the training's expense.
+
+What it costs, and what becomes of it when followers die, are late or hear no answer: test_stored_log.py.
+"""
 
 import os
 import signal

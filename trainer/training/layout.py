@@ -10,9 +10,11 @@ import typing
 FRAMEWORKS = ("hf", "nemo", "meta")
 CHECKPOINTS = "checkpoints/"
 MAX_STEP = 10**12 - 1
+MAX_LOG_PART_BYTES = 4 * 1024 * 1024
 
 _MARKER = re.compile(r"checkpoints/step-([0-9]{6}|[1-9][0-9]{6,11})\.json")
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,8}")
+_LOG_PART = re.compile(r"\.(?:([0-9]{6})|z([0-9]{9}))")
 _SUBMISSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FILE = re.compile(rf"checkpoints/(?:checkpoint|step)-([0-9]{{1,12}})/({_SUBMISSION.pattern})-[1-9][0-9]*/.")
 
@@ -84,8 +86,26 @@ def parse_attempt_key(key: str) -> int | None:
 
 
 def log_key(submission: str, attempt: int, rank: int, part: int = 0) -> str:
-    """What a process printed; a long log has more parts, and is their bytes in the order of their keys."""
-    return f"logs/{submission}/attempt-{attempt}/rank-{rank}.log" + (f".{part:06d}" if part else "")
+    """A part of what a process printed, counted from 0. The log is the bytes of all parts, in the order of their keys.
+
+    Six digits last 115 days at a part every ten seconds. Behind them come nine with a `z`, which sorts after digits.
+    """
+    first = f"logs/{submission}/attempt-{attempt}/rank-{rank}.log"
+    if part == 0:
+        return first
+    return f"{first}.{part:06d}" if part < 10**6 else f"{first}.z{part:09d}"
+
+
+def parse_log_part(first: str, key: str) -> int | None:
+    """The number of a log's part by its key and that of part 0, or None for any other object."""
+    if key == first:
+        return 0
+    match = _LOG_PART.fullmatch(key.removeprefix(first)) if key.startswith(first) else None
+    if not match:
+        return None
+    short, long = match.groups()
+    part = int(short or long)
+    return part if part >= (1 if short else 10**6) else None
 
 
 def tensorboard_prefix(submission: str) -> str:

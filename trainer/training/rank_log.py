@@ -1,14 +1,15 @@
 """What a process prints, also that of its libraries: on the console as ever, and in the run's logs/ while it runs.
 
 The process's own output goes into a file, so nothing that happens to the rest can stop or fail it. A second process,
-which outlives it, copies the file to the console and writes it to storage. S3 cannot append: an object is written anew
-while it grows, up to PART bytes, and the log goes on in the next one.
+which outlives it, copies the file to the console and writes it to storage. What is printed is stored once: S3 cannot
+append, so new bytes go into a new object, the log's next part, and no object is written again.
 
 The file is on the pod's volume, where TRAINER_LOG_DIR names one. What the second process could not write any more,
 because its container was killed, the next container writes first.
 """
 
 import contextlib
+import functools
 import os
 import re
 import select
@@ -25,7 +26,7 @@ from pathlib import Path
 from training import layout
 from training.storage import Storage, open_storage
 
-PART = 4 * 1024 * 1024  # bytes
+PART = layout.MAX_LOG_PART_BYTES
 EVERY_SECONDS = 10.0
 LOOK_SECONDS = 0.05
 LAST_SECONDS = 10.0  # for what is left at the end
@@ -122,8 +123,48 @@ class RankLog:
 # === in the second process ===
 
 
+class StoredLog:
+    """One log in storage, and the file that it is copied from: it only grows, and every writer of the log has it."""
+
+    def __init__(self, storage: Storage, submission: str, attempt: int, rank: int, file: int) -> None:
+        self.storage = storage
+        self.file = file
+        self.key = functools.partial(layout.log_key, submission, attempt, rank)
+        self.part = 0  # the next one to write
+        self.stored = 0  # bytes of the file in the parts before it
+
+    def catch_up(self) -> None:
+        """Pass over the parts that are there already: of a container that was killed, or a write whose answer was lost.
+
+        They count as the file's beginning if the last one is what the file has there. Else all of the file follows
+        them: rather twice than never.
+        """
+        listed = [(layout.parse_log_part(self.key(), entry.key), entry) for entry in self.storage.list(self.key())]
+        parts = [(part, entry) for part, entry in listed if part is not None and part >= self.part]
+        if not parts:
+            return
+        stored = self.stored + sum(entry.size for _, entry in parts)
+        last = next((entry for _, entry in reversed(parts) if entry.size), parts[-1][1])
+        if last.size <= PART and os.pread(self.file, last.size, stored - last.size) == self.storage.read(last.key):
+            self.stored = stored
+        self.part = parts[-1][0] + 1
+
+    def write(self) -> None:
+        """Store what the file has more. A process that printed nothing has an empty log."""
+        end = os.fstat(self.file).st_size
+        while (body := os.pread(self.file, min(PART, max(end - self.stored, 0)), self.stored)) or self.part == 0:
+            try:
+                self.storage.write(self.key(self.part), body, only_if_absent=True)
+                self.part, self.stored = self.part + 1, self.stored + len(body)
+            except FileExistsError:
+                refused = self.part
+                self.catch_up()
+                if self.part == refused:
+                    raise  # what is there is no object of a log
+
+
 class Shipper:
-    """Writes one log to storage, again and again, and before that what earlier containers have left."""
+    """Writes one log to storage while it grows, and before that what earlier containers have left."""
 
     def __init__(self, prefix: str, submission: str, rank: int, file: int, left: list[Path]) -> None:
         self.prefix = prefix
@@ -136,7 +177,7 @@ class Shipper:
         self.ended = threading.Event()
         self.said = False
         self._storage: Storage | None = None
-        self._there: dict[str, int] = {}  # sizes of what is written, by key
+        self._log: StoredLog | None = None
 
     def run(self) -> None:
         for path in self.left:
@@ -147,25 +188,20 @@ class Shipper:
 
     def _ship(self) -> None:
         if self.attempt is not None:
-            self._write(self.file, self.attempt, self._there)
+            self._log = self._log or self._stored(self.attempt, self.file)
+            self._log.write()
 
     def _ship_left(self, path: Path) -> None:
         number = _ATTEMPT.fullmatch(path.parent.name)
         if number:
-            attempt = int(number[1])
-            key = layout.log_key(self.submission, attempt, self.rank)
             with path.open("rb", buffering=0) as file:
-                self._write(file.fileno(), attempt, {entry.key: entry.size for entry in self.storage.list(key)})
+                log = self._stored(int(number[1]), file.fileno())
+                log.catch_up()
+                log.write()
             remove(path)
 
-    def _write(self, file: int, attempt: int, there: dict[str, int]) -> None:
-        """Bring a log's objects up to the file. It only grows, so what has the right size is right."""
-        for part, start in enumerate(range(0, max(os.fstat(file).st_size, 1), PART)):
-            key = layout.log_key(self.submission, attempt, self.rank, part)
-            body = os.pread(file, PART, start)
-            if there.get(key) != len(body):
-                self.storage.write(key, body)
-                there[key] = len(body)
+    def _stored(self, attempt: int, file: int) -> StoredLog:
+        return StoredLog(self.storage, self.submission, attempt, self.rank, file)
 
     @property
     def storage(self) -> Storage:

@@ -12,6 +12,13 @@ use crate::names::{Framework, RunId, Step, Submission};
 /// still has twelve digits.
 const INDEX_DIGITS: usize = 12;
 
+/// Most bytes of a log's part.
+pub const MAX_LOG_PART_BYTES: usize = 4 * 1024 * 1024;
+/// Greatest number of a log's part: the keys of all up to here sort as their numbers do.
+pub const MAX_LOG_PART: u32 = 999_999_999;
+/// Parts below this one have six digits, which last 115 days at a part every ten seconds.
+const FIRST_LONG_LOG_PART: u32 = 1_000_000;
+
 /// Longest key of an object, in bytes: S3's own limit.
 pub const MAX_KEY_BYTES: usize = 1_024;
 
@@ -52,7 +59,7 @@ pub enum RunKey<'a> {
     Progress(&'a Submission),
     /// The ledger's entry of a submission's start, counted from 1.
     Attempt(&'a Submission, u32),
-    /// What one process of a start printed: the bytes of all parts, counted from 0.
+    /// A part of what one process of a start printed. The log is the bytes of all parts, in the order of their keys.
     Log {
         /// The submission.
         submission: &'a Submission,
@@ -60,7 +67,7 @@ pub enum RunKey<'a> {
         attempt: u32,
         /// The process.
         rank: u32,
-        /// The part.
+        /// The part, counted from 0.
         part: u32,
     },
     /// The configuration of the run's newest submission.
@@ -275,7 +282,12 @@ impl RunKey<'_> {
             Self::Progress(submission) => format!("progress/{submission}"),
             Self::Attempt(submission, attempt) => format!("attempts/{submission}/{attempt}"),
             Self::Log { submission, attempt, rank, part } => {
-                let part = if *part == 0 { String::new() } else { format!(".{part:06}") };
+                let part = match *part {
+                    0 => String::new(),
+                    1..FIRST_LONG_LOG_PART => format!(".{part:06}"),
+                    // A letter sorts after the digits.
+                    FIRST_LONG_LOG_PART.. => format!(".z{part:09}"),
+                };
                 format!("logs/{submission}/attempt-{attempt}/rank-{rank}.log{part}")
             }
             Self::NewestConfig => "config/run.json".to_owned(),
@@ -286,6 +298,22 @@ impl RunKey<'_> {
             }
         }
     }
+}
+
+/// The number of a log's part by its key and that of part 0; `None` for any other key.
+#[must_use]
+pub fn parse_log_part(first: &str, key: &str) -> Option<u32> {
+    let end = key.strip_prefix(first)?;
+    if end.is_empty() {
+        return Some(0);
+    }
+    let end = end.strip_prefix('.')?;
+    let (digits, length, numbers) = match end.strip_prefix('z') {
+        Some(digits) => (digits, 9, FIRST_LONG_LOG_PART..=MAX_LOG_PART),
+        None => (end, 6, 1..=FIRST_LONG_LOG_PART - 1),
+    };
+    let is_number = digits.len() == length && digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse().ok().filter(|part| is_number && numbers.contains(part))
 }
 
 /// The full key of the record of a job, beside the runs below a base.

@@ -79,6 +79,10 @@ fn log_key(input: &Value) -> Value {
     RunKey::Log { submission: &submission, attempt, rank, part }.relative().into()
 }
 
+fn parse_log_part(input: &Value) -> Value {
+    json!(layout::parse_log_part(text(input, "first"), text(input, "key")))
+}
+
 fn model_prefix(input: &Value) -> Value {
     layout::model_folder(&submission(input)).into()
 }
@@ -149,6 +153,7 @@ fn the_layout_is_the_trainers() {
             ("progress_key", progress_key),
             ("attempt_key", attempt_key),
             ("log_key", log_key),
+            ("parse_log_part", parse_log_part),
             ("model_prefix", model_prefix),
             ("config_keys", config_keys),
             ("owner_key", owner_key),

@@ -34,10 +34,12 @@ const MAX_TAIL: u32 = 10_000;
 /// The last rank of the largest job: 1,000 nodes with 64 processes each.
 const MAX_RANK: u32 = 63_999;
 const MAX_ATTEMPT: u32 = 1_000_000;
-/// Reading what the cluster has ends here, and reading the archive then; API Gateway gives up after 30 s.
+/// Reading what the cluster has ends here, reading parts of the archive then, and finding them later; API Gateway gives up
+/// after 30 s.
 const BUDGET: Duration = Duration::from_secs(18);
+const BUDGET_OF_PARTS: Duration = Duration::from_secs(24);
 const BUDGET_OF_ARCHIVE: Duration = Duration::from_secs(25);
-/// `true` when older lines were left out to keep the answer within its size.
+/// `true` when older lines were left out to keep the answer within its size and time.
 const TRUNCATED: HeaderName = HeaderName::from_static("log-truncated");
 /// `true` when the newest lines are missing, because the cluster took too long to give them.
 const INCOMPLETE: HeaderName = HeaderName::from_static("log-incomplete");
@@ -102,7 +104,7 @@ impl Handler {
             Ok(timeout_at(deadline, self.run(&namespace, &name, &job)).await??)
         };
         let archived = async |run: Option<&Attribution>| -> Result<Option<Answer>, Unknown> {
-            Ok(timeout_at(deadline, self.archived(run, &wanted)).await??)
+            Ok(timeout_at(deadline, self.archived(run, &wanted, began)).await??)
         };
 
         if source == Some(Source::Archive) {
@@ -184,10 +186,16 @@ impl Handler {
     }
 
     /// The log as the trainer has archived it, if it has.
-    async fn archived(&self, run: Option<&Attribution>, wanted: &Wanted) -> Result<Option<Answer>, StoreError> {
+    async fn archived(
+        &self,
+        run: Option<&Attribution>,
+        wanted: &Wanted,
+        began: Instant,
+    ) -> Result<Option<Answer>, StoreError> {
         let (Some(Attribution { prefix, submission, .. }), Some(rank)) = (run, wanted.rank) else { return Ok(None) };
         let lines = usize::try_from(wanted.tail_lines).unwrap_or(usize::MAX);
-        let found = archive::read(&self.store, prefix, submission, wanted.attempt, rank, lines).await?;
+        let deadline = began + BUDGET_OF_PARTS;
+        let found = archive::read(&self.store, prefix, submission, wanted.attempt, rank, lines, deadline).await?;
         Ok(found.map(|found| {
             answer(found.text, Source::Archive, found.truncated, false).with_header(ATTEMPT, found.attempt.to_string())
         }))

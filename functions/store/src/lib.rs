@@ -3,6 +3,7 @@
 
 mod index;
 mod indexing;
+mod log;
 mod provenance;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -25,6 +26,7 @@ use training_core::{index::IndexError, marker::File, s3_event::form_decode};
 
 pub use index::IndexPage;
 pub use indexing::{Found, IndexingError, Look, Unusable};
+pub use log::LogPart;
 
 /// Largest object that is read, in bytes: all that the functions read is text, and a function has little memory.
 const MAX_OBJECT_BYTES: usize = 16 * 1024 * 1024;

@@ -245,7 +245,8 @@ fn logs() -> Operation {
     let source = json!({"type": "string", "enum": ["cluster", "archive"]});
     let tail = json!({"type": "integer", "minimum": 1, "maximum": 10_000, "default": 500});
     let since = json!({"type": "string", "format": "date-time"});
-    let truncated = "`true`: older lines were left out, so that the answer has at most 4 MiB.";
+    let truncated = "`true`: older lines were left out, so that the answer has at most 4 MiB, and of the archive no more than \
+                     1,000 objects hold and time allows.";
     let incomplete = "`true`: the newest lines are missing, because the cluster took too long.";
     let from = "`cluster`, where each line begins with its time, or `archive`, where lines are as they were printed.";
     let of_attempt = "Which attempt of the submission an archived log is of.";
