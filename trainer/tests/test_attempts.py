@@ -12,7 +12,7 @@ from training.attempts import Attempt, Ledger, RefusedError
 from training.distributed import World
 from training.errors import SupersededError
 from training.place import Place
-from training.storage import Folder
+from training.storage import Folder, WithheldError
 
 SUBMISSION, OTHER = (f"0198000{number}-0000-7000-8000-000000000000" for number in (1, 2))
 
@@ -261,6 +261,28 @@ def test_a_damaged_entry_counts_as_a_crash_and_is_said(storage, body, caplog):
     ledger(storage).close(4, errors.CRASH, 0)
     with pytest.raises(RefusedError, match="4 attempts have failed"):
         begin(storage, "pod-0")
+
+
+def test_an_entry_that_nobody_is_given_counts_as_a_crash(storage, monkeypatch):
+    ended(storage, "preempted", "preempted")
+    read = storage.read
+
+    def withheld(key):
+        if key == layout.attempt_key(SUBMISSION, 1):
+            raise WithheldError("it is archived")
+        return read(key)
+
+    monkeypatch.setattr(storage, "read", withheld)
+    assert entries(storage) == [(1, "crash"), (2, "preempted")]
+
+
+def test_whatever_was_said_last_can_be_read_again(storage):
+    book = ledger(storage)
+    for number, message in enumerate(["x" * 1_000_000, "half a character: \ud800", "\U0001f600" * 2000], 1):
+        assert begin(storage, *(f"pod-{number}-{node:050}" for node in range(1000))) == number
+        book.close(number, errors.USER_ERROR if number == 3 else errors.PREEMPTED, 0, message)
+    assert entries(storage) == [(1, "preempted"), (2, "preempted"), (3, "user_error")]
+    assert [len(attempt.message) for attempt in book.read()] == [1024, 19, 1024]
 
 
 def test_what_is_no_entry_is_passed_over(storage):

@@ -2,12 +2,14 @@
 of its operations that has no vector."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from training import layout, marker, owner
-from training.storage import Entry
+from training import attempts, layout, marker, owner, progress
+from training.checkpoint import in_line, lineage
+from training.storage import Entry, Folder
 
 CONTRACT = Path(__file__).parents[2] / "tests" / "contract"
 
@@ -61,6 +63,34 @@ def write(value):
     return owner.may_write(value["owner"], value["submission"], value["now_ms"] / 1000)
 
 
+def checkpoints(value):
+    """Markers of which only step, submission and parent are told."""
+    return [
+        marker.parse(json.dumps({"framework": "hf", "saved_at": 1.0, "files": [], **checkpoint}).encode())
+        for checkpoint in value["checkpoints"]
+    ]
+
+
+def steps_in_line(value):
+    found = checkpoints(value)
+    return [one.step for one in in_line(found, lineage(found))] if found else []
+
+
+def superseded(value):
+    return sorted({one.step for one in checkpoints(value)} - set(steps_in_line(value)))
+
+
+def read_attempt(value):
+    """As the ledger reads an entry, whatever it is; `repeated` stands `times` times before the end."""
+    submission = "01980000-0000-7000-8000-000000000001"
+    text = value["text"] + value.get("repeated", "") * value.get("times", 0) + value.get("end", "")
+    with tempfile.TemporaryDirectory() as folder:
+        storage = Folder(Path(folder))
+        storage.write(layout.attempt_key(submission, 1), text.encode())
+        (found,) = attempts.Ledger(storage, submission, 0).read()
+    return {"cause": found.cause, "rank": found.rank, "message": found.message}
+
+
 OPERATIONS = {
     "layout.json": {
         "run_prefix": lambda value: layout.run_prefix(**value),
@@ -83,6 +113,12 @@ OPERATIONS = {
         "complete": complete,
     },
     "owner.json": {"write": write},
+    "lineage.json": {"in_line": steps_in_line, "superseded": superseded},
+    "attempts.json": {
+        "number": lambda value: layout.parse_attempt_key(f"attempts/x/{value['name']}"),
+        "read": read_attempt,
+    },
+    "progress.json": {"report": lambda value: progress.snapshot(**value)},
 }
 VECTORS = [
     (file, vector)

@@ -33,6 +33,7 @@ def test_the_newest_report_stands(tmp_path):
 def test_what_is_no_number_is_null(tmp_path):
     assert reported(tmp_path, (1, float("nan"), 1.0))["loss"] is None
     assert reported(tmp_path, (1, float("inf"), 1.0))["loss"] is None
+    assert reported(tmp_path, (1, 1.0, float("nan")))["tokens_per_second"] is None
     assert reported(tmp_path, (0, None, 0.0))["eta_seconds"] is None
 
 

@@ -9,17 +9,21 @@ import json
 import logging
 import time
 import typing
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from training import errors, layout
+from training import errors, layout, strict_json
 from training.errors import RefusedError, SupersededError
+from training.marker import is_number, whole
 from training.owner import Owner
 from training.place import Place
-from training.storage import Storage
+from training.storage import Storage, WithheldError
 
 if typing.TYPE_CHECKING:
     from training.distributed import World
 
+MAX_BYTES = 128 * 1024  # of an entry; a thousand pods' UIDs take some forty thousand
+MAX_MESSAGE = 1024  # characters; a status shows no more
 COUNTED = (errors.CRASH, errors.STORAGE, errors.OUT_OF_MEMORY)  # the rest is no fault of the run
 READERS = 8  # at a time
 
@@ -149,6 +153,8 @@ class Ledger:
             self._close(attempt, cause, rank, message)
 
     def _close(self, attempt: Attempt, cause: str, rank: int | None = None, message: str | None = None) -> Attempt:
+        if message is not None:
+            message = message.encode(errors="replace").decode()[:MAX_MESSAGE]
         closed = dataclasses.replace(attempt, cause=cause, rank=rank, message=message, ended_at=time.time())
         self._write(closed)
         return closed
@@ -166,12 +172,10 @@ class Ledger:
         if number is None:
             return None
         try:
-            body = self.storage.read(key)
+            return parse(number, self.storage.read(key))
         except FileNotFoundError:
             return None  # deleted since it was listed
-        try:
-            return parse(number, body)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, WithheldError) as error:
             # Taken for the worst that it may have been, so that damage makes no restart more.
             logger.warning("%s cannot be understood and counts as a crash: %s", key, error)
             return Attempt(attempt=number, pods=(), started_at=0.0, cause=errors.CRASH)
@@ -181,15 +185,32 @@ class Ledger:
 
 
 def parse(number: int, body: bytes) -> Attempt:
-    value = json.loads(body)
-    if value["cause"] not in (None, *errors.CAUSES):
-        raise ValueError(f"no cause: {value['cause']!r}")
+    """Raises ValueError for what is not an entry. Fields of later releases are ignored.
+
+    A contract with the control plane: tests/contract/attempts.json holds the vectors that both sides run.
+    """
+    if len(body) > MAX_BYTES:
+        raise ValueError(f"it has {len(body)} bytes, and at most {MAX_BYTES} are read")
+    value = strict_json.load(body)
+
+    def field(name: str, fits: Callable[[typing.Any], bool]) -> typing.Any:
+        if not fits(found := value.get(name)):
+            raise ValueError(f"{name} is not what it must be: {found!r}")
+        return found
+
+    if "cause" not in value:
+        raise ValueError("it has no cause, not even null")
     return Attempt(
         attempt=number,
-        pods=tuple(map(str, value["pods"])),
-        started_at=float(value["started_at"]),
-        cause=value["cause"],
-        rank=value.get("rank"),
-        message=value.get("message"),
-        ended_at=value.get("ended_at"),
+        pods=tuple(field("pods", lambda pods: isinstance(pods, list) and all(map(is_text, pods)))),
+        started_at=field("started_at", is_number),
+        cause=field("cause", lambda cause: cause is None or cause in errors.CAUSES),
+        rank=field("rank", lambda rank: rank is None or (whole(rank) and rank < 2**32)),
+        message=field("message", lambda message: message is None or is_text(message)),
+        ended_at=field("ended_at", lambda ended_at: ended_at is None or is_number(ended_at)),
     )
+
+
+def is_text(value: typing.Any) -> bool:
+    """Whole characters: halves of them have no UTF-8."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)

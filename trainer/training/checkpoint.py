@@ -15,7 +15,7 @@ import posixpath
 import shutil
 import time
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from training import layout
@@ -37,28 +37,47 @@ logger = logging.getLogger(__name__)
 # === choosing where to start ===
 
 
-def in_order(markers: Iterable[Marker]) -> Iterator[Marker]:
-    """Markers, the one to try first at the head.
+def lineage(markers: Iterable[Marker]) -> dict[str | None, int]:
+    """The newest submission of some markers, of which there is one at least, and its ancestors, the nearest first; of
+    each the greatest step that counts.
 
-    Those of the newest submission, from its last step down; then those of the submission that it went on from, from
-    that step down, and so on; then the same for the newest submission not yet seen. Not simply from the highest step
-    down: a run that was begun again must not jump to a step of its former life.
+    The rule is that of functions/core/README.md, "Which checkpoints count"; functions/core/src/lineage.rs has it too.
     """
-    left = sorted(markers, key=lambda marker: (marker.submission or "", marker.step), reverse=True)
+    by_submission: dict[str | None, list[Marker]] = {}
+    for marker in sorted(markers, key=lambda marker: marker.step, reverse=True):
+        by_submission.setdefault(marker.submission, []).append(marker)
+    reach: dict[str | None, int] = {}
+    submission, limit = max(by_submission, key=lambda submission: submission or ""), layout.MAX_STEP
+    while submission not in reach:
+        reach[submission] = limit
+        of_it = by_submission.get(submission, [])
+        # All of them name one parent, unless a restart found them torn and started elsewhere.
+        teller = next((marker for marker in of_it if marker.step <= limit), of_it[-1] if of_it else None)
+        if teller is None or teller.parent is None:
+            break
+        submission, limit = teller.parent["submission"], min(limit, teller.parent["step"])
+    return reach
+
+
+def in_line(markers: Collection[Marker], reach: Mapping[str | None, int]) -> list[Marker]:
+    """Those of a lineage: of its newest submission from the last step down, then of the one it resumed, and so on."""
+    counting = [marker for marker in markers if marker.step <= reach.get(marker.submission, -1)]
+    generations = list(reach)
+    return sorted(counting, key=lambda marker: (generations.index(marker.submission), -marker.step))
+
+
+def in_order(markers: Iterable[Marker]) -> Iterator[Marker]:
+    """Markers, the one to try first at the head: the lineage of the newest submission, then that of the newest one that
+    is left, and so on.
+
+    Not simply from the highest step down: a run that was begun again must not jump to a step of its former life, unless
+    its new one has no complete checkpoint.
+    """
+    left = list(markers)
     while left:
-        submission, limit = left[0].submission, layout.MAX_STEP
-        seen = set()
-        while submission not in seen:
-            seen.add(submission)
-            of_it = [marker for marker in left if marker.submission == submission]
-            reachable = [marker for marker in of_it if marker.step <= limit]
-            yield from reachable
-            # All of a submission's say the same, unless a restart found them torn and started elsewhere.
-            teller = (reachable or of_it[-1:] or [None])[0]
-            if teller is None or teller.parent is None:
-                break
-            submission, limit = teller.parent["submission"], teller.parent["step"]
-        left = [marker for marker in left if marker.submission not in seen]
+        reach = lineage(left)
+        yield from in_line(left, reach)
+        left = [marker for marker in left if marker.submission not in reach]
 
 
 def exactly(step: int, markers: list[Marker], listing: list[Entry]) -> Marker:

@@ -10,15 +10,13 @@ import re
 import typing
 from collections.abc import Iterable
 
-from training import layout
+from training import layout, strict_json
 from training.storage import Entry
 
 LAYOUT = 1
 MAX_BYTES = 2 * 1024 * 1024  # of a marker; ten thousand files take some 1.5 MB
-MAX_DEPTH = 64  # objects and lists in each other, the marker itself counted
 MAX_PATH_BYTES = 1024 - len(layout.CHECKPOINTS)  # longer ones are in no key of S3
 
-_TEXT_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 # S3 answers lists as XML, which cannot hold these; and halves of characters have no UTF-8.
 _UNLISTED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -67,14 +65,7 @@ def parse(body: bytes) -> Marker:
     """Raises ValueError that names the field at fault. Fields of later releases are ignored."""
     if len(body) > MAX_BYTES:
         raise ValueError(f"too large: it has {len(body)} bytes, and at most {MAX_BYTES} are read")
-    if depth(body) > MAX_DEPTH:
-        raise ValueError(f"JSON nested deeper than {MAX_DEPTH} levels")
-    try:
-        value = json.loads(body.decode(), parse_constant=no_number, parse_int=whole_number)
-    except ValueError as error:
-        raise ValueError(f"JSON cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError("JSON of another kind than an object")
+    value = strict_json.load(body)
 
     def field(name: str, fits: typing.Callable[[typing.Any], bool], *, optional: bool = True) -> typing.Any:
         found = value.get(name)
@@ -106,30 +97,6 @@ def rebuilt(fields: dict[str, typing.Any]) -> Marker:
     """The marker that dataclasses.asdict took apart."""
     files = fields["files"]
     return Marker(**fields | {"files": None if files is None else tuple(File(**file) for file in files)})
-
-
-def depth(body: bytes) -> int:
-    """How deep objects and lists nest in a JSON text; brackets in texts do not count."""
-    deepest = level = 0
-    for found in _TEXT_OR_BRACKET.finditer(body):
-        match found[0]:
-            case b"[" | b"{":
-                level += 1
-                deepest = max(deepest, level)
-            case b"]" | b"}":
-                level = max(level - 1, 0)
-    return deepest
-
-
-def no_number(text: str) -> typing.Any:
-    """NaN and the infinities, which are Python's and not JSON's."""
-    raise ValueError(f"{text} is no number")
-
-
-def whole_number(text: str) -> int | float:
-    """As the control plane reads it: what does not fit into 64 bits, and minus nought, is a float."""
-    fits = len(text) <= 20 and text != "-0" and -(2**63) <= int(text) < 2**64
-    return int(text) if fits else float(text)
 
 
 def whole(value: typing.Any) -> bool:

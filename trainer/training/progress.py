@@ -41,16 +41,17 @@ class Progress:
         now = time.monotonic()
         self.since = (step, now, tokens)
         steps, seconds = step - before, now - began
-        body = {
-            "submission": self.submission,
-            "attempt": self.attempt,
-            "step": step,
-            "total": self.total,
-            "loss": loss if loss is not None and math.isfinite(loss) else None,
-            "tokens_per_second": round((tokens - tokens_before) / seconds, 1) if steps > 0 and seconds > 0 else None,
-            "eta_seconds": round(max(self.total - step, 0) * seconds / steps, 1) if steps > 0 else None,
-            "updated_at": time.time(),
-        }
+        body = snapshot(
+            submission=self.submission,
+            attempt=self.attempt,
+            step=step,
+            total=self.total,
+            loss=loss,
+            steps=steps,
+            tokens=tokens - tokens_before,
+            seconds=seconds,
+            now=time.time(),
+        )
         self.pending = self.writer.submit(self._write, json.dumps(body).encode())
 
     def finish(self) -> None:
@@ -62,3 +63,37 @@ class Progress:
             self.storage.write(layout.progress_key(self.submission), body)
         except Exception as error:  # whatever it is, training goes on
             logger.warning("progress could not be written: %s", error)
+
+
+def snapshot(
+    *,
+    submission: str,
+    attempt: int,
+    step: int,
+    total: int,
+    loss: float | None,
+    steps: int,
+    tokens: float,
+    seconds: float,
+    now: float,
+) -> dict[str, str | int | float | None]:
+    """The object's content. `steps`, `tokens` and `seconds` are those since the last report.
+
+    A contract with the control plane, which passes it on: tests/contract/progress.json.
+    """
+    moved = steps > 0 and seconds > 0
+    return {
+        "submission": submission,
+        "attempt": attempt,
+        "step": step,
+        "total": total,
+        "loss": _finite(loss),
+        "tokens_per_second": _finite(round(tokens / seconds, 1)) if moved else None,
+        "eta_seconds": _finite(round(max(total - step, 0) * seconds / steps, 1)) if moved else None,
+        "updated_at": now,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no other numbers, and nobody could read an object that had one."""
+    return value if value is not None and math.isfinite(value) else None

@@ -18,6 +18,8 @@ pub const MAX_LOG_PART_BYTES: usize = 4 * 1024 * 1024;
 pub const MAX_LOG_PART: u32 = 999_999_999;
 /// Parts below this one have six digits, which last 115 days at a part every ten seconds.
 const FIRST_LONG_LOG_PART: u32 = 1_000_000;
+/// Digits of an attempt's number at most.
+const MAX_ATTEMPT_DIGITS: usize = 9;
 
 /// Longest key of an object, in bytes: S3's own limit.
 pub const MAX_KEY_BYTES: usize = 1_024;
@@ -335,11 +337,17 @@ const NEWEST_ATTEMPTS: usize = 10;
 /// The newest attempts among these texts of a listing, the newest first; what is no number as a key has it is left out.
 #[must_use]
 pub fn newest_attempts<'a>(listed: impl Iterator<Item = &'a str>) -> Vec<u32> {
-    let number = |text: &str| text.parse().ok().filter(|number: &u32| *number > 0 && number.to_string() == text);
-    let mut attempts: Vec<u32> = listed.filter_map(number).collect();
+    let mut attempts: Vec<u32> = listed.filter_map(parse_attempt).collect();
     attempts.sort_unstable_by(|one, other| other.cmp(one));
     attempts.truncate(NEWEST_ATTEMPTS);
     attempts
+}
+
+/// The attempt that the last part of a key names: a number from 1 of at most nine digits, without zeros before it.
+#[must_use]
+pub fn parse_attempt(name: &str) -> Option<u32> {
+    let is_number = name.bytes().all(|byte| byte.is_ascii_digit()) && !name.starts_with('0');
+    name.parse().ok().filter(|_| is_number && name.len() <= MAX_ATTEMPT_DIGITS)
 }
 
 /// Whether S3 can tell of a key with this text: it answers lists as XML, which cannot hold control characters and two more.

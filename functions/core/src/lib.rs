@@ -16,6 +16,7 @@ pub mod diagnosis;
 pub mod dry_run;
 pub mod events;
 pub mod existing;
+mod fields;
 pub mod fingerprint;
 pub mod image;
 pub mod index;

@@ -1,7 +1,8 @@
 //! Which checkpoints of a run belong together: those of the newest submission and of the submissions from which it came,
 //! each up to the step from which its child went on. The others are superseded: listed, and never chosen.
 //!
-//! Order between submissions is that of their ids (`UUIDv7`), never a trainer's clock.
+//! The rule is written down in this crate's README, "Which checkpoints count". `lineage` of `trainer/training/checkpoint.py`
+//! has it too, and `tests/contract/lineage.json` holds the vectors that both run.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,17 +22,26 @@ pub struct Known {
 }
 
 /// The newest submission and its ancestors.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lineage {
-    /// The greatest step that counts, by submission; empty when no checkpoint names a submission.
-    reach: HashMap<String, u64>,
+    /// By submission; empty when no checkpoint names one.
+    reach: HashMap<String, Reach>,
 }
 
-/// A lineage that is followed from checkpoint to checkpoint, back in time.
+/// What counts of a submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reach {
+    /// How many resumed one another until the newest; 0 is the newest.
+    generation: usize,
+    /// The greatest step that counts.
+    limit: u64,
+}
+
+/// A lineage that is followed from submission to submission, back in time. This alone knows how it goes on.
 #[derive(Clone, Debug)]
 pub struct Trace {
     lineage: Lineage,
-    /// The ancestor to count next, and the greatest of its steps that counts.
+    /// The submission to count next, and the greatest of its steps that counts.
     next: Option<(String, u64)>,
 }
 
@@ -47,9 +57,9 @@ pub enum Mode {
 /// In which order checkpoints are preferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preference {
-    /// The greatest step first.
+    /// Those of the newest submission first, from its greatest step down; then those of its parent, and so on.
     Newest,
-    /// The best metric first, of equal ones the greatest step; those without the metric are left out.
+    /// The best metric first, of equal ones the newest; those without the metric are left out.
     Best(Mode),
 }
 
@@ -80,45 +90,30 @@ impl Lineage {
                 by_submission.entry(submission).or_default().push(known);
             }
         }
-        let mut lineage = Self { reach: HashMap::new() };
-        let mut next = by_submission.keys().next_back().map(|newest| ((*newest).to_owned(), u64::MAX));
-        while let Some((submission, limit)) = next {
-            let of_it = by_submission.get(submission.as_str()).map(Vec::as_slice).unwrap_or_default();
-            // All of them say the same, unless a restart found them torn and started elsewhere: the newest that counts
-            // is right then.
+        let Some(newest) = by_submission.keys().next_back() else { return Self::default() };
+        let mut trace = Trace::of(newest);
+        while let Some((submission, limit)) = trace.asks() {
+            let of_it = by_submission.get(submission).map(Vec::as_slice).unwrap_or_default();
             let counting = of_it.iter().filter(|known| known.step <= limit).max_by_key(|known| known.step);
-            let parent = counting.or(of_it.iter().min_by_key(|known| known.step));
-            let parent = parent.and_then(|known| known.parent.as_ref());
-            next = lineage.go_on(submission, limit, parent);
+            let teller = counting.or(of_it.iter().min_by_key(|known| known.step));
+            trace.go_on(teller.and_then(|known| known.parent.as_ref()));
         }
-        lineage
-    }
-
-    /// The lineage of a run whose highest checkpoint is known to be the newest submission's.
-    #[must_use]
-    pub fn from_highest(highest: &IndexEntry) -> Trace {
-        let lineage = Self { reach: HashMap::new() };
-        let submission = highest.submission.clone().map(|submission| (submission, u64::MAX));
-        let mut trace = Trace { lineage, next: submission };
-        trace.meet(highest);
-        trace
-    }
-
-    /// Count a submission up to a limit; the ancestor to count after it, and its limit.
-    fn go_on(&mut self, submission: String, limit: u64, parent: Option<&Parent>) -> Option<(String, u64)> {
-        self.reach.insert(submission, limit);
-        let next = parent.map(|parent| (parent.submission.to_string(), limit.min(parent.step.get())));
-        // Nobody is their own ancestor, except in markers that lie.
-        next.filter(|(submission, _)| !self.reach.contains_key(submission))
+        trace.into_lineage()
     }
 
     /// Whether a checkpoint is not of this lineage. Where no checkpoint names a submission, all are.
     #[must_use]
     pub fn supersedes(&self, submission: Option<&str>, step: u64) -> bool {
-        match submission.map(|submission| self.reach.get(submission)) {
-            Some(Some(limit)) => step > *limit,
-            Some(None) => true,
-            None => !self.reach.is_empty(),
+        self.generation(submission, step).is_none()
+    }
+
+    /// The generation of a checkpoint's submission; `None` when the checkpoint is superseded.
+    fn generation(&self, submission: Option<&str>, step: u64) -> Option<usize> {
+        match submission {
+            Some(submission) => {
+                self.reach.get(submission).filter(|reach| step <= reach.limit).map(|reach| reach.generation)
+            }
+            None => self.reach.is_empty().then_some(0),
         }
     }
 }
@@ -126,24 +121,30 @@ impl Lineage {
 // === impl Trace ===
 
 impl Trace {
-    /// The step whose checkpoint tells how the lineage goes on: the last one that counts of the next ancestor.
+    /// From the run's newest submission.
     #[must_use]
-    pub fn next_step(&self) -> Option<u64> {
-        self.next.as_ref().map(|(_, limit)| *limit)
+    pub fn of(newest: &str) -> Self {
+        Self { lineage: Lineage::default(), next: Some((newest.to_owned(), u64::MAX)) }
     }
 
-    /// Go on with the checkpoint of that step; whether it is the ancestor's, and so tells anything.
-    pub fn meet(&mut self, entry: &IndexEntry) -> bool {
-        match self.next.take() {
-            Some((submission, limit)) if entry.submission.as_deref() == Some(submission.as_str()) => {
-                self.next = self.lineage.go_on(submission, limit, entry.parent.as_ref());
-                true
-            }
-            _ => false,
-        }
+    /// The submission whose parent is to be told, and the greatest of its steps that counts. The newest checkpoint that
+    /// counts tells it, or where none does, the submission's first one.
+    #[must_use]
+    pub fn asks(&self) -> Option<(&str, u64)> {
+        self.next.as_ref().map(|(submission, limit)| (submission.as_str(), *limit))
     }
 
-    /// The lineage, which is whole when there is no next step.
+    /// Count the next submission, and go on with its parent.
+    pub fn go_on(&mut self, parent: Option<&Parent>) {
+        let Some((submission, limit)) = self.next.take() else { return };
+        let generation = self.lineage.reach.len();
+        self.lineage.reach.insert(submission, Reach { generation, limit });
+        let next = parent.map(|parent| (parent.submission.to_string(), limit.min(parent.step.get())));
+        // Nobody is their own ancestor, except in markers that lie.
+        self.next = next.filter(|(submission, _)| !self.lineage.reach.contains_key(submission));
+    }
+
+    /// The lineage, which is whole when there is no next submission.
     #[must_use]
     pub fn into_lineage(self) -> Lineage {
         self.lineage
@@ -154,107 +155,35 @@ impl Trace {
 #[must_use]
 pub fn candidates(checkpoints: &[Known], preference: Preference) -> Vec<u64> {
     let lineage = Lineage::of(checkpoints);
-    let in_line = checkpoints.iter().filter(|known| !lineage.supersedes(known.submission.as_deref(), known.step));
-    let mut chosen: Vec<&Known> = match preference {
+    let in_line = checkpoints.iter().filter_map(|known| {
+        let generation = lineage.generation(known.submission.as_deref(), known.step)?;
+        Some((generation, known))
+    });
+    let mut chosen: Vec<(usize, &Known)> = match preference {
         Preference::Newest => in_line.collect(),
-        Preference::Best(_) => in_line.filter(|known| known.metric.is_some()).collect(),
+        Preference::Best(_) => in_line.filter(|(_, known)| known.metric.is_some()).collect(),
     };
-    chosen.sort_by(|a, b| {
-        let by_metric = match (preference, a.metric, b.metric) {
-            (Preference::Best(Mode::Min), Some(a), Some(b)) => a.total_cmp(&b),
-            (Preference::Best(Mode::Max), Some(a), Some(b)) => b.total_cmp(&a),
+    chosen.sort_by(|(one_generation, one), (other_generation, other)| {
+        let by_metric = match (preference, one.metric, other.metric) {
+            (Preference::Best(Mode::Min), Some(one), Some(other)) => one.total_cmp(&other),
+            (Preference::Best(Mode::Max), Some(one), Some(other)) => other.total_cmp(&one),
             (Preference::Newest | Preference::Best(_), _, _) => std::cmp::Ordering::Equal,
         };
-        by_metric.then(b.step.cmp(&a.step))
+        by_metric.then(one_generation.cmp(other_generation)).then(other.step.cmp(&one.step))
     });
-    chosen.into_iter().map(|known| known.step).collect()
+    chosen.into_iter().map(|(_, known)| known.step).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::Step;
 
     const A: &str = "01970000-0000-7000-8000-00000000000a";
     const B: &str = "01980000-0000-7000-8000-00000000000b";
-    const C: &str = "01990000-0000-7000-8000-00000000000c";
-
-    fn known(step: u64, submission: &str, parent: Option<(&str, u64)>) -> Known {
-        let parent = parent.map(|(submission, step)| Parent {
-            submission: submission.parse().expect("a submission"),
-            step: Step::new(step).expect("a step"),
-        });
-        let submission = (!submission.is_empty()).then(|| submission.to_owned());
-        Known { step, submission, parent, metric: None }
-    }
-
-    #[test]
-    fn the_newest_submission_and_its_ancestors_are_in_line() {
-        let upper = A.to_uppercase();
-        for (case, checkpoints, newest_first) in [
-            ("no checkpoint", vec![], vec![]),
-            ("one submission", vec![known(10, A, None), known(20, A, None)], vec![20, 10]),
-            ("other images", vec![known(10, "", None), known(30, "", None), known(20, "", None)], vec![30, 20, 10]),
-            ("other images, then ours", vec![known(10, "", None), known(5, A, None)], vec![5]),
-            ("a fresh start hides higher steps", vec![known(90, A, None), known(10, B, None)], vec![10]),
-            (
-                "a parent counts up to the step resumed",
-                vec![known(10, A, None), known(20, A, None), known(30, A, None), known(25, B, Some((A, 20)))],
-                vec![25, 20, 10],
-            ),
-            (
-                "grandparents too",
-                vec![
-                    known(10, A, None),
-                    known(20, A, None),
-                    known(15, B, Some((A, 10))),
-                    known(30, B, Some((A, 10))),
-                    known(16, C, Some((B, 15))),
-                ],
-                vec![16, 15, 10],
-            ),
-            (
-                "a grandparent counts no further than the parent was resumed",
-                vec![known(10, A, None), known(20, A, None), known(15, B, Some((A, 20))), known(16, C, Some((B, 15)))],
-                vec![16, 15, 10],
-            ),
-            (
-                "a sibling is superseded",
-                vec![known(10, A, None), known(20, B, Some((A, 10))), known(12, C, Some((A, 10)))],
-                vec![12, 10],
-            ),
-            (
-                "a parent without checkpoints ends the chain",
-                vec![known(10, A, None), known(40, C, Some((B, 30)))],
-                vec![40],
-            ),
-            (
-                "lies go in no circle",
-                vec![known(10, A, Some((B, 50))), known(20, B, Some((A, 10))), known(30, B, Some((A, 10)))],
-                vec![30, 20, 10],
-            ),
-            ("nobody is their own parent", vec![known(10, A, None), known(30, B, Some((B, 1)))], vec![30]),
-            (
-                "of two parents the newest checkpoint's counts",
-                vec![known(10, A, None), known(20, A, None), known(15, B, Some((A, 20))), known(30, B, Some((A, 10)))],
-                vec![30, 15, 10],
-            ),
-            (
-                "a parent whose resumed checkpoint is gone still has parents",
-                vec![known(5, A, None), known(20, B, Some((A, 5))), known(30, C, Some((B, 10)))],
-                vec![30, 5],
-            ),
-            ("a parent in capitals", vec![known(10, A, None), known(20, B, Some((&upper, 10)))], vec![20, 10]),
-        ] {
-            assert_eq!(candidates(&checkpoints, Preference::Newest), newest_first, "{case}");
-            let reversed: Vec<_> = checkpoints.into_iter().rev().collect();
-            assert_eq!(candidates(&reversed, Preference::Newest), newest_first, "{case}, listed the other way");
-        }
-    }
 
     #[test]
     fn the_best_is_in_line_and_has_the_metric() {
-        let of = |step, submission, metric| Known { metric, ..known(step, submission, None) };
+        let of = |step, submission: &str, metric| Known { step, submission: Some(submission.to_owned()), parent: None, metric };
         let checkpoints = [
             of(99, A, Some(0.1)),
             of(10, B, Some(2.0)),

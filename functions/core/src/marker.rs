@@ -2,7 +2,7 @@
 //!
 //! `tests/contract/marker.json` holds the vectors that the trainer runs too.
 
-use std::{collections::HashMap, fmt, marker::PhantomData, str::FromStr};
+use std::{collections::HashMap, fmt};
 
 use schemars::JsonSchema;
 use serde::{
@@ -13,6 +13,7 @@ use serde_json::{Map, Value, value::RawValue};
 use thiserror::Error;
 
 use crate::{
+    fields::{BadField, Fields, MAX_DEPTH, is_too_deep},
     layout::{self, RunPrefix},
     names::{Framework, Step, Submission},
 };
@@ -20,9 +21,6 @@ use crate::{
 /// Largest marker, in bytes: ten thousand files take some 1.5 MB. The indexer has 128 MiB and holds a marker, what it
 /// says and a listing at once; one that ends it would do so again at each delivery.
 pub const MAX_BYTES: usize = 2 * 1024 * 1024;
-/// Levels of objects and lists in each other in a marker at most, itself counted: an index entry nests as its metrics do,
-/// and parsers have limits.
-const MAX_DEPTH: usize = 64;
 /// The newest layout that this release reads.
 const LAYOUT: u64 = 1;
 /// Longest path of a file: longer ones are in no key of S3, whatever the run.
@@ -106,12 +104,6 @@ pub enum MarkerError {
     ContradictsKey(&'static str),
 }
 
-/// The fields of a JSON object in their order, each a text until it is asked for: what somebody else or a later release
-/// adds is passed over, and never takes the memory that values take, up to forty times that of their text.
-struct Fields<'a>(Vec<(String, &'a RawValue)>);
-
-struct FieldsVisitor<'a>(PhantomData<Fields<'a>>);
-
 /// JSON whose texts are whole and whose numbers are in range, down to its last one; nothing of it is kept.
 struct Sound;
 
@@ -140,7 +132,7 @@ impl Marker {
         fields.get::<Fields<'_>>("metadata")?;
         Ok(Self {
             framework: required(fields.text("framework")?, "framework")?,
-            step: fields.step()?,
+            step: required(parse_step(&fields)?, "step")?,
             saved_at: required(fields.get("saved_at")?, "saved_at")?,
             submission: fields.text("submission")?,
             parent: fields.parsed("parent", |parent| parse_parent(&parent))?,
@@ -195,60 +187,11 @@ impl Marker {
     }
 }
 
-// === impl Fields ===
+// === impl MarkerError ===
 
-impl<'a> Fields<'a> {
-    fn parse(text: &'a [u8]) -> Option<Self> {
-        serde_json::from_slice(text).ok()
-    }
-
-    /// A field's value; `None` where it is missing or null.
-    fn get<T: Deserialize<'a>>(&self, name: &'static str) -> Result<Option<T>, MarkerError> {
-        // Of two equal names the last one counts, as in Python.
-        let Some((_, value)) = self.0.iter().rfind(|(found, _)| found == name) else { return Ok(None) };
-        serde_json::from_str(value.get()).map_err(|_| MarkerError::Field(name))
-    }
-
-    /// A field that is made of its value; `None` where it is missing or null.
-    fn parsed<V: Deserialize<'a>, T>(
-        &self,
-        name: &'static str,
-        parse: impl FnOnce(V) -> Option<T>,
-    ) -> Result<Option<T>, MarkerError> {
-        self.get(name)?.map(|value| required(parse(value), name)).transpose()
-    }
-
-    /// A field that is a text of some form.
-    fn text<T: FromStr>(&self, name: &'static str) -> Result<Option<T>, MarkerError> {
-        self.parsed(name, |text: String| text.parse().ok())
-    }
-
-    fn step(&self) -> Result<Step, MarkerError> {
-        Step::new(required(self.get("step")?, "step")?).map_err(|_| MarkerError::Field("step"))
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(FieldsVisitor(PhantomData))
-    }
-}
-
-// === impl FieldsVisitor ===
-
-impl<'de: 'a, 'a> Visitor<'de> for FieldsVisitor<'a> {
-    type Value = Fields<'a>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'a>, A::Error> {
-        let mut fields = Vec::new();
-        while let Some(field) = map.next_entry()? {
-            fields.push(field);
-        }
-        Ok(Fields(fields))
+impl From<BadField> for MarkerError {
+    fn from(BadField(name): BadField) -> Self {
+        Self::Field(name)
     }
 }
 
@@ -302,28 +245,16 @@ impl<'de> Visitor<'de> for Sound {
     }
 }
 
-/// Whether objects and lists nest deeper than in any marker; brackets in texts do not count.
-fn is_too_deep(json: &[u8]) -> bool {
-    let (mut depth, mut is_text, mut is_escaped) = (0_usize, false, false);
-    json.iter().any(|byte| {
-        match byte {
-            _ if is_escaped => is_escaped = false,
-            b'\\' => is_escaped = is_text,
-            b'"' => is_text = !is_text,
-            b'[' | b'{' if !is_text => depth += 1,
-            b']' | b'}' if !is_text => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        depth > MAX_DEPTH
-    })
-}
-
 fn required<T>(value: Option<T>, field: &'static str) -> Result<T, MarkerError> {
     value.ok_or(MarkerError::Field(field))
 }
 
+fn parse_step(fields: &Fields<'_>) -> Result<Option<Step>, BadField> {
+    fields.parsed("step", |step: u64| Step::new(step).ok())
+}
+
 fn parse_parent(fields: &Fields<'_>) -> Option<Parent> {
-    Some(Parent { submission: fields.text("submission").ok()??, step: fields.step().ok()? })
+    Some(Parent { submission: fields.text("submission").ok()??, step: parse_step(fields).ok()?? })
 }
 
 /// The files of one checkpoint: one file, or all below one folder, so that a listing of it covers no other checkpoint.

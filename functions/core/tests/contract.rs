@@ -7,10 +7,13 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use training_core::{
+    attempt::{Attempt, AttemptError},
     layout::{self, RunKey, RunPrefix},
+    lineage::{Known, Lineage, Preference, candidates},
     marker::{File, Marker, MarkerError},
     names::{Framework, RunId, Step, Submission},
     owner::{Owner, Write},
+    progress::Progress,
 };
 
 type Operation = (&'static str, fn(&Value) -> Value);
@@ -140,6 +143,73 @@ fn complete(input: &Value) -> Value {
     let marker = Marker::parse(input["marker"].to_string().as_bytes()).expect("a marker");
     let listing: Vec<File> = serde_json::from_value(input["listing"].clone()).expect("a listing");
     json!(marker.state(&listing))
+}
+
+/// Checkpoints of which only step, submission and parent are told.
+fn checkpoints(input: &Value) -> Vec<Known> {
+    let known = |told: &Value| {
+        let mut marker = json!({"framework": "hf", "saved_at": 1.0});
+        marker.as_object_mut().expect("an object").extend(told.as_object().expect("an object").clone());
+        let marker = Marker::parse(marker.to_string().as_bytes()).expect("a marker");
+        Known {
+            step: marker.step.get(),
+            submission: marker.submission.map(|submission| submission.to_string()),
+            parent: marker.parent,
+            metric: None,
+        }
+    };
+    input["checkpoints"].as_array().expect("a list").iter().map(known).collect()
+}
+
+fn in_line(input: &Value) -> Value {
+    json!(candidates(&checkpoints(input), Preference::Newest))
+}
+
+fn superseded(input: &Value) -> Value {
+    let checkpoints = checkpoints(input);
+    let lineage = Lineage::of(&checkpoints);
+    let superseded = checkpoints.iter().filter(|known| lineage.supersedes(known.submission.as_deref(), known.step));
+    json!(superseded.map(|known| known.step).collect::<BTreeSet<_>>())
+}
+
+fn attempt_number(input: &Value) -> Value {
+    json!(layout::parse_attempt(text(input, "name")))
+}
+
+/// What is no entry counts as a crash for whoever has to decide whether there is another start.
+fn read_attempt(input: &Value) -> Value {
+    let part = |name: &str| input.get(name).and_then(Value::as_str).unwrap_or_default();
+    let times = input.get("times").map_or(0, |_| usize::try_from(number(input, "times")).expect("a length"));
+    let body = format!("{}{}{}", part("text"), part("repeated").repeat(times), part("end"));
+    match Attempt::parse(1, body.as_bytes()) {
+        Ok(Attempt { attempt: 1, cause, rank, message }) => json!({"cause": cause, "rank": rank, "message": message}),
+        Ok(other) => panic!("another attempt's: {other:?}"),
+        Err(AttemptError::TooLarge | AttemptError::Json | AttemptError::Field(_)) => {
+            json!({"cause": "crash", "rank": null, "message": null})
+        }
+    }
+}
+
+#[test]
+fn the_checkpoints_that_count_are_the_trainers() {
+    run("lineage.json", &[("in_line", in_line), ("superseded", superseded)]);
+}
+
+#[test]
+fn the_ledger_is_read_as_the_trainer_reads_it() {
+    run("attempts.json", &[("number", attempt_number), ("read", read_attempt)]);
+}
+
+/// Nothing here writes progress: what the trainer writes is read whole, and passed on as it is.
+#[test]
+fn progress_is_passed_on_as_the_trainer_writes_it() {
+    let vectors = vectors("progress.json");
+    assert!(!vectors.is_empty());
+    for vector in vectors {
+        assert_eq!(vector["op"], "report", "the operation is not known here");
+        let progress: Progress = serde_json::from_value(vector["output"].clone()).expect("a progress object");
+        assert_eq!(json!(progress), vector["output"], "{}", vector["case"]);
+    }
 }
 
 #[test]

@@ -262,7 +262,8 @@ async fn a_job_is_told_with_its_progress_and_its_own_pods() {
 async fn a_job_that_failed_is_told_with_the_reason_of_its_attempts() {
     let mut job = job("j");
     job["status"]["conditions"] = json!([{"type": "Failed", "status": "True", "message": "j has reached the limit."}]);
-    let attempt = |submission: &str, number: u32, body: Value| {
+    let attempt = |submission: &str, number: u32, mut body: Value| {
+        (body["pods"], body["started_at"]) = (json!(["uid"]), json!(1.5));
         (format!("{RUN}/attempts/{submission}/{number}"), body.to_string())
     };
     let store = || {

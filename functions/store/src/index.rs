@@ -10,7 +10,7 @@ use futures::{StreamExt, TryStreamExt, future, stream};
 use training_core::{
     index::IndexEntry,
     layout::{RunKey, RunPrefix},
-    lineage::{Known, Lineage, Mode, Preference, candidates},
+    lineage::{Known, Lineage, Mode, Preference, Trace, candidates},
     marker::State,
     names::{Step, Submission},
     owner::Owner,
@@ -133,13 +133,14 @@ impl Store {
         if highest.submission.as_deref() != Some(owner.as_str()) {
             return Ok(None);
         }
-        let mut trace = Lineage::from_highest(highest);
-        while let Some(step) = trace.next_step() {
-            let Ok(step) = Step::new(step) else { return Ok(None) };
-            let entry = self.entries(prefix, vec![prefix.key(&RunKey::IndexEntry(step))], |entry| entry).await?;
-            if !entry.first().is_some_and(|entry| trace.meet(entry)) {
-                return Ok(None);
-            }
+        let mut trace = Trace::of(owner.as_str());
+        trace.go_on(highest.parent.as_ref());
+        while let Some((submission, limit)) = trace.asks() {
+            let Ok(step) = Step::new(limit) else { return Ok(None) };
+            let found = self.entries(prefix, vec![prefix.key(&RunKey::IndexEntry(step))], |entry| entry).await?;
+            let teller = found.into_iter().find(|entry| entry.submission.as_deref() == Some(submission));
+            let Some(teller) = teller else { return Ok(None) };
+            trace.go_on(teller.parent.as_ref());
         }
         Ok(Some(trace.into_lineage()))
     }

@@ -1,0 +1,98 @@
+//! JSON objects that others wrote, read field by field, so that both languages take or refuse the same ones:
+//! `trainer/training/strict_json.py` is the other.
+
+use std::{fmt, marker::PhantomData, str::FromStr};
+
+use serde::{
+    Deserialize,
+    de::{Deserializer, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+/// Levels of objects and lists in each other at most, the object itself counted: an index entry nests as a marker's metrics
+/// do, and parsers have limits.
+pub(crate) const MAX_DEPTH: usize = 64;
+
+/// The fields of a JSON object in their order, each a text until it is asked for: what somebody else or a later release
+/// adds is passed over, and never takes the memory that values take, up to forty times that of their text.
+pub(crate) struct Fields<'a>(pub(crate) Vec<(String, &'a RawValue)>);
+
+struct FieldsVisitor<'a>(PhantomData<Fields<'a>>);
+
+/// A field that is of a wrong type or out of range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BadField(pub(crate) &'static str);
+
+// === impl Fields ===
+
+impl<'a> Fields<'a> {
+    pub(crate) fn parse(text: &'a [u8]) -> Option<Self> {
+        serde_json::from_slice(text).ok()
+    }
+
+    /// Whether there is a field of this name, null or not.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(found, _)| found == name)
+    }
+
+    /// A field's value; `None` where it is missing or null.
+    pub(crate) fn get<T: Deserialize<'a>>(&self, name: &'static str) -> Result<Option<T>, BadField> {
+        // Of two equal names the last one counts, as in Python.
+        let Some((_, value)) = self.0.iter().rfind(|(found, _)| found == name) else { return Ok(None) };
+        serde_json::from_str(value.get()).map_err(|_| BadField(name))
+    }
+
+    /// A field that is made of its value; `None` where it is missing or null.
+    pub(crate) fn parsed<V: Deserialize<'a>, T>(
+        &self,
+        name: &'static str,
+        parse: impl FnOnce(V) -> Option<T>,
+    ) -> Result<Option<T>, BadField> {
+        self.get(name)?.map(|value| parse(value).ok_or(BadField(name))).transpose()
+    }
+
+    /// A field that is a text of some form.
+    pub(crate) fn text<T: FromStr>(&self, name: &'static str) -> Result<Option<T>, BadField> {
+        self.parsed(name, |text: String| text.parse().ok())
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FieldsVisitor(PhantomData))
+    }
+}
+
+// === impl FieldsVisitor ===
+
+impl<'de: 'a, 'a> Visitor<'de> for FieldsVisitor<'a> {
+    type Value = Fields<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'a>, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(field) = map.next_entry()? {
+            fields.push(field);
+        }
+        Ok(Fields(fields))
+    }
+}
+
+/// Whether objects and lists nest deeper than [`MAX_DEPTH`]; brackets in texts do not count.
+pub(crate) fn is_too_deep(json: &[u8]) -> bool {
+    let (mut depth, mut is_text, mut is_escaped) = (0_usize, false, false);
+    json.iter().any(|byte| {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_text,
+            b'"' => is_text = !is_text,
+            b'[' | b'{' if !is_text => depth += 1,
+            b']' | b'}' if !is_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth > MAX_DEPTH
+    })
+}
