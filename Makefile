@@ -95,7 +95,7 @@ e2e: ## End-to-end tests against the running twin; the last group needs it for i
 bench: ## What a cold start, a first request and the index cost, on the running twin
 	cargo build -q --release -p empty
 	cargo bench -q --workspace --profile dev --bench cold_start
-	cargo bench -q --workspace --profile dev --bench indexing
+	cargo bench -q --workspace --bench indexing
 
 faults: ## The table of faults alone, on the running twin
 	$(E2E) --test faults -- --nocapture

@@ -80,6 +80,8 @@ pub enum RunKey<'a> {
     Owner,
     /// The index entry of a step.
     IndexEntry(Step),
+    /// The digest of a step's index entry, by its name.
+    IndexDigest(Step, &'a str),
 }
 
 // === impl S3Uri ===
@@ -228,9 +230,14 @@ impl RunPrefix {
     /// The step whose index entry a full key is.
     #[must_use]
     pub fn index_step(&self, key: &str) -> Option<Step> {
-        let name = key.strip_prefix(&self.index_folder())?;
-        let down: Step = name.parse().ok().filter(|_| name.len() == INDEX_DIGITS)?;
-        Step::new(Step::MAX - down.get()).ok()
+        step_of_index_name(key.strip_prefix(&self.index_folder())?)
+    }
+
+    /// The step and the name of a digest, by its full key.
+    #[must_use]
+    pub fn index_digest<'key>(&self, key: &'key str) -> Option<(Step, &'key str)> {
+        let (step, name) = key.strip_prefix(&self.digests_folder())?.split_once('/')?;
+        Some((step_of_index_name(step)?, name))
     }
 
     /// The full key of the folder of a submission's attempts, with its trailing slash.
@@ -249,6 +256,19 @@ impl RunPrefix {
     #[must_use]
     pub fn index_folder(&self) -> String {
         format!("{}/index/v1/", self.0.key)
+    }
+
+    /// The greatest full key that an index entry can have: step 0's.
+    #[must_use]
+    pub fn last_index_entry(&self) -> String {
+        format!("{}{}", self.index_folder(), Step::MAX)
+    }
+
+    /// The full key of the folder of digests, with its trailing slash. A listing of the entries has it behind the last of
+    /// them.
+    #[must_use]
+    pub fn digests_folder(&self) -> String {
+        format!("{}digest/", self.index_folder())
     }
 }
 
@@ -295,9 +315,8 @@ impl RunKey<'_> {
             Self::NewestConfig => "config/run.json".to_owned(),
             Self::Config(submission) => format!("config/{submission}/run.json"),
             Self::Owner => "owner".to_owned(),
-            Self::IndexEntry(step) => {
-                format!("index/v1/{:0width$}", Step::MAX - step.get(), width = INDEX_DIGITS)
-            }
+            Self::IndexEntry(step) => format!("index/v1/{}", index_name(*step)),
+            Self::IndexDigest(step, name) => format!("index/v1/digest/{}/{name}", index_name(*step)),
         }
     }
 }
@@ -316,6 +335,16 @@ pub fn parse_log_part(first: &str, key: &str) -> Option<u32> {
     };
     let is_number = digits.len() == length && digits.bytes().all(|byte| byte.is_ascii_digit());
     digits.parse().ok().filter(|part| is_number && numbers.contains(part))
+}
+
+/// What an index entry is called, and the folder of its digest.
+fn index_name(step: Step) -> String {
+    format!("{:0width$}", Step::MAX - step.get(), width = INDEX_DIGITS)
+}
+
+fn step_of_index_name(name: &str) -> Option<Step> {
+    let down: Step = name.parse().ok().filter(|_| name.len() == INDEX_DIGITS)?;
+    Step::new(Step::MAX - down.get()).ok()
 }
 
 /// The full key of the record of a job, beside the runs below a base.
@@ -443,7 +472,12 @@ mod tests {
         for step in [0, 500, Step::MAX] {
             let step = Step::new(step).expect("in range");
             assert_eq!(prefix.index_step(&prefix.key(&RunKey::IndexEntry(step))), Some(step));
+            let digest = prefix.key(&RunKey::IndexDigest(step, "-/-/-"));
+            assert_eq!((prefix.index_digest(&digest), prefix.index_step(&digest)), (Some((step, "-/-/-")), None));
+            assert!(digest > prefix.last_index_entry(), "behind all entries");
         }
+        let last = prefix.key(&RunKey::IndexEntry(Step::new(0).expect("in range")));
+        assert_eq!(last, prefix.last_index_entry());
         for foreign in ["1", "_jobs/training/x/y", "0000000000000", "99999999949a", ""] {
             assert_eq!(prefix.index_step(&format!("runs/r/framework=hf/index/v1/{foreign}")), None, "{foreign}");
         }

@@ -13,6 +13,7 @@ pub mod attempt;
 pub mod cause;
 pub mod checkpoints;
 pub mod diagnosis;
+pub mod digest;
 pub mod dry_run;
 pub mod events;
 pub mod existing;

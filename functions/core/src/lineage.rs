@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use serde_json::Value;
+
 use crate::{index::IndexEntry, marker::Parent};
 
 /// What choosing among checkpoints needs to know of each, and no more: a run may have very many.
@@ -66,16 +68,22 @@ pub enum Preference {
 // === impl Known ===
 
 impl Known {
-    /// What an index entry says.
+    /// What an index entry says, with one of its metrics if that is asked for.
     #[must_use]
-    pub fn of(entry: &IndexEntry, metric: &str) -> Self {
+    pub fn of(entry: &IndexEntry, metric: Option<&str>) -> Self {
         Self {
             step: entry.step,
             submission: entry.submission.clone(),
             parent: entry.parent.clone(),
-            metric: entry.metrics.get(metric).and_then(serde_json::Value::as_f64).filter(|metric| metric.is_finite()),
+            metric: metric.and_then(|metric| finite(entry.metrics.get(metric)?)),
         }
     }
+}
+
+/// A metric that can be compared; texts and null are none.
+#[must_use]
+pub(crate) fn finite(metric: &Value) -> Option<f64> {
+    metric.as_f64().filter(|metric| metric.is_finite())
 }
 
 // === impl Lineage ===
@@ -183,7 +191,12 @@ mod tests {
 
     #[test]
     fn the_best_is_in_line_and_has_the_metric() {
-        let of = |step, submission: &str, metric| Known { step, submission: Some(submission.to_owned()), parent: None, metric };
+        let of = |step, submission: &str, metric| Known {
+            step,
+            submission: Some(submission.to_owned()),
+            parent: None,
+            metric,
+        };
         let checkpoints = [
             of(99, A, Some(0.1)),
             of(10, B, Some(2.0)),
@@ -203,7 +216,7 @@ mod tests {
             "metrics":{"loss":2.5,"text":"2","none":null},"parent":null,"marker_key":"k","marker_etag":"e"}"#;
         let entry = IndexEntry::parse(body).expect("an entry");
         for (metric, value) in [("loss", Some(2.5)), ("text", None), ("none", None), ("absent", None)] {
-            assert_eq!(Known::of(&entry, metric).metric, value, "{metric}");
+            assert_eq!(Known::of(&entry, Some(metric)).metric, value, "{metric}");
         }
     }
 }

@@ -71,9 +71,21 @@ pub struct Known {
     pub is_visible: bool,
     /// Whether the owner's job has a record, so that it has existed. Read before the job itself is.
     pub is_recorded: bool,
-    /// Of the owner's job, where it has another name than the request's: whether it has finished, and `Some(None)` where
-    /// none trains the run.
-    pub job: Option<Option<bool>>,
+    /// The owner's job, where it has another name than the request's.
+    pub job: OwnersJob,
+}
+
+/// The job that a run's owner names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OwnersJob {
+    /// It was not read.
+    NotRead,
+    /// There is none that trains this run.
+    Absent,
+    /// It is there and has not finished.
+    Active,
+    /// It has finished.
+    Finished,
 }
 
 /// What is kept of each created job, beside the runs.
@@ -133,11 +145,10 @@ impl Owner {
         }
         match known.job {
             _ if !known.is_visible => Standing::Hidden,
-            None => Standing::Unknown,
-            Some(Some(true)) => Standing::Free,
-            Some(Some(false)) => Standing::Active,
-            Some(None) if is_pending => Standing::Pending,
-            Some(None) => Standing::Free,
+            OwnersJob::NotRead => Standing::Unknown,
+            OwnersJob::Active => Standing::Active,
+            OwnersJob::Absent if is_pending => Standing::Pending,
+            OwnersJob::Absent | OwnersJob::Finished => Standing::Free,
         }
     }
 

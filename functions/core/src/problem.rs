@@ -78,6 +78,8 @@ pub enum Code {
     StorageUnavailable,
     /// The cluster did not answer in time; the request is safe to repeat.
     ClusterTimeout,
+    /// The runs bucket did not answer in time; the request is safe to repeat.
+    StorageTimeout,
 }
 
 /// Violated rules that one answer names; how many there are, it says in any case.
@@ -130,7 +132,7 @@ pub struct Document<'a> {
 
 impl Code {
     /// All codes, in the order of their statuses.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::MalformedJson,
         Self::InvalidRequest,
         Self::MissingToken,
@@ -165,6 +167,7 @@ impl Code {
         Self::AuthUnavailable,
         Self::StorageUnavailable,
         Self::ClusterTimeout,
+        Self::StorageTimeout,
     ];
 
     /// The word that callers match on.
@@ -231,6 +234,7 @@ impl Code {
             Self::AuthUnavailable => ("auth_unavailable", 503, "The token cannot be checked", 5),
             Self::StorageUnavailable => ("storage_unavailable", 503, "The runs bucket cannot be used", 5),
             Self::ClusterTimeout => ("cluster_timeout", 504, "The cluster did not answer in time", 5),
+            Self::StorageTimeout => ("storage_timeout", 504, "The runs bucket did not answer in time", 5),
         }
     }
 }

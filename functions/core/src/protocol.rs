@@ -19,7 +19,7 @@
 //!   of the two creates it.
 //! - Only the request that made a claim gives it up, and only while nobody has joined.
 
-use crate::owner::{Known, Owner, Standing};
+use crate::owner::{Known, Owner, OwnersJob, Standing};
 
 /// How long a request whose creation was refused waits for the job of those who share its claim, in milliseconds. A quota
 /// counts a job a moment before the job can be read.
@@ -75,8 +75,8 @@ pub enum Reply {
     Recorded(bool),
     /// The job of the name.
     Job(Option<Found>),
-    /// The job that the owner names: whether it has finished, and `None` where none trains this run.
-    OwnersJob(Option<bool>),
+    /// The job that the owner names.
+    OwnersJob(OwnersJob),
     /// The `ETag` of what was written; `None` when another writer was quicker.
     Written(Option<String>),
     /// The old job's name is free now; `false` when the job changed before it could be deleted, or would be.
@@ -262,11 +262,11 @@ impl Protocol {
             },
             State::ReadingName(snapshot) => match (reply, snapshot) {
                 (Reply::Job(Some(found)), snapshot) => self.meet(found, snapshot, now),
-                (Reply::Job(None), Some(snapshot)) => self.judge(snapshot, None, now),
+                (Reply::Job(None), Some(snapshot)) => self.judge(snapshot, OwnersJob::NotRead, now),
                 _ => Call::End(Ending::Failed),
             },
             State::ReadingOwnersJob(snapshot) => match reply {
-                Reply::OwnersJob(job) => self.judge(snapshot, Some(job), now),
+                Reply::OwnersJob(job) => self.judge(snapshot, job, now),
                 _ => Call::End(Ending::Failed),
             },
             State::Preparing(previous, standing) => match reply {
@@ -369,7 +369,7 @@ impl Protocol {
                 let Some(snapshot) = snapshot else { return self.pause() };
                 // Before anything is deleted: the new job must not be refused afterwards.
                 self.is_replacing = true;
-                return self.judge(snapshot, None, now);
+                return self.judge(snapshot, OwnersJob::NotRead, now);
             }
             // The run that we claimed belongs to the job that was quicker.
             Verdict::Refuse => (Ending::Conflict, self.claim.is_some() && !found.is_finished),
@@ -390,7 +390,7 @@ impl Protocol {
     }
 
     /// The name is free, or its job is to be replaced: may the run be claimed?
-    fn judge(&mut self, snapshot: Snapshot, job: Option<Option<bool>>, now: u64) -> Call {
+    fn judge(&mut self, snapshot: Snapshot, job: OwnersJob, now: u64) -> Call {
         let Some(read) = &snapshot.read else {
             return self.go(State::Preparing(None, Standing::Free), Call::Prepare);
         };
@@ -476,8 +476,8 @@ impl Protocol {
     fn go_on_holding(&mut self, mut hold: Hold, reply: Reply, now: u64) -> Call {
         let (read, job) = match (hold.step, reply) {
             (HoldStep::Pausing, Reply::Done) => return self.hold(hold.owner, hold.ending),
-            (HoldStep::ReadingOwner, Reply::Owner(read)) => (read, None),
-            (HoldStep::ReadingOwnersJob(read), Reply::OwnersJob(job)) => (Some(read), Some(job)),
+            (HoldStep::ReadingOwner, Reply::Owner(read)) => (read, OwnersJob::NotRead),
+            (HoldStep::ReadingOwnersJob(read), Reply::OwnersJob(job)) => (Some(read), job),
             (HoldStep::Writing, Reply::Written(None)) => {
                 hold.step = HoldStep::Pausing;
                 return self.go(State::Holding(hold), Call::Pause);

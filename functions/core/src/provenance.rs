@@ -68,10 +68,9 @@ impl Attribution {
         }
         match record {
             Some(record) if self.is_of(record) => Provenance::Proven,
-            // The record is of the job that the annotations were copied from.
-            Some(_) => Provenance::Foreign,
             None if owner.is_some() => Provenance::Plausible,
-            None => Provenance::Foreign,
+            // A record that is there is of the job that the annotations were copied from.
+            Some(_) | None => Provenance::Foreign,
         }
     }
 
@@ -134,7 +133,15 @@ mod tests {
     }
 
     fn owner(namespace: &str, job: &str, submission: &str, released: bool) -> Owner {
-        Owner { submission: submission.to_owned(), namespace: namespace.to_owned(), job: job.to_owned(), released }
+        Owner {
+            submission: submission.to_owned(),
+            namespace: namespace.to_owned(),
+            job: job.to_owned(),
+            claimed_by: None,
+            request: None,
+            previous: None,
+            released,
+        }
     }
 
     fn record(change: impl FnOnce(&mut JobRecord)) -> JobRecord {

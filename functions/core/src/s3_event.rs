@@ -146,7 +146,7 @@ fn of_notification(record: &Value, bases: &[S3Uri]) -> Result<MarkerEvent, Unusa
     of_key(bucket, &key, bases)
 }
 
-/// Source: Amazon S3 User Guide, "EventBridge event message structure". Older events name no version.
+/// Source: Amazon S3 User Guide, "`EventBridge` event message structure". Older events name no version.
 fn of_event_bridge(event: &Value, bases: &[S3Uri]) -> Result<MarkerEvent, Unusable> {
     if let Some(version) = text(event, "/detail/event-version").filter(|version| !version.starts_with("1.")) {
         return Err(Unusable::Version(version.to_owned()));

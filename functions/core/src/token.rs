@@ -236,6 +236,7 @@ impl TokenSecret {
             return single(text);
         }
         let object: Object = serde_json::from_str(text).map_err(|_| TokenSecretError::Form)?;
+        #[expect(clippy::zero_sized_map_values, reason = "serde reads an object with any values as a map only")]
         let fields: BTreeMap<String, IgnoredAny> = serde_json::from_str(text).map_err(|_| TokenSecretError::Form)?;
         if let Some(restriction) = fields.keys().find_map(|field| nearest(field, &RESTRICTIONS)) {
             return Err(TokenSecretError::Restriction(restriction));

@@ -4,6 +4,7 @@ use std::error::Error;
 
 use lambda_http::http::{HeaderName, header};
 use serde::Serialize;
+use tokio::time::error::Elapsed;
 use training_cluster::ClusterError;
 use training_core::problem::{Code, Problem};
 use training_store::StoreError;
@@ -104,6 +105,11 @@ pub fn storage_failure(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failur
     if error.downcast_ref().is_some_and(StoreError::is_final) {
         let detail = "the runs bucket does not let this service in, or what it holds cannot be read; tell its operator";
         return Failure::with_cause(Code::StorageUnavailable, detail, error).final_if(true);
+    }
+    let is_timeout = error.is::<Elapsed>() || error.downcast_ref().is_some_and(StoreError::is_timeout);
+    if is_timeout {
+        let detail = "the runs bucket did not answer in time; send the same request again: nothing is done twice";
+        return Failure::with_cause(Code::StorageTimeout, detail, error);
     }
     Failure::with_cause(Code::StorageUnavailable, "the runs bucket cannot be used now; try again", error)
 }

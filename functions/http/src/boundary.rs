@@ -18,18 +18,27 @@ use training_core::{
     query::Query,
     route::{Route, Unrouted},
 };
+use training_store::StoreError;
 
 use crate::{
     Answer, Failure,
+    answer::storage_failure,
     telemetry::{self, Measured},
 };
 
 /// How long a request may take. API Gateway gives up after 30 s and says nothing of what happened.
 const ANSWER_WITHIN: Duration = Duration::from_secs(27);
+/// So much earlier storage has to be done, so that what was too slow is called by its name.
+const ROOM_TO_SAY_SO: Duration = Duration::from_millis(250);
 /// Every answer is for one caller, and true only now.
 const NOT_KEPT: &str = "no-store";
 /// Longest body that is looked at, in bytes.
 const MAX_BODY_BYTES: usize = 128 * 1024;
+
+tokio::task_local! {
+    /// Until when the request that is being answered may wait for storage.
+    static STORAGE_UNTIL: tokio::time::Instant;
+}
 
 /// Answer a request with the result of its work, in time, and tell of it: one log line, and one line of metrics.
 ///
@@ -67,10 +76,28 @@ pub fn tell(field: &'static str, value: impl Display) {
 
 /// The result of a request's work, or `cluster_timeout` when it takes too long: every change is safe to repeat.
 async fn in_time(work: impl Future<Output = Result<Answer, Failure>>) -> Result<Answer, Failure> {
+    let work = STORAGE_UNTIL.scope(tokio::time::Instant::now() + ANSWER_WITHIN - ROOM_TO_SAY_SO, work);
     tokio::time::timeout(ANSWER_WITHIN, work).await.unwrap_or_else(|elapsed| {
         let detail = "what is behind this service was too slow; send the same request again: nothing is done twice";
         Err(Failure::with_cause(Code::ClusterTimeout, detail, elapsed))
     })
+}
+
+/// The result of many requests to the runs bucket, or `storage_timeout` when the request's time ends meanwhile.
+///
+/// # Errors
+/// What [`storage_failure`] makes of an error.
+pub fn in_storage<T>(work: impl Future<Output = Result<T, StoreError>>) -> impl Future<Output = Result<T, Failure>> {
+    // On the heap: the futures of the SDKs are large.
+    let work = Box::pin(work);
+    async move {
+        let result = match STORAGE_UNTIL.try_with(|until| *until) {
+            Ok(until) => tokio::time::timeout_at(until, work).await.map_err(storage_failure)?,
+            // Nobody waits for an answer.
+            Err(_) => work.await,
+        };
+        result.map_err(storage_failure)
+    }
 }
 
 /// The route of a request.
@@ -193,9 +220,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn work_that_takes_too_long_is_answered_in_time() {
         let started = tokio::time::Instant::now();
-        let failure = in_time(std::future::pending()).await.expect_err("too long");
-        assert_eq!(failure.problem.code, Code::ClusterTimeout);
-        assert!(started.elapsed() <= Duration::from_secs(28), "{:?}", started.elapsed());
+        let storage = in_storage(std::future::pending::<Result<Answer, _>>());
+        let cluster = std::future::pending();
+        for (failure, code) in
+            [(in_time(storage).await, Code::StorageTimeout), (in_time(cluster).await, Code::ClusterTimeout)]
+        {
+            assert_eq!(failure.expect_err("too long").problem.code, code);
+        }
+        assert!(started.elapsed() <= Duration::from_secs(2 * 28), "{:?}", started.elapsed());
     }
 
     #[test]

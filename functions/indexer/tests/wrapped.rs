@@ -1,4 +1,4 @@
-//! S3 events in the envelopes of EventBridge, SNS and SQS: what they name is indexed as of a bare one, and what cannot be
+//! S3 events in the envelopes of `EventBridge`, SNS and SQS: what they name is indexed as of a bare one, and what cannot be
 //! read or done fails as its sender wants it told.
 
 mod common;
@@ -28,7 +28,10 @@ const ENVELOPES: [Envelope; 6] = [
 ];
 
 /// How an event says which key has changed.
-const SENDERS: [(&str, fn(&str) -> Value); 2] = [("S3", notified), ("EventBridge", event_bridge)];
+/// Who sends, and how it writes a key.
+type Sender = (&'static str, fn(&str) -> Value);
+
+const SENDERS: [Sender; 2] = [("S3", notified), ("EventBridge", event_bridge)];
 
 /// As S3 writes keys: form-encoded.
 fn notified(key: &str) -> Value {
@@ -42,7 +45,7 @@ fn notified(key: &str) -> Value {
     event
 }
 
-/// As EventBridge writes them: as they are.
+/// As `EventBridge` writes them: as they are.
 fn event_bridge(key: &str) -> Value {
     json!({
         "version": "0", "detail-type": "Object Created", "source": "aws.s3",

@@ -105,7 +105,7 @@ async fn end_of(
         };
         for (number, read) in read {
             let Read::Object(object) = read else { break 'parts };
-            newlines += object.body.iter().filter(|byte| **byte == b'\n').count();
+            newlines += object.body.split(|byte| *byte == b'\n').count() - 1;
             bodies.push(object.body);
             reached = number;
         }
@@ -135,7 +135,7 @@ mod tests {
 
     const RUN: &str = "runs/r/framework=hf";
     const SUBMISSION: &str = "01980000-0000-7000-8000-000000000001";
-    const AMPLE: Duration = Duration::from_secs(60);
+    const AMPLE: Duration = Duration::from_mins(1);
 
     async fn read_of(objects: &[(&str, &str)], attempt: Option<u32>, rank: u32, lines: usize) -> Option<Archived> {
         let objects = objects.iter().map(|(key, body)| (format!("{RUN}/logs/{SUBMISSION}/{key}"), (*body).to_owned()));

@@ -1,5 +1,6 @@
 //! GET /train/{name}/checkpoints and what is below it.
 
+use futures::future::try_join;
 use training_core::{
     checkpoints::{CheckpointAnswer, CheckpointList},
     index::IndexEntry,
@@ -11,7 +12,7 @@ use training_core::{
     problem::{Code, bounded},
     provenance::Attribution,
 };
-use training_http::{Answer, Failure, answer::storage_failure};
+use training_http::{Answer, Failure, boundary::in_storage};
 
 use crate::handler::{Asked, Handler};
 
@@ -30,11 +31,11 @@ impl Handler {
         let before: Option<Step> = asked.query.value("before");
         let namespace = self.namespace_of(asked, name)?;
         let (name, job) = self.job(&namespace, name).await?;
-        let Some(Attribution { prefix, .. }) = self.run(&namespace, &name, &job).await.map_err(storage_failure)? else {
+        let Some(Attribution { prefix, .. }) = in_storage(self.run(&namespace, &name, &job)).await? else {
             return Answer::json(200, &CheckpointList { checkpoints: Vec::new(), links: PageLinks { next: None } });
         };
-        let (page, lineage) = tokio::join!(self.store.index_page(&prefix, limit, before), self.store.lineage(&prefix));
-        let (page, lineage) = (page.map_err(storage_failure)?, lineage.map_err(storage_failure)?);
+        let page = in_storage(self.store.index_page(&prefix, limit, before));
+        let (page, lineage) = try_join(page, in_storage(self.store.lineage(&prefix))).await?;
         let next = page.next.map(|step| {
             let parameters = [("limit", Some(limit.to_string())), ("before", Some(step.to_string()))];
             let path = format!("/train/{name}/checkpoints");
@@ -46,7 +47,7 @@ impl Handler {
 
     pub(crate) async fn latest_checkpoint(&self, name: &str, asked: Asked) -> Result<Answer, Failure> {
         let prefix = self.run_of(name, self.namespace_of(asked, name)?).await?;
-        let latest = self.store.latest(&prefix).await.map_err(storage_failure)?;
+        let latest = in_storage(self.store.latest(&prefix)).await?;
         chosen(latest.ok_or("the run has no complete checkpoint"))
     }
 
@@ -57,7 +58,7 @@ impl Handler {
         }
         let mode = asked.query.word("mode", [("min", Mode::Min), ("max", Mode::Max)]).unwrap_or(Mode::Min);
         let prefix = self.run_of(name, self.namespace_of(asked, name)?).await?;
-        let best = self.store.best(&prefix, &metric, mode).await.map_err(storage_failure)?;
+        let best = in_storage(self.store.best(&prefix, &metric, mode)).await?;
         chosen(best.ok_or_else(|| format!("the run has no complete checkpoint with the metric `{metric}`")))
     }
 
@@ -65,15 +66,15 @@ impl Handler {
         let prefix = self.run_of(name, self.namespace_of(asked, name)?).await?;
         let not_found = || not_found(format!("the run has no checkpoint of step `{}`", bounded(step, 32)));
         let step: Step = step.parse().map_err(|_| not_found())?;
-        let (entry, lineage) = tokio::join!(self.store.checkpoint(&prefix, step), self.store.lineage(&prefix));
-        let entry = entry.map_err(storage_failure)?.ok_or_else(not_found)?;
-        Answer::json(200, &CheckpointAnswer::new(entry, &lineage.map_err(storage_failure)?))
+        let entry = in_storage(self.store.checkpoint(&prefix, step));
+        let (entry, lineage) = try_join(entry, in_storage(self.store.lineage(&prefix))).await?;
+        Answer::json(200, &CheckpointAnswer::new(entry.ok_or_else(not_found)?, &lineage))
     }
 
     /// The run of a job, of which one checkpoint is asked for.
     async fn run_of(&self, name: &str, namespace: Namespace) -> Result<RunPrefix, Failure> {
         let (name, job) = self.job(&namespace, name).await?;
-        let run = self.run(&namespace, &name, &job).await.map_err(storage_failure)?;
+        let run = in_storage(self.run(&namespace, &name, &job)).await?;
         run.map(|run| run.prefix).ok_or_else(|| not_found("the job has no run on this platform"))
     }
 }

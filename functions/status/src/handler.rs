@@ -122,7 +122,7 @@ impl Handler {
         job: &PyTorchJob,
     ) -> Result<Option<Attribution>, StoreError> {
         let Some(attribution) = self.attribution(namespace, name, job) else { return Ok(None) };
-        let provenance = self.store.provenance(&attribution).await?;
+        let provenance = Box::pin(self.store.provenance(&attribution)).await?;
         Ok(provenance.may_be_followed().then_some(attribution))
     }
 }

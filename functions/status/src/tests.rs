@@ -5,7 +5,7 @@ mod provenance;
 mod retry;
 mod world;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueError;
 use aws_smithy_mocks::{RuleMode, mock, mock_client};
@@ -200,6 +200,40 @@ async fn failures_behind_the_function_say_what_to_do_and_nothing_else() {
         (200, &json!("running"), &Value::Null)
     );
     assert_eq!(answer.detail(), "running", "nobody could look how far it is");
+}
+
+#[tokio::test(start_paused = true)]
+async fn storage_that_is_slow_is_told_from_a_slow_cluster() {
+    let run = || {
+        let entries = (1..=1_000).map(|step| {
+            let entry = json!({"index": 1, "step": step, "state": "complete", "submission": null, "saved_at": 1.5,
+                "size_bytes": 0, "file_count": 0, "metrics": {"loss": 1.0}, "parent": null, "marker_key": "k",
+                "marker_etag": "e"});
+            (format!("{RUN}/index/v1/{}", 999_999_999_999_u64 - step), entry.to_string())
+        });
+        testing::Bucket::holding(entries.chain([owner("training", "j", SUBMISSION)]))
+    };
+    let hanging = || run().store_judged_by(|_| std::future::ready(testing::Treatment::Hang));
+    // Each answer is soon enough, and all together are not.
+    let slow = || {
+        run().store_judged_by(|_| async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            testing::Treatment::Serve
+        })
+    };
+    for (path, stores) in [
+        ("/train/j/checkpoints", vec![hanging(), slow()]),
+        ("/train/j/checkpoints/latest", vec![hanging(), slow()]),
+        ("/train/j/checkpoints/best", vec![hanging(), slow()]),
+        ("/train/j/checkpoints/5", vec![hanging(), slow()]),
+        ("/train/j/logs?source=archive", vec![hanging()]),
+    ] {
+        for store in stores {
+            let answer = World::new(vec![job_row(&job("j"))], store).get(path).await;
+            assert_eq!((answer.status, answer.code()), (504, "storage_timeout"), "{path}");
+            assert_eq!(answer.header("retry-after"), Some("5"), "{path}");
+        }
+    }
 }
 
 #[tokio::test]

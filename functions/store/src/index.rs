@@ -4,10 +4,14 @@
 //! Which checkpoints count is decided by the run's newest submission, and entries are in the order of their steps. Nearly
 //! always the highest step is the newest submission's: `owner` says so, and then a few requests are enough, however many
 //! checkpoints there are. Else (a run begun anew that is not yet beyond its former life, or markers that name no
-//! submission) every entry is read.
+//! submission), and for a metric, all entries and digests are listed, a thousand a request, and only entries that have no
+//! digest are read: those of an older release, and those that are being indexed.
+
+use std::collections::HashMap;
 
 use futures::{StreamExt, TryStreamExt, future, stream};
 use training_core::{
+    digest::Digest,
     index::IndexEntry,
     layout::{RunKey, RunPrefix},
     lineage::{Known, Lineage, Mode, Preference, Trace, candidates},
@@ -66,7 +70,7 @@ impl Store {
     pub async fn lineage(&self, prefix: &RunPrefix) -> Result<Lineage, StoreError> {
         match Box::pin(self.lineage_of_owner(prefix)).await? {
             Some(lineage) => Ok(lineage),
-            None => Ok(Lineage::of(&self.known(prefix, "").await?)),
+            None => Ok(Lineage::of(&self.known(prefix, None).await?)),
         }
     }
 
@@ -78,16 +82,17 @@ impl Store {
         if let Some(entry) = Box::pin(self.latest_of_owner(prefix)).await? {
             return Ok(Some(entry));
         }
-        let known = self.known(prefix, "").await?;
+        let known = self.known(prefix, None).await?;
         self.first_complete(prefix, &candidates(&known, Preference::Newest)).await
     }
 
-    /// The checkpoint with the best metric that is complete now and not superseded. Reads every entry.
+    /// The checkpoint with the best metric that is complete now and not superseded. Two listings for each
+    /// thousand entries.
     ///
     /// # Errors
     /// As [`Store::index_page`].
     pub async fn best(&self, prefix: &RunPrefix, metric: &str, mode: Mode) -> Result<Option<IndexEntry>, StoreError> {
-        let known = self.known(prefix, metric).await?;
+        let known = self.known(prefix, Some(metric)).await?;
         self.first_complete(prefix, &candidates(&known, Preference::Best(mode))).await
     }
 
@@ -159,27 +164,65 @@ impl Store {
         Ok(None)
     }
 
-    async fn known(&self, prefix: &RunPrefix, metric: &str) -> Result<Vec<Known>, StoreError> {
-        let mut known = Vec::new();
-        let mut after = None;
+    /// What choosing needs to know of all checkpoints.
+    async fn known(&self, prefix: &RunPrefix, metric: Option<&str>) -> Result<Vec<Known>, StoreError> {
+        let (entries, mut digests) = future::try_join(self.all_entries(prefix), self.digests(prefix, metric)).await?;
+        let (mut known, mut untold) = (Vec::new(), Vec::new());
+        for step in entries {
+            match digests.remove(&step).flatten() {
+                Some(digest) => known.push(digest),
+                None => untold.push(prefix.key(&RunKey::IndexEntry(step))),
+            }
+        }
+        known.extend(self.entries(prefix, untold, |entry| Known::of(&entry, metric)).await?);
+        Ok(known)
+    }
+
+    /// The steps that have an entry.
+    async fn all_entries(&self, prefix: &RunPrefix) -> Result<Vec<Step>, StoreError> {
+        let (mut steps, mut after) = (Vec::new(), None);
         loop {
             let listed = self.index_keys(prefix, LISTING, after).await?;
-            known.extend(self.entries(prefix, listed.keys, |entry| Known::of(&entry, metric)).await?);
+            steps.extend(listed.keys.iter().filter_map(|key| prefix.index_step(key)));
             after = listed.after;
             if after.is_none() {
+                return Ok(steps);
+            }
+        }
+    }
+
+    /// What the digests tell, by step; `None` where a step has several, as while it is indexed, or one that does not say.
+    async fn digests(
+        &self,
+        prefix: &RunPrefix,
+        metric: Option<&str>,
+    ) -> Result<HashMap<Step, Option<Known>>, StoreError> {
+        let (folder, mut known, mut after) = (prefix.digests_folder(), HashMap::new(), None);
+        loop {
+            let keys =
+                self.list_keys(prefix.bucket(), &folder, after, i32::try_from(LISTING).unwrap_or(i32::MAX)).await?;
+            for (step, name) in keys.iter().filter_map(|key| prefix.index_digest(key)) {
+                let digest: Option<Digest> = name.parse().ok();
+                let told = digest.and_then(|digest| digest.known(step, metric));
+                known.entry(step).and_modify(|known| *known = None).or_insert(told);
+            }
+            if keys.len() < LISTING {
                 return Ok(known);
             }
+            after = keys.into_iter().next_back();
         }
     }
 
     async fn index_keys(&self, prefix: &RunPrefix, limit: usize, after: Option<String>) -> Result<Listed, StoreError> {
         let limit = limit.min(LISTING);
+        let last_entry = prefix.last_index_entry();
         let mut most = limit;
         let (mut entries, mut from) = (Vec::new(), after);
         loop {
             let listing = i32::try_from(most).unwrap_or(i32::MAX);
             let keys = self.list_keys(prefix.bucket(), &prefix.index_folder(), from, listing).await?;
-            let is_end = keys.len() < most;
+            // Behind the last key that an entry can have is none: not among the digests either.
+            let is_end = keys.len() < most || keys.last().is_some_and(|key| *key > last_entry);
             from = keys.last().cloned();
             // What lies there and is no entry is nobody's business here.
             entries.extend(keys.into_iter().filter(|key| prefix.index_step(key).is_some()));
@@ -220,7 +263,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{ETAG, denied, holding};
+    use crate::testing::{Bucket, ETAG, denied, holding};
     use serde_json::{Value, json};
     use training_core::marker::Marker;
 
@@ -295,7 +338,7 @@ mod tests {
     #[tokio::test]
     async fn what_lies_among_the_entries_and_is_none_hides_nothing() {
         // The first is what the console makes of a new folder; the others come before, between and behind the entries.
-        let foreign = ["", "0", "1", "99", "999999999984.bak", "99999999998a", "README"];
+        let foreign = ["", "0", "1", "99", "999999999984.bak", "99999999998a", "README", "digest/", "digest/x/-/-/-"];
         let foreign = foreign.map(|name| (format!("{RUN}/index/v1/{name}"), String::new()));
         let store = holding([foreign.to_vec(), run()].concat());
         for limit in 1..=5_u32 {
@@ -338,6 +381,31 @@ mod tests {
             let of = async |mode| at(store.best(&prefix(), "loss", mode).await.expect("an answer"));
             assert_eq!((of(Mode::Min).await, of(Mode::Max).await), (best, worst), "{case}");
             assert_eq!(at(store.best(&prefix(), "accuracy", Mode::Max).await.expect("an answer")), None, "{case}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_step_is_told_by_its_one_digest_and_else_by_its_entry() {
+        let digest = |number, name: &str| (prefix().key(&RunKey::IndexDigest(step(number), name)), String::new());
+        let of_a = |number, loss: &str| digest(number, &format!("{A}/-/-/loss={loss}"));
+        let of_b = |number, loss: &str| digest(number, &format!("{B}/{A}/10/loss={loss}"));
+        for (case, digests, best, reads) in [
+            ("none, as in an older release", vec![], 15, 4),
+            ("each has one", vec![of_a(10, "3e0"), of_b(15, "1e0"), of_a(20, "5e-1"), of_b(30, "2e0")], 15, 0),
+            ("some have one", vec![of_b(15, "1e0"), of_a(20, "5e-1")], 15, 2),
+            // The entry says 1.0.
+            ("one has two, of which one is old", vec![of_b(15, "9e0"), of_b(15, "8e0")], 15, 4),
+            ("one is none", vec![digest(15, "loss=1")], 15, 4),
+            ("one has no entry", vec![of_b(16, "1e-9")], 15, 4),
+            ("one does not say", vec![digest(30, &format!("{B}/{A}/10/more"))], 15, 4),
+            ("a metric that it does not have", vec![digest(15, &format!("{B}/{A}/10"))], 30, 3),
+        ] {
+            let bucket = Bucket::holding([run(), digests].concat());
+            let found = bucket.store().best(&prefix(), "loss", Mode::Min).await.expect("an answer");
+            assert_eq!(at(found), Some(best), "{case}");
+            let calls = bucket.take_traffic().calls;
+            let entries = calls.iter().filter(|call| call.verb == "GET" && call.key.contains("/index/"));
+            assert_eq!(entries.count(), reads, "{case}");
         }
     }
 

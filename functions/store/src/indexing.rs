@@ -1,9 +1,11 @@
-//! One step's index entry: what its marker and its files say now, and the write that makes it so.
+//! One step's index entry and its digest: what its marker and its files say now, and the writes that make them so.
 //!
 //! The indexer does this for each event and `reindex` for each step that differs, so that the two cannot disagree.
 
+use futures::future;
 use thiserror::Error;
 use training_core::{
+    digest::Digest,
     index::IndexEntry,
     layout::{MAX_KEY_BYTES, RunKey, RunPrefix},
     marker::{self, File, Marker, MarkerError, State},
@@ -142,8 +144,8 @@ impl Store {
         }
     }
 
-    /// Make the entry of a step what its marker says now. The marker is looked at again after the write, so that of two
-    /// who index one step the one that writes last has seen the newest marker.
+    /// Make the entry of a step and its digest what its marker says now. The marker is looked at again after the writes, so
+    /// that of two who index one step the one that writes last has seen the newest marker.
     ///
     /// # Errors
     /// S3 cannot be reached or denies a request, or the marker does not come to rest. The entry may then be that of an
@@ -154,9 +156,20 @@ impl Store {
         let entry_key = prefix.key(&RunKey::IndexEntry(step));
         for _ in 0..ROUNDS {
             let Look { marker, found } = self.look_once(prefix, step).await?;
+            let digest = match &found {
+                Found::Checkpoint(entry) => digest_key(prefix, step, entry),
+                Found::Nothing | Found::Unusable(_) => None,
+            };
+            // Listed after the marker was read, or one that an older marker's indexer wrote in between would stay. Without a
+            // digest an entry is read itself, so what is there of an older one goes before its entry changes.
+            let stale = self.digests_of(prefix, step).await?.into_iter().filter(|key| Some(key) != digest.as_ref());
+            future::try_join_all(stale.map(|key| async move { self.delete(bucket, &key).await })).await?;
             match &found {
                 Found::Checkpoint(entry) => self.put(bucket, &entry_key, entry.to_body()).await?,
                 Found::Nothing | Found::Unusable(_) => self.delete(bucket, &entry_key).await?,
+            }
+            if let Some(key) = digest {
+                self.put(bucket, &key, Vec::new()).await?;
             }
             if self.is_still(bucket, &marker_key, &marker).await? {
                 return Ok(found);
@@ -164,6 +177,21 @@ impl Store {
         }
         Err(IndexingError::Restless(marker_key))
     }
+
+    /// The keys of all digests of a step: one, unless something is amiss.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn digests_of(&self, prefix: &RunPrefix, step: Step) -> Result<Vec<String>, StoreError> {
+        self.list_all(prefix.bucket(), &prefix.key(&RunKey::IndexDigest(step, ""))).await
+    }
+}
+
+/// The key of an entry's digest; `None` where it is none of S3: then the entry is read.
+#[must_use]
+pub fn digest_key(prefix: &RunPrefix, step: Step, entry: &IndexEntry) -> Option<String> {
+    let key = prefix.key(&RunKey::IndexDigest(step, &Digest::of(entry).to_string()));
+    (key.len() <= MAX_KEY_BYTES).then_some(key)
 }
 
 #[cfg(test)]

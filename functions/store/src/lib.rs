@@ -25,7 +25,7 @@ use thiserror::Error;
 use training_core::{index::IndexError, marker::File, s3_event::form_decode};
 
 pub use index::IndexPage;
-pub use indexing::{Found, IndexingError, Look, Unusable};
+pub use indexing::{Found, IndexingError, Look, Unusable, digest_key};
 pub use log::LogPart;
 
 /// Largest object that is read, in bytes: all that the functions read is text, and a function has little memory.
@@ -99,6 +99,7 @@ pub struct StoreError {
     verb: &'static str,
     bucket: String,
     key: String,
+    is_timeout: bool,
     #[source]
     source: Box<dyn std::error::Error + Send + Sync>,
 }
@@ -137,7 +138,7 @@ impl Store {
             Err(error) if is_missing(&error) => return Ok(Read::Nothing),
             Err(error) => match withheld(&error) {
                 Some(why) => return Ok(Read::Withheld(why)),
-                None => return Err(failed(Box::new(error))),
+                None => return Err(StoreError::of_sdk("read", bucket, key, error)),
             },
         };
         let identity = Identity { etag: output.e_tag.unwrap_or_default(), version: output.version_id };
@@ -157,7 +158,7 @@ impl Store {
         match self.client.head_object().bucket(bucket).key(key).send().await {
             Ok(output) => Ok(Some(Identity { etag: output.e_tag.unwrap_or_default(), version: output.version_id })),
             Err(error) if is_missing(&error) => Ok(None),
-            Err(error) => Err(StoreError::new("look at", bucket, key, Box::new(error))),
+            Err(error) => Err(StoreError::of_sdk("look at", bucket, key, error)),
         }
     }
 
@@ -169,7 +170,7 @@ impl Store {
         let request = self.client.put_object().bucket(bucket).key(key).content_type("application/json");
         match request.body(ByteStream::from(body)).send().await {
             Ok(_) => Ok(()),
-            Err(error) => Err(StoreError::new("write", bucket, key, Box::new(error))),
+            Err(error) => Err(StoreError::of_sdk("write", bucket, key, error)),
         }
     }
 
@@ -192,7 +193,7 @@ impl Store {
         match request.body(ByteStream::from(body)).send().await {
             Ok(output) => Ok(Some(output.e_tag.unwrap_or_default())),
             Err(error) if is_another(&error) => Ok(None),
-            Err(error) => Err(StoreError::new("write", bucket, key, Box::new(error))),
+            Err(error) => Err(StoreError::of_sdk("write", bucket, key, error)),
         }
     }
 
@@ -211,7 +212,21 @@ impl Store {
         let mut pages = request.into_paginator().send();
         let mut keys = Vec::new();
         while let Some(page) = pages.next().await {
-            let page = page.map_err(|error| StoreError::new("list", bucket, prefix, Box::new(error)))?;
+            let page = page.map_err(|error| StoreError::of_sdk("list", bucket, prefix, error))?;
+            keys.extend(page.contents.into_iter().flatten().filter_map(|object| decoded(object.key)));
+        }
+        Ok(keys)
+    }
+
+    /// All keys that begin with `prefix`.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn list_all(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let mut pages = self.listing(bucket, prefix).into_paginator().send();
+        let mut keys = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| StoreError::of_sdk("list", bucket, prefix, error))?;
             keys.extend(page.contents.into_iter().flatten().filter_map(|object| decoded(object.key)));
         }
         Ok(keys)
@@ -226,7 +241,7 @@ impl Store {
         let mut pages = request.into_paginator().send();
         let mut names = Vec::new();
         while let Some(page) = pages.next().await {
-            let page = page.map_err(|error| StoreError::new("list", bucket, folder, Box::new(error)))?;
+            let page = page.map_err(|error| StoreError::of_sdk("list", bucket, folder, error))?;
             let prefixes = page.common_prefixes.into_iter().flatten().filter_map(|common| decoded(common.prefix));
             names.extend(prefixes.filter_map(|prefix| Some(prefix.strip_prefix(folder)?.to_owned())));
         }
@@ -246,7 +261,7 @@ impl Store {
         let request = self.listing(bucket, prefix).delimiter("/");
         let mut pages = request.into_paginator().send();
         while let Some(page) = pages.next().await {
-            let page = page.map_err(|error| StoreError::new("list", bucket, prefix, Box::new(error)))?;
+            let page = page.map_err(|error| StoreError::of_sdk("list", bucket, prefix, error))?;
             if page.contents.into_iter().flatten().filter_map(|object| decoded(object.key)).any(|key| is_wanted(&key)) {
                 return Ok(true);
             }
@@ -261,7 +276,7 @@ impl Store {
     pub async fn delete(&self, bucket: &str, key: &str) -> Result<(), StoreError> {
         match self.client.delete_object().bucket(bucket).key(key).send().await {
             Ok(_) => Ok(()),
-            Err(error) => Err(StoreError::new("delete", bucket, key, Box::new(error))),
+            Err(error) => Err(StoreError::of_sdk("delete", bucket, key, error)),
         }
     }
 
@@ -283,7 +298,7 @@ impl Store {
         while files.len() < most
             && let Some(page) = pages.next().await
         {
-            let page = page.map_err(|error| StoreError::new("list", bucket, prefix, Box::new(error)))?;
+            let page = page.map_err(|error| StoreError::of_sdk("list", bucket, prefix, error))?;
             files.extend(page.contents.into_iter().flatten().filter_map(|object| {
                 Some(File {
                     path: decoded(object.key)?.strip_prefix(folder)?.to_owned(),
@@ -309,7 +324,7 @@ impl Store {
         let request = self.listing(bucket, prefix).set_start_after(after);
         match request.max_keys(limit).send().await {
             Ok(page) => Ok(page.contents.into_iter().flatten().filter_map(|object| decoded(object.key)).collect()),
-            Err(error) => Err(StoreError::new("list", bucket, prefix, Box::new(error))),
+            Err(error) => Err(StoreError::of_sdk("list", bucket, prefix, error)),
         }
     }
 }
@@ -318,7 +333,21 @@ impl Store {
 
 impl StoreError {
     fn new(verb: &'static str, bucket: &str, key: &str, source: Box<dyn std::error::Error + Send + Sync>) -> Self {
-        Self { verb, bucket: bucket.to_owned(), key: key.to_owned(), source }
+        Self { verb, bucket: bucket.to_owned(), key: key.to_owned(), is_timeout: false, source }
+    }
+
+    fn of_sdk<E>(verb: &'static str, bucket: &str, key: &str, error: SdkError<E>) -> Self
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        let is_timeout = matches!(error, SdkError::TimeoutError(_));
+        Self { is_timeout, ..Self::new(verb, bucket, key, Box::new(error)) }
+    }
+
+    /// Whether S3 was reached and did not answer in time.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        self.is_timeout
     }
 
     /// Whether repeating the call is of no use: S3 refuses it until somebody changes the deployment, or what is there cannot

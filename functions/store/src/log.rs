@@ -47,9 +47,9 @@ impl Store {
     ) -> Result<Vec<LogPart>, StoreError> {
         let key = |part| prefix.key(&RunKey::Log { submission, attempt, rank, part });
         let first = key(0);
-        let list = |after: Option<u32>| self.log_page(prefix.bucket(), &first, after.map(key));
+        let page_after = |after: Option<u32>| self.log_page(prefix.bucket(), &first, after.map(key));
 
-        let mut page = list(None).await?;
+        let mut page = page_after(None).await?;
         let Some(mut last) = page.last() else { return Ok(Vec::new()) };
         if page.has_more {
             // There is a part `last`, and none after `beyond`.
@@ -61,14 +61,14 @@ impl Store {
                     Some(_) => last,
                 };
                 step = step.saturating_mul(2);
-                let after_probe = list(Some(probe)).await?;
+                let after_probe = page_after(Some(probe)).await?;
                 match after_probe.last() {
                     Some(later) => (page, last) = (after_probe, later),
                     None if probe == last => break,
                     None => beyond = Some(probe),
                 }
             }
-            page = list(last.checked_sub(LISTING)).await?;
+            page = page_after(last.checked_sub(LISTING)).await?;
         }
         page.parts.reverse();
         Ok(page.parts)
@@ -77,7 +77,7 @@ impl Store {
     /// The parts of the log whose first key this is, after a key.
     async fn log_page(&self, bucket: &str, first: &str, after: Option<String>) -> Result<Page, StoreError> {
         let request = self.listing(bucket, first).set_start_after(after).max_keys(LISTING.cast_signed());
-        let page = request.send().await.map_err(|error| StoreError::new("list", bucket, first, Box::new(error)))?;
+        let page = request.send().await.map_err(|error| StoreError::of_sdk("list", bucket, first, error))?;
         let parts = page.contents.into_iter().flatten().filter_map(|object| {
             let number = parse_log_part(first, &decoded(object.key)?)?;
             Some(LogPart { number, bytes: u64::try_from(object.size.unwrap_or_default()).ok()? })

@@ -96,7 +96,7 @@ impl<'a> Change<'a> {
         let bases = &self.handler.rules.runs_base_uris;
         let may_be_changed = match Attribution::of(&job, self.namespace, &self.name, bases) {
             Some(attribution) => {
-                self.handler.store.provenance(&attribution).await.map_err(storage_failure)?.may_be_changed()
+                Box::pin(self.handler.store.provenance(&attribution)).await.map_err(storage_failure)?.may_be_changed()
             }
             None => false,
         };

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use lambda_http::http::header;
 use serde::Serialize;
@@ -18,7 +19,7 @@ use training_core::{
     manifest::{self, Origin, Start},
     marker::State,
     names::{Step, Submission},
-    owner::{CLAIM_LIFETIME_MS, JobRecord, Owner},
+    owner::{CLAIM_LIFETIME_MS, JobRecord, Owner, OwnersJob},
     problem::Code,
     protocol::{Call, Ending, Found, OwnerRead, Protocol, Reply, Verdict},
     pytorchjob::{PyTorchJob, key},
@@ -29,6 +30,7 @@ use training_core::{
 use training_http::{
     Failure,
     answer::{cluster_failure, storage_failure},
+    boundary::in_storage,
 };
 use training_store::Expected;
 use uuid::Uuid;
@@ -139,11 +141,11 @@ impl<'a> Submitting<'a> {
             Call::ReadRecord(owner) => self.has_record(&owner).await.map(Reply::Recorded),
             Call::ReadJob => self.read_job().await,
             Call::ReadOwnersJob(owner) => self.read_owners_job(&owner).await,
-            Call::Prepare => self.prepare().await,
+            Call::Prepare => Box::pin(self.prepare()).await,
             Call::RehearseReplacing => self.rehearse_replacing().await,
             Call::WriteOwner { owner, over } => self.write_owner(&owner, over).await,
             Call::Create { submission } => return self.create(&submission).await,
-            Call::Replace => self.replace().await,
+            Call::Replace => Box::pin(self.replace()).await,
             Call::TakeBack => self.take_back().await,
             Call::Record => {
                 self.record().await;
@@ -229,9 +231,9 @@ impl<'a> Submitting<'a> {
             Resume::From(target) => target,
         };
         let step = match target {
-            ResumeTarget::Latest => store.latest(&self.prefix).await.map_err(storage_failure)?.map(|entry| entry.step),
+            ResumeTarget::Latest => in_storage(store.latest(&self.prefix)).await?.map(|entry| entry.step),
             ResumeTarget::Best => {
-                let best = store.best(&self.prefix, BEST_METRIC, Mode::Min).await.map_err(storage_failure)?;
+                let best = in_storage(store.best(&self.prefix, BEST_METRIC, Mode::Min)).await?;
                 best.map(|entry| entry.step)
             }
             ResumeTarget::Step(step) => {
@@ -385,7 +387,11 @@ impl Submitting<'_> {
         // By the run and not by the submission: another one's claim may stand there for a moment.
         let prefix = self.prefix.to_string();
         let job = job.filter(|job| job.annotation(key::CHECKPOINT_PREFIX) == Some(prefix.as_str()));
-        Ok(Reply::OwnersJob(job.map(|job| Phase::of(&job).0.is_finished())))
+        Ok(Reply::OwnersJob(match job {
+            None => OwnersJob::Absent,
+            Some(job) if Phase::of(&job).0.is_finished() => OwnersJob::Finished,
+            Some(_) => OwnersJob::Active,
+        }))
     }
 
     async fn write_owner(&self, owner: &Owner, over: Option<String>) -> Result<Reply, Failure> {
@@ -399,7 +405,7 @@ impl Submitting<'_> {
     fn digest(&self) -> String {
         let job = self.render(&self.submission, Start::Fresh, None);
         let fingerprint = job.annotation(key::REQUEST).unwrap_or_default();
-        Sha256::digest(fingerprint).iter().map(|byte| format!("{byte:02x}")).collect()
+        BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(fingerprint))
     }
 
     fn warn(&self, failure: &Failure) {

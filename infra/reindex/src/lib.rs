@@ -15,7 +15,7 @@ use training_core::{
     layout::{RunKey, RunPrefix, S3Uri},
     names::Step,
 };
-use training_store::{Found, Store, StoreError};
+use training_store::{Found, Store, StoreError, digest_key};
 
 /// What is not run prefixes and not to be looked through for them: the records of jobs.
 const RECORDS: &str = "_jobs/";
@@ -38,6 +38,8 @@ pub enum Difference {
     Stale,
     /// There is an entry and no checkpoint.
     Orphaned,
+    /// The entry is as it should be, and its digest is missing, as those of older releases are, or there is another one.
+    Undigested,
     /// The entry is of a later release, which this one leaves alone.
     Newer(u64),
 }
@@ -85,12 +87,15 @@ pub async fn runs(store: &Store, uris: &[S3Uri], mut failed: impl FnMut(&S3Uri, 
 /// # Errors
 /// S3 cannot be reached or denies the request.
 pub async fn places(store: &Store, prefix: &RunPrefix) -> Result<Vec<Place>> {
-    let (markers, entries) = (prefix.markers(), prefix.index_folder());
+    let (markers, entries, digests) = (prefix.markers(), prefix.index_folder(), prefix.digests_folder());
     let markers = store.list_names(prefix.bucket(), &markers);
     let entries = store.list_names(prefix.bucket(), &entries);
-    let (markers, entries) = future::try_join(markers, entries).await?;
+    let digests = store.list_all(prefix.bucket(), &digests);
+    let (markers, entries, digests) = future::try_join3(markers, entries, digests).await?;
     let marked = markers.iter().filter_map(|key| prefix.marker_step(key));
-    let steps: BTreeSet<Step> = marked.chain(entries.iter().filter_map(|key| prefix.index_step(key))).collect();
+    let indexed = entries.iter().filter_map(|key| prefix.index_step(key));
+    let digested = digests.iter().filter_map(|key| prefix.index_digest(key)).map(|(step, _)| step);
+    let steps: BTreeSet<Step> = marked.chain(indexed).chain(digested).collect();
     Ok(steps.into_iter().map(|step| Place { prefix: prefix.clone(), step }).collect())
 }
 
@@ -107,19 +112,23 @@ pub async fn compare(store: &Store, place: &Place) -> Result<Option<Difference>>
 
 async fn compare_once(store: &Store, Place { prefix, step }: &Place) -> Result<Option<Difference>> {
     let entry_key = prefix.key(&RunKey::IndexEntry(*step));
-    let (look, entry) = future::try_join(store.look(prefix, *step), store.get(prefix.bucket(), &entry_key)).await?;
-    let wanted = match look.found {
-        Found::Checkpoint(entry) => Some(entry.to_body()),
-        Found::Nothing | Found::Unusable(_) => None,
+    let entry = store.get(prefix.bucket(), &entry_key);
+    let (look, entry, digests) =
+        future::try_join3(store.look(prefix, *step), entry, store.digests_of(prefix, *step)).await?;
+    let (wanted, digest) = match look.found {
+        Found::Checkpoint(entry) => (Some(entry.to_body()), digest_key(prefix, *step, &entry)),
+        Found::Nothing | Found::Unusable(_) => (None, None),
     };
     let there = entry.map(|entry| entry.body);
     if let Some(Err(IndexError::Newer(version))) = there.as_deref().map(IndexEntry::parse) {
         return Ok(Some(Difference::Newer(version)));
     }
+    let is_digested = digests == digest.into_iter().collect::<Vec<_>>();
     Ok(match (wanted, there) {
         (Some(_), None) => Some(Difference::Missing),
         (None, Some(_)) => Some(Difference::Orphaned),
         (Some(wanted), Some(there)) if wanted != there => Some(Difference::Stale),
+        (Some(_), Some(_)) | (None, None) if !is_digested => Some(Difference::Undigested),
         (Some(_), Some(_)) | (None, None) => None,
     })
 }
@@ -176,6 +185,7 @@ impl fmt::Display for Difference {
             Self::Missing => f.write_str("missing"),
             Self::Stale => f.write_str("stale"),
             Self::Orphaned => f.write_str("orphaned"),
+            Self::Undigested => f.write_str("undigested"),
             Self::Newer(version) => write!(f, "of index version {version}, which this release leaves alone"),
         }
     }

@@ -133,7 +133,8 @@ async fn a_job_of_the_api_is_changed_through_its_owner_or_its_record() -> Result
             world.twin.object(&key).await?;
             world.twin.s3.delete_object().bucket(bucket).key(key).send().await?;
         } else {
-            let theirs = json!({"submission": uuid::Uuid::new_v4(), "namespace": "training", "job": "another"});
+            let theirs =
+                json!({"submission": uuid::Uuid::new_v4().to_string(), "namespace": "training", "job": "another"});
             let key = format!("runs/{run_id}/framework=hf/owner");
             world.twin.put(&key, theirs.to_string().into_bytes()).await?;
         }

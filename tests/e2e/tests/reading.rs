@@ -349,7 +349,7 @@ async fn readiness_and_the_description_are_there() -> Result<()> {
     assert!(description.body.is_object() && description.content_type == "application/json");
     for path in ["/healthz", "/openapi.json", "/train/none"] {
         let get = world.twin.get(path).await?;
-        let head = world.twin.send(Method::HEAD, path, None, Some(world.twin.setting("TRAINER_API_TOKEN")?)).await?;
+        let head = world.twin.send(Method::HEAD, path, Some(world.twin.setting("TRAINER_API_TOKEN")?), None).await?;
         assert_eq!((head.status, head.text_body.as_str()), (get.status, ""), "{path}");
         assert_eq!(head.content_type, get.content_type, "{path}");
     }

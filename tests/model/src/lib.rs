@@ -15,7 +15,7 @@ use stateright::{Model, Property};
 use training_core::{
     existing::{Decision, Restart},
     fingerprint::Fingerprint,
-    owner::{CLAIM_LIFETIME_MS, Known, Owner, Standing, Write},
+    owner::{CLAIM_LIFETIME_MS, Known, Owner, OwnersJob, Standing, Write},
     protocol::{Call, Ending, Found, OwnerRead, Protocol, Reply, Verdict},
     pytorchjob::{PyTorchJob, key},
 };
@@ -77,12 +77,18 @@ struct Job {
     name: &'static str,
     submission: String,
     body: u8,
-    is_there: bool,
-    is_finished: bool,
+    life: Life,
     /// Somebody was answered that it is theirs, while it was there and not finished.
     is_accepted: bool,
     /// Its trainers could have read, while it was there and not finished, that the run is another's.
     was_superseded: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Life {
+    Active,
+    Finished,
+    Gone,
 }
 
 /// A creation that nobody waits for any more, and that may still have its effect.
@@ -96,18 +102,7 @@ struct InFlight {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Request {
     NotSent,
-    Underway {
-        protocol: Box<Protocol>,
-        call: Call,
-        sent_at: u64,
-        /// How many ids it has made.
-        ids: usize,
-        may_replace: bool,
-        /// The job that was read last, by its place.
-        job: Option<usize>,
-        /// The equal job that was there when the creation was refused, by its place.
-        refused_beside: Option<usize>,
-    },
+    Underway(Box<Turn>),
     Answered {
         ending: Ending,
         /// The job's submission and body.
@@ -116,6 +111,21 @@ enum Request {
         was_refused_wrongly: bool,
     },
     Dead,
+}
+
+/// A request on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Turn {
+    protocol: Protocol,
+    call: Call,
+    sent_at: u64,
+    /// How many ids it has made.
+    ids: usize,
+    may_replace: bool,
+    /// The job that was read or made last, by its place.
+    job: Option<usize>,
+    /// The equal job that was there when the creation was refused, by its place.
+    refused_beside: Option<usize>,
 }
 
 /// What happens next.
@@ -179,146 +189,176 @@ impl Protocols {
 
     /// The call of a request is made; `None` where the fault cannot happen to it.
     fn step(&self, state: &mut State, of: usize, fault: Fault) -> Option<()> {
-        let asked = self.bounds.asked.get(of)?;
-        let now = now(state.tick);
-        let Request::Underway { mut protocol, call, sent_at, mut ids, mut may_replace, mut job, mut refused_beside } =
-            state.requests.get(of)?.clone()
-        else {
-            return None;
-        };
+        let Request::Underway(turn) = state.requests.get(of)? else { return None };
+        let mut turn = turn.clone();
         if fault != Fault::None {
             state.faults = state.faults.checked_sub(1)?;
         }
-        let there = |state: &State| state.jobs.iter().position(|job| job.is_there && job.name == asked.job);
-        let reply = match (call, fault) {
-            (Call::Create { submission }, fault) => {
-                let effect = |state: &mut State| self.create(state, of, &submission);
-                let is_equal = |at: &usize| state.jobs.get(*at).is_some_and(|job| job.body == asked.body);
-                refused_beside = there(state).filter(is_equal);
-                match fault {
-                    Fault::None => {
-                        let reply = effect(state);
-                        if reply == Reply::Done {
-                            job = there(state);
-                        }
-                        reply
-                    }
-                    Fault::Refused => Reply::Refused,
-                    Fault::NotDone => Reply::Unanswered,
-                    Fault::AnswerLost => {
-                        effect(state);
-                        Reply::Unanswered
-                    }
-                    Fault::Late => {
-                        state.in_flight.push(InFlight { by: of, submission, until: sent_at + GIVES_UP_AFTER });
-                        Reply::Unanswered
-                    }
-                }
+        let request = match turn.call.clone() {
+            Call::End(ending) if fault == Fault::None => Self::answer(state, &turn, ending),
+            Call::Create { submission } => {
+                let reply = self.creation(state, &mut turn, of, submission, fault);
+                Self::next(state, turn, of, reply)
             }
-            (Call::WriteOwner { owner, over }, Fault::None | Fault::AnswerLost) => {
+            Call::WriteOwner { owner, over } if matches!(fault, Fault::None | Fault::AnswerLost) => {
+                let mut written = None;
                 if state.owner.as_ref().map(etag) == over {
-                    let written = etag(&owner);
-                    state.owner = Some(owner);
                     // Where the answer is lost, the client repeats the call, and the condition holds no more.
-                    Reply::Written((fault == Fault::None).then_some(written))
-                } else {
-                    Reply::Written(None)
+                    written = (fault == Fault::None).then(|| etag(&owner));
+                    state.owner = Some(owner);
                 }
+                Self::next(state, turn, of, Reply::Written(written))
             }
-            (Call::Pause, Fault::None) => {
-                if state.tick - sent_at >= GIVES_UP_AFTER {
-                    Reply::Refused
-                } else {
-                    Reply::Done
-                }
+            Call::End(_) | Call::Pause | Call::Prepare | Call::RehearseReplacing if fault != Fault::None => {
+                return None;
             }
-            (Call::Pause | Call::Prepare | Call::RehearseReplacing, _) if fault != Fault::None => return None,
-            (_, Fault::Refused) => Reply::Refused,
-            (_, Fault::AnswerLost | Fault::NotDone | Fault::Late) => return None,
-            (Call::ReadJob, _) => {
-                job = there(state);
-                let found = job.and_then(|job| state.jobs.get(job));
-                Reply::Job(found.map(|found| {
-                    Found {
-                        submission: Some(found.submission.clone()),
-                        verdict: *self
-                            .verdicts
-                            .get(&(found.body == asked.body, found.is_finished, may_replace))
-                            .unwrap_or(&Verdict::Refuse),
-                        is_finished: found.is_finished,
-                    }
-                }))
+            _ if fault == Fault::Refused => Self::next(state, turn, of, Reply::Refused),
+            _ if fault != Fault::None => return None,
+            call => {
+                let reply = self.call(state, &mut turn, of, call)?;
+                Self::next(state, turn, of, reply)
             }
-            (Call::ReadOwner, _) => Reply::Owner(state.owner.as_ref().map(|owner| OwnerRead {
+        };
+        *state.requests.get_mut(of)? = request;
+        Some(())
+    }
+
+    /// The protocol's next call after this reply.
+    fn next(state: &State, mut turn: Box<Turn>, of: usize, reply: Reply) -> Request {
+        turn.call = turn.protocol.next(reply, now(state.tick), &id(state.tick, of, turn.ids));
+        turn.ids += usize::from(matches!(turn.call, Call::WriteOwner { .. }));
+        Request::Underway(turn)
+    }
+
+    /// A call that goes well, and neither creates nor claims.
+    fn call(&self, state: &mut State, turn: &mut Turn, of: usize, call: Call) -> Option<Reply> {
+        let asked = self.bounds.asked.get(of)?;
+        Some(match call {
+            Call::ReadOwner => Reply::Owner(state.owner.as_ref().map(|owner| OwnerRead {
                 owner: owner.clone(),
                 etag: etag(owner),
                 is_visible: true,
             })),
-            (Call::ReadOwnersJob(owner), _) => {
-                let found = state.jobs.iter().find(|job| job.is_there && job.name == owner.job);
-                Reply::OwnersJob(found.map(|job| job.is_finished))
+            Call::ReadRecord(owner) => Reply::Recorded(state.records.contains(&owner.submission)),
+            Call::ReadJob => {
+                turn.job = state.there(asked.job);
+                Reply::Job(turn.job.and_then(|job| state.jobs.get(job)).map(|found| {
+                    let is_finished = found.life == Life::Finished;
+                    let verdict = self.verdicts.get(&(found.body == asked.body, is_finished, turn.may_replace));
+                    Found {
+                        submission: Some(found.submission.clone()),
+                        verdict: verdict.copied().unwrap_or(Verdict::Refuse),
+                        is_finished,
+                    }
+                }))
             }
-            (Call::ReadRecord(owner), _) => Reply::Recorded(state.records.contains(&owner.submission)),
-            (Call::Prepare | Call::RehearseReplacing, _) => Reply::Done,
-            (Call::Replace, _) => {
-                let found = state.jobs.get_mut(job?)?;
-                found.is_there = false;
-                may_replace = false;
+            Call::ReadOwnersJob(owner) => {
+                let found = state.jobs.iter().find(|job| job.is_there() && job.name == owner.job);
+                Reply::OwnersJob(match found.map(|job| job.life) {
+                    None | Some(Life::Gone) => OwnersJob::Absent,
+                    Some(Life::Finished) => OwnersJob::Finished,
+                    Some(Life::Active) => OwnersJob::Active,
+                })
+            }
+            Call::Pause if state.tick - turn.sent_at >= GIVES_UP_AFTER => Reply::Refused,
+            Call::Replace => {
+                state.jobs.get_mut(turn.job?)?.life = Life::Gone;
+                turn.may_replace = false;
                 Reply::Replaced(true)
             }
-            (Call::TakeBack, _) => {
-                let found = there(state)?;
-                state.jobs.get_mut(found)?.is_there = false;
+            Call::TakeBack => {
+                let found = state.there(asked.job)?;
+                state.jobs.get_mut(found)?.life = Life::Gone;
                 Reply::Done
             }
-            (Call::Record, _) => {
-                let submission = state.jobs.get(job?)?.submission.clone();
+            Call::Record => {
+                let submission = state.jobs.get(turn.job?)?.submission.clone();
                 if !state.records.contains(&submission) {
                     state.records.push(submission);
                 }
                 Reply::Done
             }
-            (Call::End(ending), _) => {
-                let made = job.filter(|_| matches!(ending, Ending::Created | Ending::Replayed));
-                let job = made.and_then(|job| state.jobs.get_mut(job));
-                let job = job.map(|job| {
-                    job.is_accepted |= job.is_there && !job.is_finished;
-                    (job.submission.clone(), job.body)
-                });
-                let beside = refused_beside.and_then(|at| state.jobs.get(at));
-                let was_refused_wrongly = ending == Ending::NotCreated && beside.is_some_and(|job| job.is_there);
-                *state.requests.get_mut(of)? = Request::Answered { ending, job, was_refused_wrongly };
-                return Some(());
+            Call::Prepare
+            | Call::RehearseReplacing
+            | Call::Pause
+            | Call::Create { .. }
+            | Call::WriteOwner { .. }
+            | Call::End(_) => Reply::Done,
+        })
+    }
+
+    fn creation(&self, state: &mut State, turn: &mut Turn, of: usize, submission: String, fault: Fault) -> Reply {
+        let Some(asked) = self.bounds.asked.get(of) else { return Reply::Refused };
+        let is_equal = |at: &usize| state.jobs.get(*at).is_some_and(|job| job.body == asked.body);
+        turn.refused_beside = state.there(asked.job).filter(is_equal);
+        match fault {
+            Fault::None => {
+                let reply = self.create(state, of, &submission);
+                if reply == Reply::Done {
+                    turn.job = state.there(asked.job);
+                }
+                reply
             }
-        };
-        let call = protocol.next(reply, now, &id(state.tick, of, ids));
-        if matches!(call, Call::WriteOwner { .. }) {
-            ids += 1;
+            Fault::Refused => Reply::Refused,
+            Fault::NotDone => Reply::Unanswered,
+            Fault::AnswerLost => {
+                self.create(state, of, &submission);
+                Reply::Unanswered
+            }
+            Fault::Late => {
+                state.in_flight.push(InFlight { by: of, submission, until: turn.sent_at + GIVES_UP_AFTER });
+                Reply::Unanswered
+            }
         }
-        *state.requests.get_mut(of)? =
-            Request::Underway { protocol, call, sent_at, ids, may_replace, job, refused_beside };
-        Some(())
+    }
+
+    fn answer(state: &mut State, turn: &Turn, ending: Ending) -> Request {
+        let is_jobs = matches!(ending, Ending::Created | Ending::Replayed);
+        let job = turn.job.filter(|_| is_jobs).and_then(|job| state.jobs.get_mut(job));
+        let job = job.map(|job| {
+            job.is_accepted |= job.life == Life::Active;
+            (job.submission.clone(), job.body)
+        });
+        let beside = turn.refused_beside.and_then(|at| state.jobs.get(at));
+        let was_refused_wrongly = ending == Ending::NotCreated && beside.is_some_and(Job::is_there);
+        Request::Answered { ending, job, was_refused_wrongly }
     }
 
     /// A creation has its effect, as the API server has it: the quota is judged before the name.
     fn create(&self, state: &mut State, of: usize, submission: &str) -> Reply {
         let Some(asked) = self.bounds.asked.get(of) else { return Reply::Refused };
-        if state.jobs.iter().filter(|job| job.is_there).count() >= self.bounds.quota {
+        if state.jobs.iter().filter(|job| job.is_there()).count() >= self.bounds.quota {
             return Reply::Refused;
         }
-        if state.jobs.iter().any(|job| job.is_there && job.name == asked.job) {
+        if state.jobs.iter().any(|job| job.is_there() && job.name == asked.job) {
             return Reply::AlreadyExists;
         }
         state.jobs.push(Job {
             name: asked.job,
             submission: submission.to_owned(),
             body: asked.body,
-            is_there: true,
-            is_finished: false,
+            life: Life::Active,
             is_accepted: false,
             was_superseded: false,
         });
         Reply::Done
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// The job that has a name, by its place.
+    fn there(&self, name: &str) -> Option<usize> {
+        self.jobs.iter().position(|job| job.is_there() && job.name == name)
+    }
+}
+
+// === impl Job ===
+
+impl Job {
+    fn is_there(&self) -> bool {
+        self.life != Life::Gone
     }
 }
 
@@ -346,7 +386,7 @@ impl Model for Protocols {
         for (at, request) in state.requests.iter().enumerate() {
             match request {
                 Request::NotSent => actions.push(Action::Send(at)),
-                Request::Underway { .. } => {
+                Request::Underway(_) => {
                     actions.push(Action::Step(at, Fault::None));
                     if state.faults > 0 {
                         let faults = [Fault::Refused, Fault::AnswerLost, Fault::NotDone, Fault::Late];
@@ -358,8 +398,8 @@ impl Model for Protocols {
             }
         }
         actions.extend((0..state.in_flight.len()).map(Action::Land));
-        for (at, job) in state.jobs.iter().enumerate().filter(|(_, job)| job.is_there) {
-            if !job.is_finished && state.ends > 0 {
+        for (at, job) in state.jobs.iter().enumerate().filter(|(_, job)| job.is_there()) {
+            if job.life == Life::Active && state.ends > 0 {
                 actions.push(Action::Finish(at));
             }
             if state.cancels > 0 {
@@ -376,9 +416,9 @@ impl Model for Protocols {
         match action {
             Action::Send(at) => {
                 let asked = self.bounds.asked.get(at)?;
-                let mut protocol = Box::new(Protocol::new("training", asked.job, &asked.body.to_string(), false));
+                let mut protocol = Protocol::new("training", asked.job, &asked.body.to_string(), false);
                 let call = protocol.next(Reply::Done, now(state.tick), &id(state.tick, at, 0));
-                *state.requests.get_mut(at)? = Request::Underway {
+                *state.requests.get_mut(at)? = Request::Underway(Box::new(Turn {
                     protocol,
                     call,
                     sent_at: state.tick,
@@ -386,7 +426,7 @@ impl Model for Protocols {
                     may_replace: asked.is_restart,
                     job: None,
                     refused_beside: None,
-                };
+                }));
             }
             Action::Step(at, fault) => self.step(&mut state, at, fault)?,
             Action::Kill(at) => {
@@ -399,25 +439,25 @@ impl Model for Protocols {
             }
             Action::Finish(at) => {
                 state.ends -= 1;
-                state.jobs.get_mut(at)?.is_finished = true;
+                state.jobs.get_mut(at)?.life = Life::Finished;
             }
             Action::Cancel(at) => {
                 state.cancels -= 1;
-                state.jobs.get_mut(at)?.is_there = false;
+                state.jobs.get_mut(at)?.life = Life::Gone;
             }
             Action::Tick => {
                 state.tick += 1;
                 let tick = state.tick;
                 state.in_flight.retain(|landing| tick <= landing.until);
                 for request in &mut state.requests {
-                    if matches!(request, Request::Underway { sent_at, .. } if tick - *sent_at >= DEAD_AFTER) {
+                    if matches!(request, Request::Underway(turn) if tick - turn.sent_at >= DEAD_AFTER) {
                         *request = Request::Dead;
                     }
                 }
             }
         }
         let (owner, now) = (state.owner.clone(), now(state.tick));
-        for job in state.jobs.iter_mut().filter(|job| job.is_there && !job.is_finished) {
+        for job in state.jobs.iter_mut().filter(|job| job.life == Life::Active) {
             job.was_superseded |= write(owner.as_ref(), job, now) == Write::Superseded;
         }
         (state != *last).then_some(state)
@@ -427,21 +467,19 @@ impl Model for Protocols {
         vec![
             Property::always("at most one job may write into the run", |_, state: &State| {
                 let may_write = |job: &&Job| {
-                    job.is_there
-                        && !job.is_finished
-                        && write(state.owner.as_ref(), job, now(state.tick)) == Write::Allowed
+                    job.life == Life::Active && write(state.owner.as_ref(), job, now(state.tick)) == Write::Allowed
                 };
                 state.jobs.iter().filter(may_write).count() <= 1
             }),
             Property::always("a job that somebody was promised is never superseded", |_, state: &State| {
-                !state.jobs.iter().any(|job| job.is_accepted && job.was_superseded && job.is_there && !job.is_finished)
+                !state.jobs.iter().any(|job| job.is_accepted && job.was_superseded && job.life == Life::Active)
             }),
             Property::always("every answer is true", |model, state: &State| {
                 state.requests.iter().zip(&model.bounds.asked).all(|(request, asked)| is_true(state, request, asked))
             }),
             Property::always("a claim without a job never blocks for ever", |_, state: &State| {
                 let later = now(state.tick) + CLAIM_LIFETIME_MS;
-                let known = Known { is_visible: true, is_recorded: false, job: Some(None) };
+                let known = Known { is_visible: true, is_recorded: false, job: OwnersJob::Absent };
                 state.owner.as_ref().is_none_or(|owner| {
                     ["a", "b"].iter().all(|job| {
                         let claim = Owner { job: (*job).to_owned(), request: None, ..owner.clone() };

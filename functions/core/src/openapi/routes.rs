@@ -47,8 +47,10 @@ const CLUSTER: [Code; 6] = [
     Code::ClusterNotReady,
     Code::ClusterTimeout,
 ];
+/// What may come of asking the runs bucket.
+const STORAGE: [Code; 2] = [Code::StorageUnavailable, Code::StorageTimeout];
 /// What may come of making a job, beside what comes of asking the cluster.
-const CREATION: [Code; 13] = [
+const CREATION: [Code; 14] = [
     Code::MalformedJson,
     Code::BodyTooLarge,
     Code::UnsupportedMediaType,
@@ -62,6 +64,7 @@ const CREATION: [Code; 13] = [
     Code::NamespaceTerminating,
     Code::RejectedByCluster,
     Code::StorageUnavailable,
+    Code::StorageTimeout,
 ];
 
 /// What may come of changing any job, beside what comes of asking the cluster.
@@ -219,7 +222,7 @@ fn checkpoints(schemas: &mut Schemas) -> Operation {
             parameter("before", "Only checkpoints of lesser steps.", &step()),
         ],
         answers: vec![(200, answer("A page of checkpoints", &schemas.answer::<CheckpointList>()))],
-        problems: [CLUSTER.as_slice(), &[Code::JobNotFound, Code::StorageUnavailable]].concat(),
+        problems: [CLUSTER.as_slice(), &[Code::JobNotFound], &STORAGE].concat(),
         ..of_checkpoint(schemas)
     }
 }
@@ -293,7 +296,7 @@ fn logs() -> Operation {
                 ],
             ),
         )],
-        problems: [CLUSTER.as_slice(), &[Code::JobNotFound, Code::LogNotFound, Code::StorageUnavailable]].concat(),
+        problems: [CLUSTER.as_slice(), &[Code::JobNotFound, Code::LogNotFound], &STORAGE].concat(),
         ..of_job()
     }
 }
@@ -367,11 +370,11 @@ fn of_switch(schemas: &mut Schemas) -> Operation {
 
 /// One that gives a single checkpoint.
 fn of_checkpoint(schemas: &mut Schemas) -> Operation {
-    let codes = [Code::JobNotFound, Code::CheckpointNotFound, Code::StorageUnavailable];
+    let codes = [Code::JobNotFound, Code::CheckpointNotFound];
     Operation {
         tag: "checkpoints",
         answers: vec![(200, answer("The checkpoint", &schemas.answer::<CheckpointAnswer>()))],
-        problems: [CLUSTER.as_slice(), &codes].concat(),
+        problems: [CLUSTER.as_slice(), &codes, &STORAGE].concat(),
         ..of_job()
     }
 }

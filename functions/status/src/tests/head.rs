@@ -3,7 +3,7 @@
 use training_store::testing;
 
 use super::world::{
-    EVENTS, JOBS, PODS, SUBMISSION, TOKEN, World, checkpoint, job, job_row, list, pod, refusal, row, running,
+    EVENTS, JOBS, PODS, SUBMISSION, TOKEN, World, checkpoint, job, job_row, list, owner, pod, refusal, row, running,
 };
 
 #[tokio::test]
@@ -19,7 +19,8 @@ async fn head_answers_as_get_does_without_a_body() {
         row(format!("{PODS}/j-master-0"), 200, running("j-master-0", 0)),
         row(format!("{PODS}/j-worker-0"), 200, pod("j-worker-0", "another", 0, &serde_json::json!({"running": {}}))),
     ];
-    let world = World::new(script, testing::holding(checkpoint(20, SUBMISSION, 1.0)));
+    let objects = checkpoint(20, SUBMISSION, 1.0).into_iter().chain([owner("training", "j", SUBMISSION)]);
+    let world = World::new(script, testing::holding(objects));
     for (path, token, status) in [
         ("/healthz", None, 200),
         ("/openapi.json", None, 200),

@@ -15,7 +15,8 @@ const OTHER: &str = "01980000-0000-7000-8000-000000000002";
 fn traces() -> Vec<(String, String)> {
     let progress = json!({"submission": SUBMISSION, "attempt": 2, "step": 7, "total": 9, "loss": 1.0,
         "tokens_per_second": null, "eta_seconds": null, "updated_at": 1});
-    let attempt = json!({"attempt": 1, "cause": "crash", "rank": 0, "message": "a private line"});
+    let attempt = json!({"attempt": 1, "pods": ["u"], "started_at": 1.0, "cause": "crash", "rank": 0,
+        "message": "a private line", "ended_at": 2.0});
     let own = [
         (format!("{RUN}/progress/{SUBMISSION}"), progress.to_string()),
         (format!("{RUN}/attempts/{SUBMISSION}/1"), attempt.to_string()),

@@ -108,20 +108,22 @@ impl Bucket {
         let file = (format!("{}{path}", prefix.checkpoints_folder()), "data".to_owned());
         let alike = Self::holding([(key(first, RunKey::Marker), marker.to_string()), file]);
         alike.store().index(prefix, Step::new(first).expect("a step")).await.expect("indexed");
-        let entry = alike.body(&key(first, RunKey::IndexEntry)).expect("an entry");
 
         let bucket = Self::default();
         let owner = json!({"submission": submission, "namespace": "training", "job": "hf-r"});
         bucket.write(&prefix.key(&RunKey::Owner), &owner.to_string());
         let at = |text: &str, step: u64| text.replace(&first.to_string(), &step.to_string());
+        let down = |step: u64| (Step::MAX - step).to_string();
+        let indexed = |name: &str, step: u64| name.replace(&down(first), &down(step));
         bucket.with(|objects| {
             for step in steps {
                 for (key, (body, etag)) in &*alike.objects.lock().unwrap_or_else(PoisonError::into_inner) {
-                    if key.starts_with(&prefix.checkpoints_folder()) {
-                        objects.insert(at(key, step), (at(body, step), etag.clone()));
-                    }
+                    let (name, etag) = match key.strip_prefix(&prefix.index_folder()) {
+                        Some(name) => (format!("{}{}", prefix.index_folder(), indexed(name, step)), ETAG.to_owned()),
+                        None => (at(key, step), etag.clone()),
+                    };
+                    objects.insert(name, (at(body, step), etag));
                 }
-                objects.insert(key(step, RunKey::IndexEntry), (at(&entry, step), ETAG.to_owned()));
             }
         });
         bucket

@@ -248,7 +248,7 @@ pub(crate) const CASES: &[Case] = &[
         "S3 slow: 20 s",
         Trouble::Told(&[&["aws", "slow", "20", "--service", "s3"]]),
         Ask::Submit,
-        &["storage_unavailable"],
+        &["storage_timeout"],
     ),
     case(
         "Secrets Manager down",
