@@ -5,6 +5,9 @@ use thiserror::Error;
 
 use crate::access::EndpointError;
 
+/// What Kubernetes' `NewInternalError` puts before the cause.
+const INTERNAL_ERROR: &str = "Internal error occurred: ";
+
 /// Why a call did not do what was asked.
 #[derive(Debug, Error)]
 pub enum ClusterError {
@@ -17,8 +20,8 @@ pub enum ClusterError {
     /// The object is another one by now.
     #[error("the object has changed")]
     Changed,
-    /// The manifest is refused by the schema or a webhook.
-    #[error("the manifest is refused: {}", .0.message)]
+    /// What was asked for is refused by the schema, a webhook or a policy.
+    #[error("the cluster refuses it: {}", .0.message)]
     Rejected(Rejection),
     /// The manifest is larger than the API server or etcd takes.
     #[error("the manifest is too large")]
@@ -71,7 +74,7 @@ pub enum ClusterError {
     Unexpected(#[source] Box<kube::Error>),
 }
 
-/// Why a manifest is refused, in the API server's words.
+/// Why a manifest or a change is refused, in the API server's words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rejection {
     /// The whole sentence.
@@ -116,6 +119,10 @@ impl ClusterError {
 
     fn of_status(status: Box<Status>) -> Self {
         let message = status.message.as_str();
+        // Before its number and its reason: whoever denies may choose any of them.
+        if is_denial(message) {
+            return Self::Rejected(Rejection::of(*status));
+        }
         match (status.code, status.reason.as_str()) {
             // The resource or the namespace is absent, not the job.
             (404, _)
@@ -131,17 +138,14 @@ impl ClusterError {
             (410, _) => Self::ContinueExpired,
             // A token of another cluster, or of this one before it was restored from a backup.
             _ if message.contains("Too large resource version") => Self::ContinueExpired,
-            // A webhook's or a policy's refusal is a 403 too, and only its words tell it from RBAC's; so are the next two.
-            (403, _) if message.starts_with("admission webhook ") || is_of_policy(message) => {
-                Self::Rejected(Rejection::of(*status))
-            }
-            (403, _) if message.contains("exceeded quota") => Self::QuotaExceeded(status.message),
-            (403, _) if message.contains("because it is being terminated") => Self::NamespaceTerminating,
+            (403, _) => Self::of_forbidden(status),
             (413, _) => Self::TooLarge,
             (422, _) => Self::Rejected(Rejection::of(*status)),
             (400, _) => Self::BadRequest(status.message),
-            (401 | 403, _) => Self::Denied(status),
-            (500, _) if message.contains("failed calling webhook") => Self::NotReady(status),
+            (401, _) => Self::Denied(status),
+            (500, _) if without(message, INTERNAL_ERROR).starts_with("failed calling webhook ") => {
+                Self::NotReady(status)
+            }
             (500, _) if message.contains("request is too large") => Self::TooLarge,
             (429, _) => {
                 let seconds = status.details.as_ref().map(|details| details.retry_after_seconds);
@@ -150,6 +154,22 @@ impl ClusterError {
             (503, _) => Self::Busy(status),
             (504, _) => Self::TimedOut(Some(status)),
             _ => Self::Unexpected(Box::new(kube::Error::Api(status))),
+        }
+    }
+
+    /// The authorizer answers 403, and so do the API server's own admission plugins; only their words tell them apart.
+    fn of_forbidden(status: Box<Status>) -> Self {
+        let message = status.message.as_str();
+        let reason = reason_of_forbidden(message);
+        let said = reason.unwrap_or(message);
+        if said.starts_with("exceeded quota: ") {
+            Self::QuotaExceeded(status.message)
+        } else if said.starts_with("unable to create new content in namespace ") {
+            Self::NamespaceTerminating
+        } else if reason.is_some_and(|reason| !reason.starts_with("User ")) {
+            Self::Rejected(Rejection::of(*status))
+        } else {
+            Self::Denied(status)
         }
     }
 }
@@ -182,9 +202,36 @@ pub(crate) fn is_not_connected(error: &kube::Error) -> bool {
     false
 }
 
-/// Whether a `ValidatingAdmissionPolicy` speaks, after the API server's "<resource> \"<name>\" is forbidden: ".
-fn is_of_policy(message: &str) -> bool {
-    message.contains(" is forbidden: ValidatingAdmissionPolicy '") && message.contains(" denied request: ")
+/// Whether an admission webhook or policy denies the request. Only the message's beginning says so: what follows it quotes
+/// whom it likes. Sources: `ToStatusErr` and `NewDryRunUnsupportedErr` of k8s.io/apiserver's webhook plugin, and its
+/// `ValidatingAdmissionPolicy` plugin. A webhook that cannot be asked because the run is a dry one refuses it as well.
+pub(crate) fn is_denial(message: &str) -> bool {
+    let said = reason_of_forbidden(message).unwrap_or_else(|| without(message, INTERNAL_ERROR));
+    if let Some(verb) = after_quoted(said, "admission webhook ", '"') {
+        return verb.starts_with(" denied the request") || verb.starts_with(" does not support dry run");
+    }
+    after_quoted(said, "ValidatingAdmissionPolicy ", '\'')
+        // A policy that cannot be evaluated denies without a binding.
+        .map(|rest| after_quoted(rest, " with binding ", '\'').unwrap_or(rest))
+        .is_some_and(|verb| verb.starts_with(" denied request: "))
+}
+
+/// Why something is forbidden: what follows `<resource> "<name>" is forbidden: `, where the name may be missing.
+fn reason_of_forbidden(message: &str) -> Option<&str> {
+    let (object, reason) = message.split_once(" is forbidden: ")?;
+    let (resource, name) = object.split_once(' ').unwrap_or((object, r#""""#));
+    let name = name.strip_prefix('"').and_then(|name| name.strip_suffix('"'))?;
+    let is_plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-/".contains(&byte));
+    (is_plain(resource) && is_plain(name)).then_some(reason)
+}
+
+/// What follows a word and a quoted name.
+fn after_quoted<'a>(text: &'a str, word: &str, quote: char) -> Option<&'a str> {
+    text.strip_prefix(word)?.strip_prefix(quote)?.split_once(quote).map(|(_, rest)| rest)
+}
+
+fn without<'a>(message: &'a str, prefix: &str) -> &'a str {
+    message.strip_prefix(prefix).unwrap_or(message)
 }
 
 /// Whether the same request may well be answered the next moment: its connection broke, or the API server is busy and
@@ -260,6 +307,77 @@ mod tests {
             (500, "InternalError", "etcd is gone", "Unexpected"),
         ] {
             assert_eq!(name(code, reason, message), fact, "{code} {message}");
+        }
+    }
+
+    /// Texts as the engines and the API server write them; codes and reasons as they answer, or may. A webhook's code
+    /// below 400, or none, is made 400 by the API server.
+    #[test]
+    fn a_policys_denial_is_a_denial_whatever_number_it_carries() {
+        let kyverno = "admission webhook \"validate.kyverno.svc-fail\" denied the request: \n\nresource \
+                       PyTorchJob/training/hf-r was blocked due to the following policies \n\nrequire-labels:\n  \
+                       check-for-labels: 'validation error: The label `cost-center` is required. rule check-for-labels failed \
+                       at path /metadata/labels/cost-center/'\n";
+        let gatekeeper = r#"admission webhook "validation.gatekeeper.sh" denied the request: [must-have-owner] you must provide labels: {"owner"}"#;
+        let kubewarden = r#"admission webhook "clusterwide-safe-labels.kubewarden.admission" denied the request: Unsafe label: cost-center"#;
+        let operator = r#"admission webhook "validator.pytorchjob.training-operator.kubeflow.org" denied the request: spec.pytorchReplicaSpecs: Required value"#;
+        let silent = r#"admission webhook "validate.policy.example.com" denied the request without explanation"#;
+        let quoting = r#"admission webhook "validate.policy.example.com" denied the request: exceeded quota: the job "x" is forbidden: failed calling webhook "y""#;
+        let policy = r#"pytorchjobs.kubeflow.org "hf-r" is forbidden: ValidatingAdmissionPolicy 'cost-center' with binding 'all' denied request: cost-center is required"#;
+        let broken = r#"pytorchjobs.kubeflow.org "hf-r" is forbidden: ValidatingAdmissionPolicy 'cost-center' denied request: failed to configure policy: no params found"#;
+        let dry_run = r#"admission webhook "mutate.policy.example.com" does not support dry run"#;
+        let quota = r#"pytorchjobs.kubeflow.org "hf-r" is forbidden: failed quota: compute: must specify limits.cpu for: pytorch"#;
+        let limit_range = r#"pods "hf-r-master-0" is forbidden: [maximum cpu usage per Container is 8, but limit is 32, maximum memory usage per Container is 64Gi, but limit is 256Gi]"#;
+        let pod_security = r#"pods "hf-r-master-0" is forbidden: violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false (container "pytorch" must set securityContext.allowPrivilegeEscalation=false)"#;
+        let priority = r#"pods "hf-r-master-0" is forbidden: no PriorityClass with name high was found"#;
+        for (message, answers) in [
+            (kyverno, [(400, ""), (400, "BadRequest"), (403, "Forbidden")].as_slice()),
+            (gatekeeper, &[(403, "Forbidden"), (403, "[must-have-owner] you must provide labels"), (422, "")]),
+            (kubewarden, &[(400, ""), (403, ""), (500, "")]),
+            (operator, &[(403, "Forbidden"), (422, "Invalid"), (500, "InternalError")]),
+            (silent, &[(400, ""), (401, "Unauthorized"), (404, "NotFound"), (409, "AlreadyExists"), (409, "Conflict")]),
+            (
+                quoting,
+                &[(400, ""), (403, "Forbidden"), (410, "Gone"), (413, ""), (429, ""), (500, ""), (503, ""), (504, "")],
+            ),
+            (policy, &[(422, "Invalid"), (403, "Forbidden"), (401, "Unauthorized"), (413, "RequestEntityTooLarge")]),
+            (broken, &[(422, "Invalid")]),
+            (dry_run, &[(400, "BadRequest")]),
+            (quota, &[(403, "Forbidden")]),
+            (limit_range, &[(403, "Forbidden")]),
+            (pod_security, &[(403, "Forbidden")]),
+            (priority, &[(403, "Forbidden")]),
+        ] {
+            for (code, reason) in answers {
+                let status = Status {
+                    code: *code,
+                    reason: (*reason).to_owned(),
+                    message: message.to_owned(),
+                    ..Status::default()
+                };
+                let error = ClusterError::from(kube::Error::Api(Box::new(status)));
+                let is_refused =
+                    matches!(&error, ClusterError::Rejected(rejection) if rejection.message.contains(message));
+                assert!(is_refused && !error.is_ambiguous(), "{code} {reason} {message}: {error:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_only_quotes_a_denial_is_none() {
+        let denial = r#"admission webhook "w" denied the request: no"#;
+        for (code, reason, message, fact) in [
+            (500, "InternalError", format!("Internal error occurred: failed calling webhook \"w\": {denial}"), "NotReady"),
+            (500, "InternalError", format!("etcd: {denial}"), "Unexpected"),
+            (503, "ServiceUnavailable", format!("not {denial}"), "Busy"),
+            (403, "Forbidden", format!(r#"pytorchjobs.kubeflow.org is forbidden: User "{denial}" cannot create"#), "Denied"),
+            (403, "Forbidden", format!(r#"pytorchjobs.kubeflow.org "x is forbidden: {denial}" is forbidden: User "u" cannot"#), "Denied"),
+            (403, "Forbidden", format!("forbidden: User \"u\" cannot get path \"/{denial}\""), "Denied"),
+            (409, "AlreadyExists", format!("pytorchjobs.kubeflow.org \"{denial}\" already exists"), "AlreadyExists"),
+            (404, "NotFound", format!("pytorchjobs.kubeflow.org \"{denial}\" not found"), "NotFound"),
+            (500, "InternalError", r#"Internal error occurred: admission webhook "w" attempted to modify the object, which is not supported for this operation"#.to_owned(), "Unexpected"),
+        ] {
+            assert_eq!(name(code, reason, &message), fact, "{code} {message}");
         }
     }
 }

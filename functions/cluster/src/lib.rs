@@ -106,7 +106,9 @@ impl Cluster {
     ) -> Result<T, ClusterError> {
         let attempts = async {
             match operation(self.entrance.client().await?).await {
-                Err(kube::Error::Api(status)) if status.code == 401 => self.entrance.sign_out().await,
+                Err(kube::Error::Api(status)) if status.code == 401 && !error::is_denial(&status.message) => {
+                    self.entrance.sign_out().await;
+                }
                 Err(error) if error::is_not_connected(&error) => self.entrance.look_up_again().await,
                 Err(error) if changes == Changes::Nothing && error::is_transient(&error) => {
                     tokio::time::sleep(LONGEST_PAUSE.mul_f64(fastrand::f64())).await;

@@ -60,7 +60,7 @@ pub enum Code {
     BodyTooLarge,
     /// The body is declared to be something else than JSON.
     UnsupportedMediaType,
-    /// The API server or the operator's webhook refused the manifest.
+    /// The API server, a policy or the operator's webhook refused the job, or the change of it.
     RejectedByCluster,
     /// The API server's priority and fairness turned the request away.
     Throttled,
@@ -225,7 +225,7 @@ impl Code {
             Self::ContinueExpired => ("continue_expired", 410, "The page token has expired", 0),
             Self::BodyTooLarge => ("body_too_large", 413, "The body is too large", 0),
             Self::UnsupportedMediaType => ("unsupported_media_type", 415, "The body is not JSON by its media type", 0),
-            Self::RejectedByCluster => ("rejected_by_cluster", 422, "The cluster refused the job", 0),
+            Self::RejectedByCluster => ("rejected_by_cluster", 422, "The cluster refused the request", 0),
             Self::Throttled => ("throttled", 429, "The cluster asks for patience", 1),
             Self::ClusterDenied => ("cluster_denied", 502, "The cluster denied access", 0),
             Self::ClusterError => ("cluster_error", 502, "The cluster answered unexpectedly", 0),
@@ -266,8 +266,8 @@ impl Problem {
         Self::new(Code::JobNotFound, detail)
     }
 
-    /// The problem of a manifest that the API server or the operator's webhook refused: its own words, and the field of the
-    /// request that it means, where that can be told.
+    /// The problem of a job or a change that the API server, a policy or the operator's webhook refused: its own words, and
+    /// the field of the request that it means, where that can be told.
     ///
     /// `causes` are pairs of a path in the manifest and a sentence, as Kubernetes gives them.
     #[must_use]
@@ -279,7 +279,7 @@ impl Problem {
                 Some(FieldError { pointer: pointer.to_owned(), code: "rejected", detail: bounded(sentence, 512) })
             })
             .collect();
-        let detail = format!("the cluster refused the job: {}", bounded(message, 1024));
+        let detail = format!("the cluster refused the request: {}", bounded(message, 1024));
         Self { code: Code::RejectedByCluster, detail, errors }
     }
 

@@ -478,6 +478,32 @@ async fn what_the_cluster_refuses_has_its_own_code() {
 }
 
 #[tokio::test]
+async fn a_policys_denial_is_told_in_its_words_whatever_was_asked() {
+    let words = "admission webhook \"validate.policy.example.com\" denied the request: label cost-center is required";
+    for (code, reason) in
+        [(400, ""), (401, "Unauthorized"), (403, "Forbidden"), (404, "NotFound"), (409, "AlreadyExists")]
+            .into_iter()
+            .chain([(409, "Conflict"), (500, "InternalError"), (503, "ServiceUnavailable"), (504, "Timeout")])
+    {
+        for (method, path) in
+            [(Method::POST, "/train"), (Method::PATCH, "/train/hf-r/suspend"), (Method::DELETE, "/train/hf-r")]
+        {
+            let world = World::new();
+            if method != Method::POST {
+                world.post("/train", &request()).await;
+            }
+            let jobs = world.names();
+            let world = world.fault(method.clone(), Fault::Refuses(code, reason, words));
+            let verb = if method == Method::DELETE { "DELETE" } else { "POST" };
+            let answer = world.send(verb, path, &request()).await;
+            assert_eq!(answer.outcome(), (422, "rejected_by_cluster"), "{code} {path}");
+            assert!(answer.body["detail"].as_str().is_some_and(|detail| detail.ends_with(words)), "{answer:?}");
+            assert_eq!(world.names(), jobs, "{code} {path}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_manifest_that_the_platforms_defaults_make_too_large_is_refused() {
     // It stands in the manifest twice, once a replica.
     for (bytes, outcome) in [(400 * 1024, (201, "")), (600 * 1024, (413, "body_too_large"))] {

@@ -8,6 +8,7 @@ pub mod logs;
 pub mod malformed;
 pub mod relay;
 pub mod runtime;
+pub mod webhook;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

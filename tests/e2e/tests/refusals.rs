@@ -1,14 +1,25 @@
 //! Every rule of a request's fields, as a caller of the deployed API meets it: which field is named, and by which code. And
-//! requests as clients of the original API send them, which break none.
+//! requests as clients of the original API send them, which break none. And what a cluster's own policies refuse.
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use e2e::World;
+use e2e::{World, webhook::Webhook};
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
+use tokio::time::sleep;
+use twin::client::Answer;
 
 /// As many functions as the twin's two cores serve well.
 const AT_ONCE: usize = 8;
 const KIB: usize = 1024;
+/// More CPUs than the twin's node has: the job's pods wait, and cost nothing.
+const CPUS_THAT_NO_NODE_HAS: u32 = 1024;
+/// The API server learns of a webhook a moment after it is registered.
+const REGISTERED_WITHIN: Duration = Duration::from_secs(20);
+const POLICY: &str = "validate.policy.example.com";
+const POLICY_LABEL: &str = "policy.example.com/judged";
+const POLICY_SAYS: &str = "policy require-cost-center: label cost-center is required on every training job";
 
 /// Fields that break one rule, and how it is told.
 type Case = (Value, &'static str, &'static str);
@@ -202,5 +213,65 @@ async fn requests_of_the_original_api_are_accepted_unchanged() -> Result<()> {
             ensure!(env.contains(&json!({"name": variable, "value": request[field]})), "{variable}: {env:?}");
         }
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_policys_denial_is_told_in_its_words_whatever_number_it_carries() -> Result<()> {
+    let world = World::meet()?;
+    let run_id = World::run_id("denied");
+    let webhook = Webhook::start(POLICY, (POLICY_LABEL, &run_id))?;
+    let judged = judge(&world, &webhook, &run_id).await;
+    webhook.deny(None);
+    webhook.remove(&world).await?;
+    judged
+}
+
+async fn judge(world: &World, webhook: &Webhook, run_id: &str) -> Result<()> {
+    let mut request = world.stub_request(run_id, json!({}))?;
+    request["cpus_per_node"] = CPUS_THAT_NO_NODE_HAS.into();
+    request["labels"] = json!({POLICY_LABEL: run_id});
+    webhook.deny(Some(json!({"message": POLICY_SAYS})));
+    webhook.register(world).await?;
+    let registered = Instant::now();
+    while world.twin.post("/train?dry_run=true", &request).await?.status == 200 {
+        ensure!(registered.elapsed() < REGISTERED_WITHIN, "the API server does not ask the webhook");
+        sleep(Duration::from_millis(200)).await;
+    }
+
+    // Kyverno gives no code; of the codes some mean something else to this API, and some to its own client.
+    let codes = [200, 400, 401, 403, 404, 409, 410, 413, 422, 429, 500, 503, 504];
+    let statuses = [json!({"message": POLICY_SAYS}), json!({"reason": POLICY_SAYS})]
+        .into_iter()
+        .chain(codes.map(|code| json!({"message": POLICY_SAYS, "code": code})))
+        .chain(
+            ["AlreadyExists", "Conflict"].map(|reason| json!({"message": POLICY_SAYS, "code": 409, "reason": reason})),
+        );
+    let statuses: Vec<_> = statuses.collect();
+    for status in &statuses {
+        webhook.deny(Some(status.clone()));
+        for path in ["/train?dry_run=true", "/train"] {
+            let answer = world.twin.post(path, &request).await?;
+            check_denied(&answer, &format!("POST {path}, {status}"))?;
+        }
+    }
+
+    webhook.deny(None);
+    let path = format!("/train/{}", world.submit(&request).await?);
+    for status in &statuses {
+        webhook.deny(Some(status.clone()));
+        let suspended = world.twin.post(&format!("{path}/suspend"), &json!({})).await?;
+        check_denied(&suspended, &format!("suspend, {status}"))?;
+        check_denied(&world.twin.delete(&path).await?, &format!("DELETE, {status}"))?;
+    }
+    webhook.deny(None);
+    world.twin.delete(&path).await?.expect(202)?;
+    Ok(())
+}
+
+fn check_denied(answer: &Answer, asked: &str) -> Result<()> {
+    let words = format!("admission webhook \"{POLICY}\" denied the request: {POLICY_SAYS}");
+    let is_told = answer.text("/code") == "rejected_by_cluster" && answer.text("/detail").ends_with(&words);
+    ensure!(answer.status == 422 && is_told, "{asked}: {} {}", answer.status, answer.body);
     Ok(())
 }

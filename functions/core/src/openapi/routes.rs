@@ -207,7 +207,7 @@ fn cancel(schemas: &mut Schemas) -> Operation {
         id: "cancel_job",
         summary: "Delete a job; its checkpoints stay",
         description: "Its pods are asked to save and end; the name is free when they are gone. Repeating it is harmless.",
-        problems: [CLUSTER.as_slice(), &CHANGE, &[Code::JobConflict]].concat(),
+        problems: [CLUSTER.as_slice(), &CHANGE, &[Code::JobConflict, Code::RejectedByCluster]].concat(),
         ..of_switch(schemas)
     }
 }
