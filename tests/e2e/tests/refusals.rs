@@ -99,6 +99,9 @@ fn settings() -> Vec<Case> {
         (json!({"env": {"PET_NNODES": "9"}}), "/env/PET_NNODES", "reserved"),
         (json!({"env": {"RUN_ID": "x"}}), "/env/RUN_ID", "reserved"),
         (json!({"env": {"ROLE_WORLD_SIZE": "x"}}), "/env/ROLE_WORLD_SIZE", "reserved"),
+        (json!({"env": {"PYTHONWARNINGS": "all:0:antigravity.x:0:0"}}), "/env/PYTHONWARNINGS", "not_allowed"),
+        (json!({"env": {"BROWSER": "/bin/sh -c \"id\" #%s"}}), "/env/BROWSER", "not_allowed"),
+        (json!({"env": {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}}), "/env/AWS_ENDPOINT_URL_S3", "not_allowed"),
         (json!({"env": {"A": "a\u{0}b"}}), "/env/A", "format"),
         (json!({"env": {"A": "x".repeat(32 * KIB + 1)}}), "/env/A", "too_long"),
         (json!({"env": {"A": third, "B": third, "C": third}}), "/env", "too_long"),
@@ -106,6 +109,11 @@ fn settings() -> Vec<Case> {
         (json!({"env_from_secrets": {"HF_TOKEN": "hugging-face/a b"}}), "/env_from_secrets/HF_TOKEN", "format"),
         (json!({"env_from_secrets": {"HF_TOKEN": "other/token"}}), "/env_from_secrets/HF_TOKEN", "not_allowed"),
         (json!({"env_from_secrets": {"RANK": "hugging-face/token"}}), "/env_from_secrets/RANK", "reserved"),
+        (
+            json!({"env_from_secrets": {"LD_PRELOAD": "hugging-face/token"}}),
+            "/env_from_secrets/LD_PRELOAD",
+            "not_allowed",
+        ),
         (
             json!({"env": {"HF_TOKEN": "x"}, "env_from_secrets": {"HF_TOKEN": "hugging-face/token"}}),
             "/env_from_secrets/HF_TOKEN",

@@ -82,14 +82,14 @@ pub(super) struct RequestBody {
     #[schemars(extend("propertyNames" = json!({"maxLength": 256, "pattern": "^[A-Za-z][A-Za-z0-9_-]*$"})))]
     extra_args: Option<Map<String, Value>>,
     /// Additional environment variables of the container: each at most 32 KiB, together 64 KiB. Names that the platform,
-    /// the operator or torchrun set are refused.
+    /// the operator or torchrun set are refused, and so are those that choose code, credentials, endpoints or certificates.
     #[schemars(extend(
         "propertyNames" = variable_names(),
         "additionalProperties" = json!({"type": "string", "maxLength": 32 * 1024})
     ))]
     env: Option<BTreeMap<String, String>>,
     /// Environment variables whose values are keys of Kubernetes Secrets, as `secret/key`, of the Secrets that the
-    /// deployment allows. A name stands here or in `env`.
+    /// deployment allows. A name stands here or in `env`, by the same rules.
     #[schemars(extend(
         "propertyNames" = variable_names(),
         "additionalProperties" = json!({"type": "string", "pattern": SECRET_KEY})

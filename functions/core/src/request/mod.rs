@@ -2,6 +2,7 @@
 //!
 //! What the API server, the operator's webhook or the kubelet would refuse later is refused here.
 
+mod environment;
 mod fields;
 #[cfg(test)]
 mod properties;
@@ -428,7 +429,7 @@ fn read_extra_args(fields: &mut Fields) -> Map<String, Value> {
 
 fn read_env(fields: &mut Fields) -> BTreeMap<String, String> {
     let variables = fields.texts("env", |name, value| {
-        rules::variable_name(name).or_else(|| {
+        environment::variable(name, Some(value)).or_else(|| {
             if value.len() > MAX_ENV_VALUE_BYTES {
                 Some(("too_long", "must be at most 32 KiB".to_owned()))
             } else if value.contains('\0') {
@@ -450,7 +451,7 @@ fn read_env_from_secrets(
     env: &BTreeMap<String, String>,
 ) -> BTreeMap<String, SecretKey> {
     let texts = fields.texts("env_from_secrets", |name, value| {
-        rules::variable_name(name).or_else(|| {
+        environment::variable(name, None).or_else(|| {
             if env.contains_key(name) {
                 return Some(("duplicate", "is set in `env` already; keep one of the two".to_owned()));
             }

@@ -2,39 +2,6 @@
 
 use crate::pytorchjob::key;
 
-/// Environment variables that the platform, the operator or torchrun set.
-const RESERVED_VARIABLES: [&str; 28] = [
-    "FRAMEWORK",
-    "MODEL_ID",
-    "RUN_ID",
-    "NUM_NODES",
-    "GPUS_PER_NODE",
-    "DATASET_URI",
-    "LOGS_URI",
-    "CONFIG_URI",
-    "CONFIG_PATH",
-    "SUBMISSION",
-    "RESUME",
-    "MAX_RESTARTS",
-    "POD_UID",
-    "TERMINATION_LOG",
-    "TRAINER_LOG_DIR",
-    "TRAINING_EXTRA_ARGS_JSON",
-    "OMP_NUM_THREADS",
-    "NVIDIA_VISIBLE_DEVICES",
-    "RANK",
-    "LOCAL_RANK",
-    "GROUP_RANK",
-    "ROLE_NAME",
-    "ROLE_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_WORLD_SIZE",
-    "ROLE_WORLD_SIZE",
-    "PYTHONUNBUFFERED",
-];
-const RESERVED_VARIABLE_PREFIXES: [&str; 5] = ["CHECKPOINT", "MASTER_", "PET_", "TORCHELASTIC_", "TORCH_ELASTIC_"];
-
 /// Names that the platform gives to the trainer itself; an argument of that name would contradict it.
 const RESERVED_ARGUMENTS: [&str; 15] = [
     "framework",
@@ -63,18 +30,6 @@ pub(super) fn argument_name(name: &str) -> Option<(&'static str, &'static str)> 
     let is_good = begins && name.len() <= 256 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
     (!is_good)
         .then_some(("format", "must have a name of at most 256 letters, digits, _ and -, beginning with a letter"))
-}
-
-/// What is wrong with the name of an environment variable.
-pub(super) fn variable_name(name: &str) -> Option<(&'static str, String)> {
-    let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
-    if !begins || name.len() > 256 || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-        let detail = "must have a name of at most 256 letters, digits and _, not beginning with a digit";
-        return Some(("format", detail.to_owned()));
-    }
-    let is_reserved =
-        RESERVED_VARIABLES.contains(&name) || RESERVED_VARIABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-    is_reserved.then(|| ("reserved", "is set by the platform; choose another name".to_owned()))
 }
 
 /// What is wrong with a label.
