@@ -89,7 +89,7 @@ e2e: ## End-to-end tests against the running twin; the last group needs it for i
 	$(E2E) --test jobs --test submitting --test reading --test tracing
 	$(E2E) --test hostile --test manifests --test listing --test refusals --test foreign
 	$(E2E) --test indexing
-	$(E2E) --test training --test access --test outages -- --test-threads=1
+	$(E2E) --test training --test duplicates --test access --test outages -- --test-threads=1
 	$(E2E) --test faults -- --nocapture
 
 bench: ## What a cold start, a first request and the index cost, on the running twin
