@@ -2,7 +2,6 @@
 plane refuses the same names, by the same table."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
