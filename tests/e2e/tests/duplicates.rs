@@ -28,6 +28,16 @@ const WEBHOOK_AWAY: &[&str] = &[
     r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","reason":"InternalError","code":500,"message":"Internal error occurred: failed calling webhook \"validator.pytorchjob.training-operator.kubeflow.org\": connection refused"}"#,
 ];
 
+/// A request whose job trains, or one whose job can be deleted at once: the stub stops when it is told to.
+fn request(world: &World, dataset_uri: &str, is_trained: bool) -> Result<Value> {
+    let run_id = World::run_id("pair");
+    if is_trained {
+        world.twin.two_node_request(&run_id, dataset_uri, 20, 10)
+    } else {
+        world.stub_request(&run_id, json!({"seconds": 60}))
+    }
+}
+
 /// Send a request twice, so far apart.
 async fn pair(world: &World, request: &Value, apart: Duration) -> Result<[Answer; 2]> {
     let second = async {
@@ -108,21 +118,21 @@ async fn equal_requests_under_a_quota_for_one_job_make_one_job_that_trains() -> 
 async fn under_the_quota(world: &World) -> Result<()> {
     let pairs: u32 = std::env::var("PAIRS").ok().and_then(|pairs| pairs.parse().ok()).unwrap_or(12);
     let dataset_uri = world.twin.put_data_set().await?;
-    let request = |run_id: &str| -> Result<Value> {
-        let mut request = world.twin.two_node_request(run_id, &dataset_uri, 20, 10)?;
+    let request = |is_trained| -> Result<Value> {
+        let mut request = request(world, &dataset_uri, is_trained)?;
         request["namespace"] = json!(NAMESPACE);
         Ok(request)
     };
     for number in 0..pairs {
         let apart = APART * number / pairs.max(2).saturating_sub(1);
-        let answers = pair(world, &request(&World::run_id("pair"))?, apart).await?;
+        let is_trained = number % 12 == 0;
+        let answers = pair(world, &request(is_trained)?, apart).await?;
         let path = one_job(world, &answers, &format!("pair {number}, {apart:?} apart")).await?;
-        // One of six to its end.
-        if number % 6 == 0 { trains(world, &path).await? } else { remove(world, &path).await? }
+        if is_trained { trains(world, &path).await? } else { remove(world, &path).await? }
     }
     eprintln!("{pairs} pairs under a quota: each one job, both answers good");
 
-    let request = request(&World::run_id("hundred"))?;
+    let request = request(true)?;
     let answers = future::try_join_all((0..100).map(|_| world.twin.post("/train", &request))).await?;
     trains(world, &one_job(world, &answers, "a hundred").await?).await
 }
@@ -133,7 +143,7 @@ async fn an_equal_request_that_is_throttled_or_meets_no_webhook_finds_the_job() 
     let dataset_uri = world.twin.put_data_set().await?;
     for (label, answer) in [("throttled", THROTTLES), ("no webhook", WEBHOOK_AWAY)] {
         for number in 0..6 {
-            let request = world.twin.two_node_request(&World::run_id("pair"), &dataset_uri, 20, 10)?;
+            let request = request(&world, &dataset_uri, number == 0)?;
             // The first creation goes well, and the next one does not.
             let mut fault = vec!["fault", "cluster", "answer"];
             fault.extend(answer);
