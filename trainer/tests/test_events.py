@@ -66,6 +66,22 @@ def test_what_was_written_is_there_soon(begin, tmp_path, monkeypatch):
     written.finish()
 
 
+def test_what_is_written_again_and_again_stays_small(begin, monkeypatch):
+    """Twenty minutes of a step a second: each upload is a version that the bucket keeps for days."""
+    written = begin(1)
+    now, sizes = [written.uploaded], []
+    monkeypatch.setattr(events.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(written.storage, "write", lambda key, body: sizes.append(len(body)))
+    for step in range(1, 1201):
+        now[0] += 1
+        written.step(step, 1.0, 0.1, step * 100.0)
+        if written.pending:
+            written.pending.result()
+    written.finish()
+    assert 120 <= len(sizes) <= 125, "every ten seconds, and when a file is full"
+    assert sum(sizes) < 5 * 1024 * 1024
+
+
 def test_what_cannot_be_written_fails_nothing(begin, tmp_path, caplog):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/logs").write_text("in the way")

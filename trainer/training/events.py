@@ -1,6 +1,7 @@
 """TensorBoard's event files: a few numbers of each step that is logged, below logs/<submission>/tensorboard/.
 
-S3 cannot append: an object is written anew while its file grows, up to PART bytes; then they go on in the next one.
+S3 cannot append: an object is written anew while its file grows, up to PART bytes; then they go on in the next one. So
+PART is small, as a bucket that keeps versions keeps all that was written; and not smaller, as TensorBoard opens each file.
 Best effort: a run never fails, nor waits, because its events could not be written, on this node's disk or in storage.
 """
 
@@ -18,7 +19,7 @@ from training.storage import Storage
 if typing.TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
 
-PART = 4 * 1024 * 1024  # bytes
+PART = 64 * 1024  # bytes
 EVERY_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
