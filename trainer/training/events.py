@@ -1,7 +1,8 @@
 """TensorBoard's event files: a few numbers of each step that is logged, below logs/<submission>/tensorboard/.
 
 S3 cannot append: an object is written anew while its file grows, up to PART bytes; then they go on in the next one. So
-PART is small, as a bucket that keeps versions keeps all that was written; and not smaller, as TensorBoard opens each file.
+PART is small, as a bucket that keeps versions keeps all that was written. It is no smaller, as TensorBoard opens each
+file.
 Best effort: a run never fails, nor waits, because its events could not be written, on this node's disk or in storage.
 """
 
