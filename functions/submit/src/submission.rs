@@ -54,8 +54,9 @@ pub(crate) struct Submitting<'a> {
     handler: &'a Handler,
     request: &'a TrainingJobRequest,
     caller: &'a Caller,
-    /// A request replaces at most one job, whatever it finds afterwards: then this is none.
     restart: Option<Restart>,
+    /// A request replaces at most one job, whatever it finds afterwards.
+    has_replaced: bool,
     effect: Effect,
     /// The one that the job was created with last.
     submission: Submission,
@@ -98,6 +99,7 @@ impl<'a> Submitting<'a> {
             request,
             caller,
             restart,
+            has_replaced: false,
             effect,
             submission: Uuid::now_v7().into(),
             prefix: manifest::run_prefix(request),
@@ -174,7 +176,8 @@ impl<'a> Submitting<'a> {
         self.job = self.jobs.get(&self.request.job_name).await.map_err(cluster_failure)?;
         let Some(found) = &self.job else { return Ok(Reply::Job(None)) };
         let wanted = self.render(&self.submission, Start::Fresh, None);
-        let verdict = match Decision::of(found, &wanted, self.restart.as_ref()) {
+        let restart = self.restart.as_ref().filter(|_| !self.has_replaced);
+        let verdict = match Decision::of(found, &wanted, restart) {
             Ok(Decision::Ours | Decision::Replay) => Verdict::Replay,
             Ok(decision @ (Decision::Replace | Decision::Await)) => {
                 self.is_leaving = decision == Decision::Await;
@@ -339,7 +342,7 @@ impl<'a> Submitting<'a> {
             match self.jobs.get(&self.request.job_name).await.map_err(cluster_failure)? {
                 Some(present) if present.metadata.uid == found.metadata.uid => sleep(DELETION_POLL).await,
                 _ => {
-                    self.restart = None;
+                    self.has_replaced = true;
                     return Ok(Reply::Replaced(true));
                 }
             }

@@ -406,6 +406,13 @@ async fn a_restart_replaces_what_it_saw_and_nothing_else() {
     assert_ne!(before.1, after.1);
     assert_eq!(after.0, after.1);
 
+    // What it has written is no reason to refuse the job that takes its place, once the old one is gone.
+    world.finish("hf-r");
+    world.bucket.write(MARKER, "{}");
+    let before = world.owner_and_job("hf-r");
+    assert_eq!(world.post("/train?restart=true", &request()).await.outcome(), (201, ""));
+    assert_ne!(world.owner_and_job("hf-r").1, before.1);
+
     // Somebody else restarts it between our look and our deletion.
     world.finish("hf-r");
     let world = world.fault(

@@ -247,6 +247,9 @@ async fn markers_become_entries_and_leave_with_them() -> Result<()> {
     let bucket = world.twin.setting("RUNS_BUCKET")?;
     world.twin.s3.delete_object().bucket(bucket).key(marker(20)).send().await?;
     world.wait(&path, MINUTE, listed(2)).await?;
-    assert_eq!(world.keys(&format!("{prefix}/index/")).await?.len(), 2);
+    // Each entry with its digest.
+    for (folder, count) in [("index/v1/9", 2), ("index/v1/digest/", 2), ("index/", 4)] {
+        assert_eq!(world.keys(&format!("{prefix}/{folder}")).await?.len(), count, "{folder}");
+    }
     Ok(())
 }

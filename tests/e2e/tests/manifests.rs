@@ -255,7 +255,7 @@ async fn train(world: &World, deployment: &Deployment) -> Result<()> {
         world.twin.put(&key, marker.to_string().into_bytes()).await?;
     }
     let started = Instant::now();
-    while world.keys(&format!("{prefix}/index/")).await?.len() < deployment.trained_steps.len() {
+    while world.keys(&format!("{prefix}/index/v1/9")).await?.len() < deployment.trained_steps.len() {
         ensure!(started.elapsed() < INDEXED_WITHIN, "the checkpoints of {prefix} are not indexed");
         sleep(Duration::from_millis(300)).await;
     }
