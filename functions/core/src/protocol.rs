@@ -261,6 +261,8 @@ impl Protocol {
                 _ => self.go(State::ReadingName(None), Call::ReadJob),
             },
             State::ReadingName(snapshot) => match (reply, snapshot) {
+                // Nothing is deleted for a run whose owner nobody knows.
+                (Reply::Job(Some(found)), None) if found.verdict == Verdict::Replace => Call::End(Ending::Failed),
                 (Reply::Job(Some(found)), snapshot) => self.meet(found, snapshot, now),
                 (Reply::Job(None), Some(snapshot)) => self.judge(snapshot, OwnersJob::NotRead, now),
                 _ => Call::End(Ending::Failed),

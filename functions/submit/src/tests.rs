@@ -391,6 +391,17 @@ async fn a_bucket_that_fails_stops_a_job_before_it_is_made() {
     let world = World::with_store(testing::denied(), Bucket::default());
     assert_eq!(world.post("/train", &request()).await.outcome(), (503, "storage_unavailable"));
     assert_eq!(world.names(), [""; 0]);
+
+    // Nor is one deleted to be replaced.
+    let other = World::new();
+    other.post("/train", &request()).await;
+    other.finish("hf-r");
+    let ended = other.server(|server| server.jobs["hf-r"].clone());
+    world.server(|server| server.jobs.insert("hf-r".to_owned(), ended));
+    assert_eq!(world.post("/train?restart=true", &request()).await.outcome(), (503, "storage_unavailable"));
+    assert_eq!(world.names(), ["hf-r"]);
+    // One that is there is answered all the same.
+    assert_eq!(world.post("/train", &request()).await.outcome(), (200, ""));
 }
 
 #[tokio::test]
