@@ -149,6 +149,12 @@ pub fn terminating(name: &str) -> Problem {
     )
 }
 
+/// The refusal to replay, replace or change a job whose maker the bucket does not confirm.
+#[must_use]
+pub fn foreign(name: &str) -> Problem {
+    Problem::new(Code::ForeignJob, format!("this API did not make the job `{name}`; change it with the tool that did"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

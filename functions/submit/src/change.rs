@@ -7,14 +7,10 @@ use training_core::{
     names::JobName,
     namespace::Namespace,
     problem::{Code, Problem},
-    provenance::Attribution,
     pytorchjob::{PyTorchJob, key},
     status::{Look, Phase, TrainingJobStatus},
 };
-use training_http::{
-    Answer, Failure,
-    answer::{cluster_failure, storage_failure},
-};
+use training_http::{Answer, Failure, answer::cluster_failure};
 
 use crate::handler::Handler;
 
@@ -93,18 +89,10 @@ impl<'a> Change<'a> {
     /// The job of the name, if it may be changed. Where the bucket cannot be asked, it may not.
     async fn read(&self) -> Result<PyTorchJob, Failure> {
         let job = self.jobs.get(&self.name).await.map_err(cluster_failure)?.ok_or_else(|| self.not_found())?;
-        let bases = &self.handler.rules.runs_base_uris;
-        let may_be_changed = match Attribution::of(&job, self.namespace, &self.name, bases) {
-            Some(attribution) => {
-                Box::pin(self.handler.store.provenance(&attribution)).await.map_err(storage_failure)?.may_be_changed()
-            }
-            None => false,
-        };
-        if may_be_changed {
+        if self.handler.may_change(&job, self.namespace, &self.name).await? {
             return Ok(job);
         }
-        let detail = format!("this API did not make the job `{}`; change it with the tool that did", self.name);
-        Err(Failure::new(Code::ForeignJob, detail))
+        Err(existing::foreign(self.name.as_str()).into())
     }
 
     fn not_found(&self) -> Problem {

@@ -10,14 +10,17 @@ use training_core::{
     dry_run::DryRun,
     existing::Restart,
     manifest::Platform,
+    names::JobName,
     namespace::Namespace,
     problem::{Code, Problem, bounded},
+    provenance::Attribution,
+    pytorchjob::PyTorchJob,
     request::{Rules, TrainingJobRequest},
     route::Route,
     status::{Look, TrainingJobStatus},
     token::{Caller, Scope},
 };
-use training_http::{Answer, Failure, boundary, token::TokenCheck};
+use training_http::{Answer, Failure, answer::storage_failure, boundary, token::TokenCheck};
 use training_store::Store;
 
 use crate::{
@@ -121,5 +124,19 @@ impl Handler {
         boundary::tell("namespace", &namespace);
         boundary::tell("job", bounded(name, 64));
         if caller.sees(&namespace) { Ok(namespace) } else { Err(Problem::job_not_found(name, &namespace).into()) }
+    }
+
+    /// Whether a job may be changed: whether this API made it, as the bucket tells.
+    pub(crate) async fn may_change(
+        &self,
+        job: &PyTorchJob,
+        namespace: &Namespace,
+        name: &JobName,
+    ) -> Result<bool, Failure> {
+        let Some(attribution) = Attribution::of(job, namespace, name, &self.rules.runs_base_uris) else {
+            return Ok(false);
+        };
+        let provenance = Box::pin(self.store.provenance(&attribution)).await.map_err(storage_failure)?;
+        Ok(provenance.may_be_changed())
     }
 }

@@ -175,21 +175,36 @@ impl<'a> Submitting<'a> {
     async fn read_job(&mut self) -> Result<Reply, Failure> {
         self.job = self.jobs.get(&self.request.job_name).await.map_err(cluster_failure)?;
         let Some(found) = &self.job else { return Ok(Reply::Job(None)) };
-        let wanted = self.render(&self.submission, Start::Fresh, None);
-        let restart = self.restart.as_ref().filter(|_| !self.has_replaced);
-        let verdict = match Decision::of(found, &wanted, restart) {
+        let verdict = match self.decide(found).await {
             Ok(Decision::Ours | Decision::Replay) => Verdict::Replay,
             Ok(decision @ (Decision::Replace | Decision::Await)) => {
                 self.is_leaving = decision == Decision::Await;
                 Verdict::Replace
             }
-            Err(problem) => {
-                self.failure = Some(problem.into());
+            Err(failure) => {
+                self.failure = Some(failure);
                 Verdict::Refuse
             }
         };
         let submission = found.annotation(key::SUBMISSION).map(str::to_owned);
         Ok(Reply::Job(Some(Found { submission, verdict, is_finished: Phase::of(found).0.is_finished() })))
+    }
+
+    /// What the request does about the job that has its name. What the job says of itself is believed only where the bucket
+    /// confirms it; a job is replayed, but not replaced, while the bucket does not answer.
+    async fn decide(&self, found: &PyTorchJob) -> Result<Decision, Failure> {
+        let wanted = self.render(&self.submission, Start::Fresh, None);
+        let restart = self.restart.as_ref().filter(|_| !self.has_replaced);
+        let decision = Decision::of(found, &wanted, restart)?;
+        if decision == Decision::Ours {
+            return Ok(decision);
+        }
+        match self.handler.may_change(found, &self.request.namespace, &self.request.job_name).await {
+            Ok(true) => Ok(decision),
+            Ok(false) => Err(existing::foreign(self.request.job_name.as_str()).into()),
+            Err(_) if decision == Decision::Replay => Ok(decision),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Everything that the manifest needs from outside, and the manifest.
@@ -406,9 +421,7 @@ impl Submitting<'_> {
 
     /// By which an equal request is known.
     fn digest(&self) -> String {
-        let job = self.render(&self.submission, Start::Fresh, None);
-        let fingerprint = job.annotation(key::REQUEST).unwrap_or_default();
-        BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(fingerprint))
+        BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(self.request.fingerprint.to_annotation()))
     }
 
     fn warn(&self, failure: &Failure) {

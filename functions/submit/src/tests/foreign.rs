@@ -76,6 +76,34 @@ async fn a_job_of_another_tool_is_not_changed() {
 }
 
 #[tokio::test]
+async fn a_job_of_another_tool_is_neither_replayed_nor_replaced() {
+    // With everything that a job of the API says of itself, in a bucket that has heard of nothing.
+    let (theirs, _) = made().await;
+    theirs.finish("hf-r");
+    let finished = theirs.server(|server| server.jobs["hf-r"].clone());
+    let mut running = finished.clone();
+    running["status"] = json!({});
+    for (label, job) in [("running", running), ("finished", finished)] {
+        for owner in [None, Some(owner("training", "other"))] {
+            let world = World::new();
+            world.server(|server| server.jobs.insert("hf-r".to_owned(), job.clone()));
+            if let Some(owner) = &owner {
+                world.bucket.write(OWNER, owner);
+            }
+            for query in ["", "?dry_run=true", "?restart=true", "?restart=true&dry_run=true"] {
+                // A live one is not replaced, whoever made it.
+                let code =
+                    if label == "running" && query.starts_with("?restart") { "job_running" } else { "foreign_job" };
+                let answer = world.post(&format!("/train{query}"), &request()).await;
+                assert_eq!(answer.outcome(), (409, code), "{label} {query}: {answer:?}");
+            }
+            assert_eq!(world.server(|server| server.jobs["hf-r"].clone()), job, "{label}");
+            assert_eq!(world.bucket.body(OWNER), owner, "{label}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_job_of_this_api_is_changed_as_long_as_its_owner_or_its_record_is_there() {
     for (label, new_owner, keeps_record, refusal) in [
         ("its record is lost", None, false, None),
