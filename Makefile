@@ -1,7 +1,7 @@
 # The one command surface: each target is a line or two that calls cargo, pytest or the twin.
 .DEFAULT_GOAL := help
 .PHONY: help demo up down clean status build check delivery test soak template trainer-test trainer-image invoke invoke-all \
-	denials sam-local postman openapi client-test redrive redrive-test reindex e2e faults bench
+	denials sam-local postman openapi client-test redrive redrive-test reindex e2e cases faults bench
 
 EVENT = events/status-healthz.json
 # The whole workspace, or the dependencies would be compiled once more with other features.
@@ -89,13 +89,18 @@ e2e: ## End-to-end tests against the running twin; the last group needs it for i
 	$(E2E) --test jobs --test submitting --test reading --test tracing
 	$(E2E) --test hostile --test manifests --test listing --test refusals --test foreign
 	$(E2E) --test indexing
-	$(E2E) --test training --test duplicates --test access --test outages -- --test-threads=1
+	$(E2E) --test training --test duplicates --test cases --test access --test outages -- --test-threads=1
 	$(E2E) --test faults -- --nocapture
 
 bench: ## What a cold start, a first request and the index cost, on the running twin
 	cargo build -q --release -p empty
 	cargo bench -q --workspace --profile dev --bench cold_start
 	cargo bench -q --workspace --bench indexing
+
+cases: ## Inputs after bug reports and reviews alone, on the running twin
+	$(E2E) --test cases --test duplicates --test foreign --test refusals -- --test-threads=1
+	.local/venv/sam/bin/python -m pytest -q tests/template/test_architecture.py
+	.local/venv/trainer/bin/pytest -q trainer/tests/test_environment.py
 
 faults: ## The table of faults alone, on the running twin
 	$(E2E) --test faults -- --nocapture
