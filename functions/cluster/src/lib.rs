@@ -23,8 +23,7 @@ use kube::{
 };
 use serde_json::json;
 use training_core::{
-    names::JobName,
-    namespace::Namespace,
+    names::{JobName, Namespace},
     pytorchjob::{PLATFORM_DEFAULTS, PyTorchJob},
 };
 

@@ -1,11 +1,11 @@
 //! Why a job does not run, told from its pods: the cluster's own words, where they stand, and what to do. Why it failed is
-//! told in `attempt`.
+//! told in `failure`.
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::problem::{MAX_MESSAGE, bounded};
+use crate::text::{MAX_MESSAGE, bounded};
 
 /// What keeps a job from running, or why it failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::request::{ResumeTarget, defaults};
+use crate::request::{limits::defaults, resume::ResumeTarget};
 
 /// Begins every stored fingerprint, so that another way of making them can be told from this one.
 const VERSION: &str = "v1:";

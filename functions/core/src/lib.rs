@@ -10,6 +10,7 @@
 //! other way round.
 
 pub mod attempt;
+pub mod caller;
 pub mod cause;
 pub mod checkpoints;
 pub mod diagnosis;
@@ -17,6 +18,7 @@ pub mod digest;
 pub mod dry_run;
 pub mod events;
 pub mod existing;
+pub mod failure;
 mod fields;
 pub mod fingerprint;
 pub mod image;
@@ -29,6 +31,7 @@ pub mod manifest;
 pub mod marker;
 pub mod names;
 pub mod namespace;
+pub mod nearest;
 #[cfg(test)]
 mod openapi;
 pub mod owner;
@@ -45,4 +48,5 @@ pub mod s3_event;
 pub mod settings;
 pub mod status;
 pub mod strict_json;
+pub mod text;
 pub mod token;

@@ -315,8 +315,8 @@ impl fmt::Display for Start {
 mod tests {
     use super::*;
     use crate::{
+        caller::Caller,
         request::tests::{body, rules},
-        token::Caller,
     };
     use serde_json::json;
 

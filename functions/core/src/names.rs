@@ -57,6 +57,15 @@ pub enum NameError {
     Submission,
 }
 
+/// The name of a Kubernetes namespace: a DNS-1123 label.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Namespace(String);
+
+/// A text is not the name of a namespace.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("must be a DNS-1123 label: at most 63 of a-z 0-9 -, beginning and ending with a letter or digit")]
+pub struct NamespaceError;
+
 // === impl Framework ===
 
 impl Framework {
@@ -267,6 +276,40 @@ impl FromStr for Submission {
     }
 }
 
+// === impl Namespace ===
+
+impl Namespace {
+    /// The text of the name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Namespace {
+    type Err = NamespaceError;
+
+    fn from_str(text: &str) -> Result<Self, NamespaceError> {
+        let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let bytes = text.as_bytes();
+        if bytes.len() <= 63
+            && bytes.first().is_some_and(alphanumeric)
+            && bytes.last().is_some_and(alphanumeric)
+            && bytes.iter().all(|byte| alphanumeric(byte) || *byte == b'-')
+        {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(NamespaceError)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -306,6 +349,18 @@ mod tests {
         assert_eq!("999999999999".parse(), Ok(Step(Step::MAX)));
         for bad in ["", "+5", "-5", "5.0", "٥", "1000000000000", "99999999999999999999999"] {
             assert_eq!(bad.parse::<Step>(), Err(NameError::Step), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn namespaces_are_dns_labels() {
+        let longest = "a".repeat(63);
+        for good in ["a", "training-two", "0a", longest.as_str()] {
+            assert!(good.parse::<Namespace>().is_ok(), "{good}");
+        }
+        let too_long = "a".repeat(64);
+        for bad in ["", "-a", "a-", "A", "a.b", "a/b", "a\n", too_long.as_str()] {
+            assert!(bad.parse::<Namespace>().is_err(), "{bad:?}");
         }
     }
 }

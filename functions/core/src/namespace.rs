@@ -1,24 +1,11 @@
-//! Namespaces, and which of them the deployment serves. A namespace is the border between teams: a caller names one of
-//! the allowed ones or gets the default.
-
-use std::{fmt, str::FromStr};
-
-use serde::Serialize;
-use thiserror::Error;
+//! Which namespaces the deployment serves. A namespace is the border between teams: a caller names one of the allowed ones
+//! or gets the default.
 
 use crate::{
+    caller::Caller,
+    names::Namespace,
     problem::{Code, Problem},
-    token::Caller,
 };
-
-/// The name of a Kubernetes namespace: a DNS-1123 label.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct Namespace(String);
-
-/// A text is not the name of a namespace.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("must be a DNS-1123 label: at most 63 of a-z 0-9 -, beginning and ending with a letter or digit")]
-pub struct NamespaceError;
 
 /// The namespaces that callers may name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,40 +13,6 @@ pub struct Namespaces {
     /// The one of a request that names none.
     pub default: Namespace,
     allowed: Vec<Namespace>,
-}
-
-// === impl Namespace ===
-
-impl Namespace {
-    /// The text of the name.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for Namespace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for Namespace {
-    type Err = NamespaceError;
-
-    fn from_str(text: &str) -> Result<Self, NamespaceError> {
-        let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let bytes = text.as_bytes();
-        if bytes.len() <= 63
-            && bytes.first().is_some_and(alphanumeric)
-            && bytes.last().is_some_and(alphanumeric)
-            && bytes.iter().all(|byte| alphanumeric(byte) || *byte == b'-')
-        {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(NamespaceError)
-        }
-    }
 }
 
 // === impl Namespaces ===
@@ -119,18 +72,6 @@ mod tests {
 
     fn namespace(text: &str) -> Namespace {
         text.parse().expect("a namespace")
-    }
-
-    #[test]
-    fn names_are_dns_labels() {
-        let longest = "a".repeat(63);
-        for good in ["a", "training-two", "0a", longest.as_str()] {
-            assert!(good.parse::<Namespace>().is_ok(), "{good}");
-        }
-        let too_long = "a".repeat(64);
-        for bad in ["", "-a", "a-", "A", "a.b", "a/b", "a\n", too_long.as_str()] {
-            assert!(bad.parse::<Namespace>().is_err(), "{bad:?}");
-        }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Problems: every refusal and failure that a caller sees, as RFC 9457 documents. The code is the contract; texts may change.
 
+use std::fmt::Display;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::namespace::Namespace;
+use crate::text::bounded;
 
 /// What went wrong, as a stable word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
@@ -261,7 +263,7 @@ impl Problem {
 
     /// The problem of a name that no job has, or that no job can have.
     #[must_use]
-    pub fn job_not_found(name: &str, namespace: &Namespace) -> Self {
+    pub fn job_not_found(name: &str, namespace: &impl Display) -> Self {
         let detail = format!("there is no job `{}` in the namespace `{namespace}`", bounded(name, 64));
         Self::new(Code::JobNotFound, detail)
     }
@@ -315,15 +317,6 @@ fn field_of_manifest(path: &str) -> Option<&'static str> {
     ]
     .into_iter()
     .find_map(|(part, pointer)| path.contains(part).then_some(pointer))
-}
-
-/// Longest message of the cluster or the trainer that is passed on, in characters.
-pub const MAX_MESSAGE: usize = 1024;
-
-/// The beginning of a text that a caller sent, so that a hostile one cannot fill an answer.
-#[must_use]
-pub fn bounded(text: &str, characters: usize) -> String {
-    text.chars().take(characters).collect()
 }
 
 #[cfg(test)]

@@ -3,8 +3,7 @@
 
 use crate::{
     layout::{RunPrefix, S3Uri, job_record_key},
-    names::{JobName, Submission},
-    namespace::Namespace,
+    names::{JobName, Namespace, Submission},
     owner::{JobRecord, Owner},
     pytorchjob::{PyTorchJob, key},
 };

@@ -3,7 +3,10 @@
 
 use std::{fmt::Display, str::FromStr};
 
-use crate::problem::{FieldError, Problem, bounded};
+use crate::{
+    problem::{FieldError, Problem},
+    text::bounded,
+};
 
 /// Parameters that are still to be taken, and the rules found broken so far.
 #[derive(Debug)]

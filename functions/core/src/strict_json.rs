@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use crate::problem::bounded;
+use crate::text::bounded;
 
 /// U+FFFD REPLACEMENT CHARACTER.
 const MANGLED: &[u8] = "\u{fffd}".as_bytes();

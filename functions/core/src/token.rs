@@ -6,7 +6,7 @@
 //! the entry is refused; beside `token` or `tokens`, where there are no restrictions, it means nothing.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     hash::Hash,
 };
 
@@ -17,7 +17,10 @@ use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 use thiserror::Error;
 
-use crate::{namespace::Namespace, request::nearest};
+use crate::{
+    caller::{Caller, Scope},
+    nearest::nearest,
+};
 
 /// A shorter token could be guessed.
 pub const MIN_TOKEN_LENGTH: usize = 32;
@@ -31,27 +34,6 @@ const RESTRICTIONS: [&str; 3] = ["scopes", "namespaces", "expires_at"];
 /// The SHA-256 of a token.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenDigest([u8; 32]);
-
-/// What a token may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scope {
-    /// Create, replace, cancel, suspend and resume jobs.
-    Submit,
-    /// Read jobs, checkpoints, logs and events.
-    Read,
-}
-
-/// Who calls: what the token that was sent may do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// The token's id; `None` for the single token of a deployment.
-    pub id: Option<String>,
-    /// `None`: all.
-    scopes: Option<HashSet<Scope>>,
-    /// `None`: all that the deployment serves.
-    namespaces: Option<HashSet<Namespace>>,
-}
 
 /// The tokens of a secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -148,34 +130,6 @@ impl TokenDigest {
 impl std::fmt::Debug for TokenDigest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("TokenDigest(..)")
-    }
-}
-
-// === impl Caller ===
-
-impl Caller {
-    /// Who may do all in every namespace.
-    #[must_use]
-    pub fn unrestricted() -> Self {
-        Self { id: None, scopes: None, namespaces: None }
-    }
-
-    /// Who may do all in these namespaces.
-    #[cfg(test)]
-    pub(crate) fn limited_to(namespaces: impl IntoIterator<Item = Namespace>) -> Self {
-        Self { namespaces: Some(namespaces.into_iter().collect()), ..Self::unrestricted() }
-    }
-
-    /// Whether the caller may do such things.
-    #[must_use]
-    pub fn may(&self, scope: Scope) -> bool {
-        self.scopes.as_ref().is_none_or(|scopes| scopes.contains(&scope))
-    }
-
-    /// Whether there is a namespace for the caller.
-    #[must_use]
-    pub fn sees(&self, namespace: &Namespace) -> bool {
-        self.namespaces.as_ref().is_none_or(|namespaces| namespaces.contains(namespace))
     }
 }
 

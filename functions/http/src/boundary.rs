@@ -14,9 +14,10 @@ use tracing::{Instrument, Span, error, field::Empty, info, info_span};
 use training_cluster::Cluster;
 use training_core::{
     cause::chain,
-    problem::{Code, bounded},
+    problem::Code,
     query::Query,
     route::{Route, Unrouted},
+    text::bounded,
 };
 use training_store::StoreError;
 

@@ -17,9 +17,10 @@ use tokio::{sync::Mutex, time::sleep};
 use tracing::warn;
 use training_cluster::Moment;
 use training_core::{
+    caller::{Caller, Scope},
     cause::chain,
     problem::Code,
-    token::{Caller, Scope, TokenDigest, TokenSecret, TokenSecretError, TokenSet},
+    token::{TokenDigest, TokenSecret, TokenSecretError, TokenSet},
 };
 
 use crate::{Failure, boundary};

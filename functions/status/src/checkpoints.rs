@@ -7,10 +7,10 @@ use training_core::{
     layout::RunPrefix,
     lineage::Mode,
     links::{PageLinks, link},
-    names::Step,
-    namespace::Namespace,
-    problem::{Code, bounded},
+    names::{Namespace, Step},
+    problem::Code,
     provenance::Attribution,
+    text::bounded,
 };
 use training_http::{Answer, Failure, boundary::in_storage};
 

@@ -3,16 +3,16 @@
 use lambda_http::{Body, Error, Request, Response};
 use training_cluster::Cluster;
 use training_core::{
+    caller::{Caller, Scope},
     layout::S3Uri,
-    names::JobName,
-    namespace::{Namespace, Namespaces},
+    names::{JobName, Namespace},
+    namespace::Namespaces,
     problem::Problem,
     provenance::Attribution,
     pytorchjob::{PyTorchJob, key},
     query::Query,
     readiness::{Health, HealthWord},
     route::{Route, Unrouted},
-    token::{Caller, Scope},
 };
 use training_http::{Answer, Failure, answer::cluster_failure, boundary, token::TokenCheck};
 use training_store::{Store, StoreError};

@@ -6,9 +6,10 @@ use futures::future::join_all;
 use tracing::warn;
 use training_cluster::ClusterError;
 use training_core::{
-    attempt::{self, Attempt, MAX_ATTEMPT_BYTES},
+    attempt::{Attempt, MAX_ATTEMPT_BYTES},
     cause::chain,
     diagnosis::{self, Diagnosis},
+    failure,
     index::IndexEntry,
     layout::{RunKey, RunPrefix, newest_attempts},
     links::{PageLinks, link},
@@ -151,7 +152,7 @@ impl Handler {
         let numbers = newest_attempts(keys.iter().filter_map(|key| key.strip_prefix(&folder)));
         let attempts = numbers.iter().map(|number| self.attempt(prefix, submission, *number));
         let attempts: Vec<Attempt> = join_all(attempts).await.into_iter().flatten().collect();
-        attempt::diagnosis(&attempts, &format!("s3://{bucket}/{folder}"))
+        failure::of_attempts(&attempts, &format!("s3://{bucket}/{folder}"))
     }
 
     async fn attempt(&self, prefix: &RunPrefix, submission: &Submission, number: u32) -> Option<Attempt> {

@@ -11,8 +11,7 @@ use training_cluster::{ClusterError, LogOptions, LogStream};
 use training_core::{
     cause::chain,
     logs::{ChoiceError, Instance, MAX_LOG_BYTES, Replica, Source, Tail, Timestamp, rfc3339},
-    names::JobName,
-    namespace::Namespace,
+    names::{JobName, Namespace},
     problem::{Code, FieldError, Problem},
     provenance::Attribution,
     pytorchjob::PyTorchJob,

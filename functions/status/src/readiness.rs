@@ -4,7 +4,7 @@ use futures::future;
 use tracing::warn;
 use training_core::{
     cause::chain,
-    namespace::Namespace,
+    names::Namespace,
     problem::Code,
     readiness::{Check, Readiness},
 };

@@ -4,15 +4,14 @@ use lambda_http::http::header;
 use training_cluster::{ClusterError, Jobs};
 use training_core::{
     existing,
-    names::JobName,
-    namespace::Namespace,
+    names::{JobName, Namespace},
     problem::{Code, Problem},
     pytorchjob::{PyTorchJob, key},
     status::{Look, Phase, TrainingJobStatus},
 };
 use training_http::{Answer, Failure, answer::cluster_failure};
 
-use crate::handler::Handler;
+use crate::service::Service;
 
 /// How often a change is tried again when the job changed between reading and writing it. The operator writes a job's
 /// status a few times in its first seconds, and then seldom.
@@ -20,7 +19,7 @@ const TRIES: usize = 5;
 
 /// A change of one job.
 pub(crate) struct Change<'a> {
-    handler: &'a Handler,
+    service: &'a Service,
     namespace: &'a Namespace,
     jobs: Jobs<'a>,
     name: JobName,
@@ -30,9 +29,9 @@ pub(crate) struct Change<'a> {
 
 impl<'a> Change<'a> {
     /// Of the job of this name; a text that is no name names no job.
-    pub(crate) fn new(handler: &'a Handler, namespace: &'a Namespace, name: &str) -> Result<Self, Failure> {
+    pub(crate) fn new(service: &'a Service, namespace: &'a Namespace, name: &str) -> Result<Self, Failure> {
         let parsed = name.parse().map_err(|_| Problem::job_not_found(name, namespace))?;
-        Ok(Self { handler, namespace, jobs: handler.cluster.jobs(namespace), name: parsed })
+        Ok(Self { service, namespace, jobs: service.cluster.jobs(namespace), name: parsed })
     }
 
     /// Delete the job after its pods. Repeating it is the same as doing it once.
@@ -89,7 +88,7 @@ impl<'a> Change<'a> {
     /// The job of the name, if it may be changed. Where the bucket cannot be asked, it may not.
     async fn read(&self) -> Result<PyTorchJob, Failure> {
         let job = self.jobs.get(&self.name).await.map_err(cluster_failure)?.ok_or_else(|| self.not_found())?;
-        if self.handler.may_change(&job, self.namespace, &self.name).await? {
+        if self.service.may_change(&job, self.namespace, &self.name).await? {
             return Ok(job);
         }
         Err(existing::foreign(self.name.as_str()).into())
@@ -100,7 +99,7 @@ impl<'a> Change<'a> {
     }
 
     fn accepted(&self, job: &PyTorchJob) -> Result<Answer, Failure> {
-        let report = TrainingJobStatus::new(job, &self.handler.rules.namespaces, None, Look::Unknown, None);
+        let report = TrainingJobStatus::new(job, &self.service.rules.namespaces, None, Look::Unknown, None);
         let location = report.summary.links.itself.clone();
         Ok(Answer::json(202, &report)?.with_header(header::LOCATION, location))
     }

@@ -5,44 +5,32 @@ use lambda_http::{
     Body, Error, Request, Response,
     http::{HeaderName, header},
 };
-use training_cluster::{Cluster, Effect};
+use training_cluster::Effect;
 use training_core::{
+    caller::{Caller, Scope},
     dry_run::DryRun,
     existing::Restart,
-    manifest::Platform,
-    names::JobName,
-    namespace::Namespace,
-    problem::{Code, Problem, bounded},
-    provenance::Attribution,
-    pytorchjob::PyTorchJob,
-    request::{Rules, TrainingJobRequest},
+    names::Namespace,
+    problem::{Code, Problem},
+    request::TrainingJobRequest,
     route::Route,
     status::{Look, TrainingJobStatus},
-    token::{Caller, Scope},
+    text::bounded,
 };
-use training_http::{Answer, Failure, answer::storage_failure, boundary, token::TokenCheck};
-use training_store::Store;
+use training_http::{Answer, Failure, boundary};
 
 use crate::{
     change::Change,
+    service::Service,
     submission::{Placed, Submitting},
 };
 
 /// Tells a replay from the first answer. Source: the Idempotency-Key drafts' implementations (Stripe's header).
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-/// Everything that a request needs.
-pub(crate) struct Handler {
-    pub(crate) token: TokenCheck,
-    pub(crate) cluster: Cluster,
-    pub(crate) store: Store,
-    pub(crate) rules: Rules,
-    pub(crate) platform: Platform,
-}
+// === impl Service ===
 
-// === impl Handler ===
-
-impl Handler {
+impl Service {
     pub(crate) async fn handle(&self, request: Request) -> Result<Response<Body>, Error> {
         // On the heap: the futures of the SDKs are large.
         boundary::answer(&request, &self.cluster, Box::pin(self.route(&request))).await
@@ -124,19 +112,5 @@ impl Handler {
         boundary::tell("namespace", &namespace);
         boundary::tell("job", bounded(name, 64));
         if caller.sees(&namespace) { Ok(namespace) } else { Err(Problem::job_not_found(name, &namespace).into()) }
-    }
-
-    /// Whether a job may be changed: whether this API made it, as the bucket tells.
-    pub(crate) async fn may_change(
-        &self,
-        job: &PyTorchJob,
-        namespace: &Namespace,
-        name: &JobName,
-    ) -> Result<bool, Failure> {
-        let Some(attribution) = Attribution::of(job, namespace, name, &self.rules.runs_base_uris) else {
-            return Ok(false);
-        };
-        let provenance = Box::pin(self.store.provenance(&attribution)).await.map_err(storage_failure)?;
-        Ok(provenance.may_be_changed())
     }
 }

@@ -3,13 +3,14 @@
 mod change;
 mod config;
 mod handler;
+mod service;
 mod submission;
 #[cfg(test)]
 mod tests;
 
 use config::Config;
-use handler::Handler;
 use lambda_http::{Error, tracing};
+use service::Service;
 use training_cluster::{Access, Cluster};
 use training_core::settings::Settings;
 use training_http::token::TokenCheck;
@@ -24,12 +25,12 @@ async fn main() -> Result<(), Error> {
     let credentials = aws.credentials_provider().ok_or("no AWS credentials provider")?;
     let region = aws.region().ok_or("AWS_REGION is not set")?.to_string();
     let access = Access::new(config.cluster, aws_sdk_eks::Client::new(&aws), credentials, region);
-    let handler = Handler {
+    let service = Service {
         token: TokenCheck::new(aws_sdk_secretsmanager::Client::new(&aws), config.token_secret_arn),
         cluster: Cluster::new(access),
         store: Store::new(aws_sdk_s3::Client::new(&aws)),
         rules: config.rules,
         platform: config.platform,
     };
-    training_http::serve(|request| handler.handle(request)).await
+    training_http::serve(|request| service.handle(request)).await
 }

@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use tracing::warn;
 use training_cluster::{ClusterError, Effect, Jobs};
 use training_core::{
+    caller::Caller,
     cause::chain,
     existing::{self, Decision, Restart},
     layout::{RunKey, RunPrefix, job_record_key},
@@ -23,9 +24,11 @@ use training_core::{
     problem::Code,
     protocol::{Call, Ending, Found, OwnerRead, Protocol, Reply, Verdict},
     pytorchjob::{PyTorchJob, key},
-    request::{Resume, ResumeTarget, TrainingJobRequest},
+    request::{
+        TrainingJobRequest,
+        resume::{Resume, ResumeTarget},
+    },
     status::Phase,
-    token::Caller,
 };
 use training_http::{
     Failure,
@@ -35,7 +38,7 @@ use training_http::{
 use training_store::Expected;
 use uuid::Uuid;
 
-use crate::handler::Handler;
+use crate::service::Service;
 
 /// How long one request may go on. API Gateway gives up after 30 s, and a last call may take 8 s.
 const BUDGET: Duration = Duration::from_secs(20);
@@ -51,7 +54,7 @@ const BEST_METRIC: &str = "loss";
 
 /// One request on its way, and what its calls have brought.
 pub(crate) struct Submitting<'a> {
-    handler: &'a Handler,
+    service: &'a Service,
     request: &'a TrainingJobRequest,
     caller: &'a Caller,
     restart: Option<Restart>,
@@ -88,14 +91,14 @@ pub(crate) enum Placed {
 
 impl<'a> Submitting<'a> {
     pub(crate) fn new(
-        handler: &'a Handler,
+        service: &'a Service,
         request: &'a TrainingJobRequest,
         caller: &'a Caller,
         restart: Option<Restart>,
         effect: Effect,
     ) -> Self {
         Self {
-            handler,
+            service,
             request,
             caller,
             restart,
@@ -103,7 +106,7 @@ impl<'a> Submitting<'a> {
             effect,
             submission: Uuid::now_v7().into(),
             prefix: manifest::run_prefix(request),
-            jobs: handler.cluster.jobs(&request.namespace),
+            jobs: service.cluster.jobs(&request.namespace),
             started: Instant::now(),
             job: None,
             is_leaving: false,
@@ -199,7 +202,7 @@ impl<'a> Submitting<'a> {
         if decision == Decision::Ours {
             return Ok(decision);
         }
-        match self.handler.may_change(found, &self.request.namespace, &self.request.job_name).await {
+        match self.service.may_change(found, &self.request.namespace, &self.request.job_name).await {
             Ok(true) => Ok(decision),
             Ok(false) => Err(existing::foreign(self.request.job_name.as_str()).into()),
             Err(_) if decision == Decision::Replay => Ok(decision),
@@ -226,12 +229,12 @@ impl<'a> Submitting<'a> {
 
     fn render(&self, submission: &Submission, start: Start, defaults: Option<&PodTemplateSpec>) -> PyTorchJob {
         let origin = Origin { submission, submitted_by: self.caller.id.as_deref(), start };
-        manifest::build(self.request, origin, defaults, &self.handler.platform)
+        manifest::build(self.request, origin, defaults, &self.service.platform)
     }
 
     /// Which checkpoint the job starts from, looked up where the request names one that must be there.
     async fn resolve_start(&self) -> Result<Start, Failure> {
-        let store = &self.handler.store;
+        let store = &self.service.store;
         let target = match self.request.resume {
             Resume::IfAny => return Ok(Start::NewestIfAny),
             Resume::No => {
@@ -282,7 +285,7 @@ impl<'a> Submitting<'a> {
 
     /// Nobody trains over a run by a retry whose job is long gone.
     async fn check_untrained(&self) -> Result<(), Failure> {
-        let store = &self.handler.store;
+        let store = &self.service.store;
         let is_marker = |key: &str| self.prefix.is_marker(key);
         let has_checkpoints =
             store.has_key(self.prefix.bucket(), &self.prefix.markers(), is_marker).await.map_err(storage_failure)?;
@@ -376,7 +379,7 @@ impl<'a> Submitting<'a> {
 impl Submitting<'_> {
     async fn read_owner(&mut self) -> Result<Reply, Failure> {
         let key = self.prefix.key(&RunKey::Owner);
-        let Some(object) = self.handler.store.get(self.prefix.bucket(), &key).await.map_err(storage_failure)? else {
+        let Some(object) = self.service.store.get(self.prefix.bucket(), &key).await.map_err(storage_failure)? else {
             self.owner = None;
             return Ok(Reply::Owner(None));
         };
@@ -392,16 +395,16 @@ impl Submitting<'_> {
         let Ok(submission) = owner.submission.parse() else { return Ok(false) };
         let base = &self.request.checkpoint_base_uri;
         let key = job_record_key(base, &owner.namespace, &owner.job, &submission);
-        Ok(self.handler.store.get(base.bucket(), &key).await.map_err(storage_failure)?.is_some())
+        Ok(self.service.store.get(base.bucket(), &key).await.map_err(storage_failure)?.is_some())
     }
 
     async fn read_owners_job(&self, owner: &Owner) -> Result<Reply, Failure> {
         let (Ok(namespace), Ok(name)) =
-            (self.handler.rules.namespaces.choose(Some(&owner.namespace), self.caller), owner.job.parse())
+            (self.service.rules.namespaces.choose(Some(&owner.namespace), self.caller), owner.job.parse())
         else {
             return Err(self.not_understood());
         };
-        let job = self.handler.cluster.jobs(&namespace).get(&name).await.map_err(cluster_failure)?;
+        let job = self.service.cluster.jobs(&namespace).get(&name).await.map_err(cluster_failure)?;
         // By the run and not by the submission: another one's claim may stand there for a moment.
         let prefix = self.prefix.to_string();
         let job = job.filter(|job| job.annotation(key::CHECKPOINT_PREFIX) == Some(prefix.as_str()));
@@ -415,7 +418,7 @@ impl Submitting<'_> {
     async fn write_owner(&self, owner: &Owner, over: Option<String>) -> Result<Reply, Failure> {
         let expected = over.map_or(Expected::Absent, Expected::Etag);
         let key = self.prefix.key(&RunKey::Owner);
-        let written = self.handler.store.put_if(self.prefix.bucket(), &key, to_body(owner)?, expected).await;
+        let written = self.service.store.put_if(self.prefix.bucket(), &key, to_body(owner)?, expected).await;
         written.map(Reply::Written).map_err(storage_failure)
     }
 
@@ -454,7 +457,7 @@ impl Submitting<'_> {
         let base = &self.request.checkpoint_base_uri;
         let key = job_record_key(base, &record.namespace, &record.job, &self.submission);
         let written =
-            async { self.handler.store.put(base.bucket(), &key, to_body(&record)?).await.map_err(storage_failure) };
+            async { self.service.store.put(base.bucket(), &key, to_body(&record)?).await.map_err(storage_failure) };
         if let Err(failure) = written.await {
             self.warn(&failure);
         }

@@ -3,13 +3,13 @@
 use serde_json::{Value, json};
 
 use crate::{
+    caller::Caller,
     manifest::{self, Origin, Platform, Start},
     names::Step,
     namespace::Namespaces,
     problem::Problem,
     request::{Rules, TrainingJobRequest, tests::rules},
     status::{Look, TrainingJobStatus},
-    token::Caller,
 };
 
 /// The name of the problem among the examples.

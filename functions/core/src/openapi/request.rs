@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     names::{Framework, JobName},
-    request::{MAX_MODEL_ID_CHARACTERS, bounds, defaults},
+    request::limits::{MAX_MODEL_ID_CHARACTERS, bounds, defaults},
 };
 
 const DNS_LABEL: &str = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$";

@@ -9,11 +9,11 @@ use super::{
     *,
 };
 use crate::{
+    caller::Caller,
     namespace::Namespaces,
     problem::{Code, Problem},
     request::{FIELDS, Rules, TrainingJobRequest},
     route::Route,
-    token::Caller,
 };
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");

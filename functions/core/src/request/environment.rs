@@ -377,12 +377,12 @@ fn matches(pattern: &str, name: &str) -> bool {
 mod tests {
     use super::*;
     use crate::{
+        caller::Caller,
         problem::Problem,
         request::{
             TrainingJobRequest,
             tests::{body, rules},
         },
-        token::Caller,
     };
     use serde_json::{Value, json};
 

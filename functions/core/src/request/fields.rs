@@ -5,10 +5,7 @@ use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, str::FromStr
 
 use serde_json::{Map, Value};
 
-use crate::problem::{FieldError, bounded};
-
-/// Likeness (0 to 1) from which an unknown word is taken for a misspelt one.
-const LIKENESS: f64 = 0.6;
+use crate::{nearest::nearest, problem::FieldError, text::bounded};
 
 /// The fields of a body that are still to be read, and the rules found broken so far.
 pub(super) struct Fields {
@@ -129,17 +126,6 @@ impl Fields {
         }
         if self.errors.is_empty() { Ok(()) } else { Err(self.errors) }
     }
-}
-
-/// The known word that an unknown one is most like, if it is like one.
-pub(crate) fn nearest(word: &str, known: &[&'static str]) -> Option<&'static str> {
-    let word = bounded(word, 64).to_ascii_lowercase();
-    known
-        .iter()
-        .map(|known| (strsim::normalized_damerau_levenshtein(&word, known), *known))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(likeness, _)| *likeness > LIKENESS)
-        .map(|(_, known)| known)
 }
 
 /// The JSON Pointer of an entry of a field.

@@ -4,63 +4,34 @@
 
 mod environment;
 mod fields;
+pub mod limits;
 #[cfg(test)]
 mod properties;
+pub mod resume;
 mod rules;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
-use thiserror::Error;
 
 use crate::{
+    caller::Caller,
     fingerprint::Fingerprint,
     image::{AllowedImages, ImageReference},
     layout::S3Uri,
-    names::{Framework, JobName, RunId, Step},
-    namespace::{Namespace, Namespaces},
+    names::{Framework, JobName, Namespace, RunId},
+    namespace::Namespaces,
+    nearest::nearest,
     problem::{Code, FieldError, Problem},
     strict_json,
-    token::Caller,
 };
 
-pub(crate) use fields::nearest;
 use fields::{Fields, pointer};
+use limits::{MAX_MODEL_ID_CHARACTERS, bounds, defaults};
+use resume::{Resume, ResumeError};
 
-/// Bounds of the numbers in a request.
-pub mod bounds {
-    use std::ops::RangeInclusive;
-
-    /// Pods.
-    pub const NUM_NODES: RangeInclusive<u32> = 1..=1000;
-    /// GPUs a pod.
-    pub const GPUS_PER_NODE: RangeInclusive<u32> = 0..=64;
-    /// CPUs a pod.
-    pub const CPUS_PER_NODE: RangeInclusive<u32> = 1..=1024;
-    /// GiB a pod.
-    pub const MEMORY_PER_NODE_GB: RangeInclusive<u32> = 1..=65_536;
-    /// Failures that a run may survive.
-    pub const MAX_RESTARTS: RangeInclusive<u32> = 0..=100;
-    /// A minute to a year.
-    pub const MAX_RUNTIME_SECONDS: RangeInclusive<u32> = 60..=31_536_000;
-}
-
-/// What numbers are when a request does not say.
-pub mod defaults {
-    /// Pods.
-    pub const NUM_NODES: u32 = 1;
-    /// GPUs a pod.
-    pub const GPUS_PER_NODE: u32 = 1;
-    /// CPUs a pod.
-    pub const CPUS_PER_NODE: u32 = 32;
-    /// GiB a pod.
-    pub const MEMORY_PER_NODE_GB: u32 = 256;
-}
-
-/// Longest `model_id`, in characters.
-pub const MAX_MODEL_ID_CHARACTERS: usize = 256;
 /// Longest key of a base: a run's keys are longer, and S3 takes 1,024 bytes.
 const MAX_BASE_KEY_BYTES: usize = 512;
 /// Longest path or URI, in bytes.
@@ -169,28 +140,6 @@ pub struct TrainingJobRequest {
     pub fingerprint: Fingerprint,
 }
 
-/// Which checkpoint a submission starts from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resume {
-    /// None.
-    No,
-    /// The newest complete one of the run, if there is any.
-    IfAny,
-    /// One that must be there.
-    From(ResumeTarget),
-}
-
-/// A checkpoint that must be there to start from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResumeTarget {
-    /// The newest complete one.
-    Latest,
-    /// The one with the least loss.
-    Best,
-    /// The one of this step.
-    Step(Step),
-}
-
 /// One key of a Kubernetes Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecretKey {
@@ -199,11 +148,6 @@ pub struct SecretKey {
     /// Key in it.
     pub key: String,
 }
-
-/// A text is not a checkpoint to resume from.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("must be true, false, \"latest\", \"best\" or \"step-N\", N being the step")]
-pub struct ResumeError;
 
 // === impl TrainingJobRequest ===
 
@@ -284,33 +228,6 @@ impl TrainingJobRequest {
             max_runtime_seconds,
             fingerprint: digests,
         })
-    }
-}
-
-// === impl Resume ===
-
-impl FromStr for ResumeTarget {
-    type Err = ResumeError;
-
-    fn from_str(text: &str) -> Result<Self, ResumeError> {
-        match text {
-            "latest" => Ok(Self::Latest),
-            "best" => Ok(Self::Best),
-            other => {
-                let step = other.strip_prefix("step-").ok_or(ResumeError)?;
-                step.parse().map(Self::Step).map_err(|_| ResumeError)
-            }
-        }
-    }
-}
-
-impl fmt::Display for ResumeTarget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Latest => f.write_str("latest"),
-            Self::Best => f.write_str("best"),
-            Self::Step(step) => write!(f, "step-{step}"),
-        }
     }
 }
 

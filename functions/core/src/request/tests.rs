@@ -1,6 +1,7 @@
 //! Requests that are accepted, and what is said of the others.
 
-use super::*;
+use super::{resume::ResumeTarget, *};
+use crate::names::Step;
 use serde_json::json;
 
 /// What a deployment with one base and two kinds of image allows.

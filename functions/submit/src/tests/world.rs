@@ -19,7 +19,7 @@ use training_core::{image::AllowedImages, manifest::Platform, namespace::Namespa
 use training_http::token::TokenCheck;
 use training_store::{Store, testing::Bucket};
 
-use crate::handler::Handler;
+use crate::service::Service;
 
 pub(super) const TOKEN: &str = "0123456789abcdef0123456789abcdef0123456789a";
 pub(super) const OWNER: &str = "runs/r/framework=hf/owner";
@@ -53,7 +53,7 @@ pub(super) struct ApiServer {
 
 /// The function and what is behind it.
 pub(super) struct World {
-    pub(super) handler: Handler,
+    pub(super) service: Service,
     pub(super) cluster: Arc<Mutex<ApiServer>>,
     pub(super) bucket: Bucket,
 }
@@ -170,7 +170,7 @@ impl World {
             .then_output(move || GetSecretValueOutput::builder().secret_string(&secret).build());
         let secrets = mock_client!(aws_sdk_secretsmanager, RuleMode::MatchAny, &[&secret]);
         let cluster = Arc::new(Mutex::new(ApiServer::default()));
-        let handler = Handler {
+        let service = Service {
             token: TokenCheck::new(secrets, "arn".to_owned()),
             cluster: Cluster::from_client(client_of(Arc::clone(&cluster))),
             store,
@@ -192,7 +192,7 @@ impl World {
                 grace_seconds: 300,
             },
         };
-        Self { handler, cluster, bucket }
+        Self { service, cluster, bucket }
     }
 
     pub(super) fn fault(self, method: Method, fault: Fault) -> Self {
@@ -243,7 +243,7 @@ impl World {
 
     pub(super) async fn event(&self, event: &str) -> Answer {
         let request = training_http::request_of(serde_json::from_str(event).expect("an event"));
-        let (parts, body) = self.handler.handle(request).await.expect("an answer").into_parts();
+        let (parts, body) = self.service.handle(request).await.expect("an answer").into_parts();
         let Body::Text(text) = body else { panic!("not text: {body:?}") };
         let body = serde_json::from_str(&text).unwrap_or_default();
         Answer { status: parts.status.as_u16(), headers: parts.headers, body }
