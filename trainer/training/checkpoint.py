@@ -41,7 +41,7 @@ def lineage(markers: Iterable[Marker]) -> dict[str | None, int]:
     """The newest submission of some markers, of which there is one at least, and its ancestors, the nearest first; of
     each the greatest step that counts.
 
-    The rule is that of functions/core/README.md, "Which checkpoints count"; functions/core/src/lineage.rs has it too.
+    The rule is that of functions/run/FORMAT.md, "Which checkpoints count"; functions/run/src/lineage.rs has it too.
     """
     by_submission: dict[str | None, list[Marker]] = {}
     for marker in sorted(markers, key=lambda marker: marker.step, reverse=True):

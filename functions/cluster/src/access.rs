@@ -18,7 +18,7 @@ use thiserror::Error;
 use tokio::sync::Mutex;
 use tower::util::MapResponseLayer;
 use training_core::{
-    namespace::Namespaces,
+    access::namespaces::Namespaces,
     settings::{SettingError, Settings},
 };
 

@@ -22,10 +22,8 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde_json::json;
-use training_core::{
-    names::{JobName, Namespace},
-    pytorchjob::{PLATFORM_DEFAULTS, PyTorchJob},
-};
+use training_core::job::pytorchjob::{PLATFORM_DEFAULTS, PyTorchJob};
+use training_run::names::{JobName, Namespace};
 
 pub use access::{Access, ClusterSettings, Endpoint, EndpointError};
 pub use error::{ClusterError, Rejection};

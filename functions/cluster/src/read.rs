@@ -17,11 +17,11 @@ use kube::{
     core::Request,
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use training_core::{
+use training_core::job::{
     logs::Instance,
-    names::JobName,
     pytorchjob::{CONTAINER, JobStatus, PyTorchJob, PyTorchJobSpec, ReplicaSpec, ReplicaSpecs, key},
 };
+use training_run::names::JobName;
 
 use crate::{ClusterError, Jobs, found};
 

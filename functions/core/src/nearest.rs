@@ -1,6 +1,6 @@
 //! Guessing which known word a misspelt one was meant to be.
 
-use crate::text::bounded;
+use training_run::text::bounded;
 
 /// Likeness (0 to 1) from which an unknown word is taken for a misspelt one.
 const LIKENESS: f64 = 0.6;

@@ -6,7 +6,7 @@ use lambda_http::http::{HeaderName, header};
 use serde::Serialize;
 use tokio::time::error::Elapsed;
 use training_cluster::ClusterError;
-use training_core::problem::{Code, Problem};
+use training_core::api::problem::{Code, Problem};
 use training_store::StoreError;
 
 /// A good answer.

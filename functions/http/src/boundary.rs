@@ -13,12 +13,14 @@ use lambda_http::{
 use tracing::{Instrument, Span, error, field::Empty, info, info_span};
 use training_cluster::Cluster;
 use training_core::{
+    api::{
+        problem::Code,
+        query::Query,
+        route::{Route, Unrouted},
+    },
     cause::chain,
-    problem::Code,
-    query::Query,
-    route::{Route, Unrouted},
-    text::bounded,
 };
+use training_run::text::bounded;
 use training_store::StoreError;
 
 use crate::{

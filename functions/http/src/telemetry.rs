@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use training_core::problem::Code;
+use training_core::api::problem::Code;
 
 /// Namespace of the metrics.
 const NAMESPACE: &str = "TrainingControlPlane";

@@ -1,5 +1,5 @@
 //! Who may call: the header `X-TRAINER-TOKEN` against the secret in Secrets Manager. Fails closed: a token that cannot be
-//! checked is refused. What a secret says is `training_core::token`.
+//! checked is refused. What a secret says is `training_core::access::token`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,10 +17,12 @@ use tokio::{sync::Mutex, time::sleep};
 use tracing::warn;
 use training_cluster::Moment;
 use training_core::{
-    caller::{Caller, Scope},
+    access::{
+        caller::{Caller, Scope},
+        token::{TokenDigest, TokenSecret, TokenSecretError, TokenSet},
+    },
+    api::problem::Code,
     cause::chain,
-    problem::Code,
-    token::{TokenDigest, TokenSecret, TokenSecretError, TokenSet},
 };
 
 use crate::{Failure, boundary};

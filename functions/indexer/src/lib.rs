@@ -7,8 +7,8 @@
 use serde::Serialize;
 use thiserror::Error;
 use tracing::{error, info, warn};
-use training_core::{
-    cause::chain,
+use training_core::cause::chain;
+use training_run::{
     layout::S3Uri,
     s3_event::{Delivery, MarkerEvent, Unusable},
 };

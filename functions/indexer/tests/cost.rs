@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use common::{NEW, OLD, delete, differences, event, indexer, marker_key, prefix, save};
 use reindex::Difference;
 use serde_json::json;
-use training_core::{lineage::Mode, names::Step};
+use training_run::{lineage::Mode, names::Step};
 use training_store::testing::{Bucket, Traffic};
 
 const SIZES: [u64; 3] = [10, 1_000, 20_000];

@@ -16,7 +16,7 @@ use common::{
 };
 use serde_json::Value;
 use tokio::{task::JoinSet, time::sleep};
-use training_core::marker::State;
+use training_run::marker::State;
 use training_store::testing::{Bucket, Call, Treatment};
 
 const CHECKPOINTS: u64 = 1_000;

@@ -10,8 +10,8 @@ use std::sync::{
 
 use common::{NEW, OLD, differences, entry_key, event, indexer, marker_key, prefix, save};
 use serde_json::json;
-use training_core::{
-    index::IndexEntry,
+use training_run::{
+    entry::IndexEntry,
     layout::{RunKey, RunPrefix},
     marker::{MAX_BYTES, State},
     names::Step,

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use common::{OLD, event, indexer, marker_key};
 use serde_json::{Value, json};
-use training_core::layout::RunPrefix;
+use training_run::layout::RunPrefix;
 use training_store::testing::{Bucket, Treatment};
 
 /// How an event reaches the function.

@@ -8,8 +8,10 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 use training_core::{
     cause::chain,
+    job::logs::{MAX_LOG_BYTES, Tail},
+};
+use training_run::{
     layout::{MAX_LOG_PART_BYTES, RunKey, RunPrefix, newest_attempts},
-    logs::{MAX_LOG_BYTES, Tail},
     names::Submission,
 };
 use training_store::{LogPart, Read, Store, StoreError};

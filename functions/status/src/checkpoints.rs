@@ -2,17 +2,21 @@
 
 use futures::future::try_join;
 use training_core::{
-    checkpoints::{CheckpointAnswer, CheckpointList},
-    index::IndexEntry,
-    layout::RunPrefix,
-    lineage::Mode,
-    links::{PageLinks, link},
-    names::{Namespace, Step},
-    problem::Code,
-    provenance::Attribution,
-    text::bounded,
+    api::{
+        checkpoints::{CheckpointAnswer, CheckpointList},
+        links::{PageLinks, link},
+        problem::Code,
+    },
+    job::provenance::Attribution,
 };
 use training_http::{Answer, Failure, boundary::in_storage};
+use training_run::{
+    entry::IndexEntry,
+    layout::RunPrefix,
+    lineage::Mode,
+    names::{Namespace, Step},
+    text::bounded,
+};
 
 use crate::handler::{Asked, Handler};
 

@@ -1,10 +1,8 @@
 //! The settings of this function, read once at start.
 
 use training_cluster::ClusterSettings;
-use training_core::{
-    layout::S3Uri,
-    settings::{SettingError, Settings},
-};
+use training_core::settings::{SettingError, Settings};
+use training_run::layout::S3Uri;
 
 /// All settings; the README's table explains them.
 pub(crate) struct Config {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use training_cluster::ClusterError;
-use training_core::events::EventGatherer;
+use training_core::job::events::EventGatherer;
 use training_http::{Answer, Failure, answer::cluster_failure};
 
 use crate::handler::{Asked, Handler};

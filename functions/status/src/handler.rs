@@ -3,18 +3,26 @@
 use lambda_http::{Body, Error, Request, Response};
 use training_cluster::Cluster;
 use training_core::{
-    caller::{Caller, Scope},
-    layout::S3Uri,
-    names::{JobName, Namespace},
-    namespace::Namespaces,
-    problem::Problem,
-    provenance::Attribution,
-    pytorchjob::{PyTorchJob, key},
-    query::Query,
-    readiness::{Health, HealthWord},
-    route::{Route, Unrouted},
+    access::{
+        caller::{Caller, Scope},
+        namespaces::Namespaces,
+    },
+    api::{
+        problem::Problem,
+        query::Query,
+        readiness::{Health, HealthWord},
+        route::{Route, Unrouted},
+    },
+    job::{
+        provenance::Attribution,
+        pytorchjob::{PyTorchJob, key},
+    },
 };
 use training_http::{Answer, Failure, answer::cluster_failure, boundary, token::TokenCheck};
+use training_run::{
+    layout::S3Uri,
+    names::{JobName, Namespace},
+};
 use training_store::{Store, StoreError};
 
 /// The description of the API; generated from the types.

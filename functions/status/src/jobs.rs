@@ -6,20 +6,26 @@ use futures::future::join_all;
 use tracing::warn;
 use training_cluster::ClusterError;
 use training_core::{
-    attempt::{Attempt, MAX_ATTEMPT_BYTES},
+    api::{
+        links::{PageLinks, link},
+        problem::{FieldError, Problem},
+    },
     cause::chain,
-    diagnosis::{self, Diagnosis},
-    failure,
-    index::IndexEntry,
-    layout::{RunKey, RunPrefix, newest_attempts},
-    links::{PageLinks, link},
-    names::{Framework, RunId, Step, Submission},
-    problem::{FieldError, Problem},
-    provenance::Attribution,
-    pytorchjob::key,
-    status::{Checkpoints, JobList, JobSummary, Look, Phase, Status, TrainingJobStatus, newest_complete},
+    job::{
+        diagnosis::{self, Diagnosis},
+        failure,
+        provenance::Attribution,
+        pytorchjob::key,
+        status::{Checkpoints, JobList, JobSummary, Look, Phase, Status, TrainingJobStatus, newest_complete},
+    },
 };
 use training_http::{Answer, Failure, answer::cluster_failure};
+use training_run::{
+    attempt::{Attempt, MAX_ATTEMPT_BYTES},
+    entry::IndexEntry,
+    layout::{RunKey, RunPrefix, newest_attempts},
+    names::{Framework, RunId, Step, Submission},
+};
 use training_store::Read;
 
 use crate::handler::{Asked, Handler};

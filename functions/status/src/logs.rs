@@ -9,17 +9,19 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 use training_cluster::{ClusterError, LogOptions, LogStream};
 use training_core::{
+    api::problem::{Code, FieldError, Problem},
     cause::chain,
-    logs::{ChoiceError, Instance, MAX_LOG_BYTES, Replica, Source, Tail, Timestamp, rfc3339},
-    names::{JobName, Namespace},
-    problem::{Code, FieldError, Problem},
-    provenance::Attribution,
-    pytorchjob::PyTorchJob,
+    job::{
+        logs::{ChoiceError, Instance, MAX_LOG_BYTES, Replica, Source, Tail, Timestamp, rfc3339},
+        provenance::Attribution,
+        pytorchjob::PyTorchJob,
+    },
 };
 use training_http::{
     Answer, Failure,
     answer::{cluster_failure, storage_failure},
 };
+use training_run::names::{JobName, Namespace};
 use training_store::StoreError;
 
 use crate::{

@@ -3,15 +3,17 @@
 use futures::future;
 use tracing::warn;
 use training_core::{
+    api::{
+        problem::Code,
+        readiness::{Check, Readiness},
+    },
     cause::chain,
-    names::Namespace,
-    problem::Code,
-    readiness::{Check, Readiness},
 };
 use training_http::{
     Answer, Failure,
     answer::{cluster_failure, storage_failure},
 };
+use training_run::names::Namespace;
 
 use crate::handler::{Asked, Handler};
 

@@ -10,9 +10,9 @@
 use std::collections::HashMap;
 
 use futures::{StreamExt, TryStreamExt, future, stream};
-use training_core::{
+use training_run::{
     digest::Digest,
-    index::IndexEntry,
+    entry::IndexEntry,
     layout::{RunKey, RunPrefix},
     lineage::{Known, Lineage, Mode, Preference, Trace, candidates},
     marker::State,
@@ -265,7 +265,7 @@ mod tests {
     use super::*;
     use crate::testing::{Bucket, ETAG, denied, holding};
     use serde_json::{Value, json};
-    use training_core::marker::Marker;
+    use training_run::marker::Marker;
 
     const A: &str = "01970000-0000-7000-8000-00000000000a";
     const B: &str = "01980000-0000-7000-8000-00000000000b";
@@ -287,7 +287,7 @@ mod tests {
             "files": [{"path": path, "size": 4, "etag": ETAG}], "metrics": {"loss": loss}, "metadata": {},
         });
         let parsed = Marker::parse(marker.to_string().as_bytes()).expect("a marker");
-        let file = training_core::marker::File { path: path.clone(), size: 4, etag: Some(ETAG.to_owned()) };
+        let file = training_run::marker::File { path: path.clone(), size: 4, etag: Some(ETAG.to_owned()) };
         let entry = IndexEntry::new(&prefix(), &parsed, ETAG.to_owned(), &[file]);
         vec![
             (prefix().key(&RunKey::Marker(step(number))), marker.to_string()),

@@ -4,9 +4,9 @@
 
 use futures::future;
 use thiserror::Error;
-use training_core::{
+use training_run::{
     digest::Digest,
-    index::IndexEntry,
+    entry::IndexEntry,
     layout::{MAX_KEY_BYTES, RunKey, RunPrefix},
     marker::{self, File, Marker, MarkerError, State},
     names::Step,

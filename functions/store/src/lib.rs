@@ -1,5 +1,5 @@
 //! The runs bucket: the few verbs that the functions need, with S3's answers turned into facts. It knows keys only as
-//! text; what they mean is `training_core::layout`.
+//! text; what they mean is `training_run::layout`.
 
 mod index;
 mod indexing;
@@ -22,7 +22,7 @@ use aws_sdk_s3::{
     types::EncodingType,
 };
 use thiserror::Error;
-use training_core::{index::IndexError, marker::File, s3_event::form_decode};
+use training_run::{entry::IndexError, marker::File, s3_event::form_decode};
 
 pub use index::IndexPage;
 pub use indexing::{Found, IndexingError, Look, Unusable, digest_key};

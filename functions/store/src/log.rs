@@ -3,7 +3,7 @@
 //! A listing that starts after a part says whether there are later ones, whatever is missing between, and gives a
 //! thousand of them at once. So the last one is found by going twice as far each time, and then by halves.
 
-use training_core::{
+use training_run::{
     layout::{MAX_LOG_PART, RunKey, RunPrefix, parse_log_part},
     names::Submission,
 };

@@ -1,10 +1,10 @@
 //! Who made a job, as the run's owner and the job's record in the bucket say.
 
 use serde::de::DeserializeOwned;
-use training_core::{
+use training_core::job::provenance::{Attribution, Provenance};
+use training_run::{
     layout::RunKey,
     owner::{JobRecord, Owner},
-    provenance::{Attribution, Provenance},
 };
 
 use crate::{Read, Store, StoreError};
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
     use crate::testing::{Bucket, denied};
     use serde_json::json;
-    use training_core::pytorchjob::key;
+    use training_core::job::pytorchjob::key;
 
     const SUBMISSION: &str = "01980000-0000-7000-8000-000000000001";
     const OTHER: &str = "01980000-0000-7000-8000-000000000002";

@@ -3,13 +3,15 @@
 use lambda_http::http::header;
 use training_cluster::{ClusterError, Jobs};
 use training_core::{
-    existing,
-    names::{JobName, Namespace},
-    problem::{Code, Problem},
-    pytorchjob::{PyTorchJob, key},
-    status::{Look, Phase, TrainingJobStatus},
+    api::problem::{Code, Problem},
+    job::{
+        pytorchjob::{PyTorchJob, key},
+        replay,
+        status::{Look, Phase, TrainingJobStatus},
+    },
 };
 use training_http::{Answer, Failure, answer::cluster_failure};
+use training_run::names::{JobName, Namespace};
 
 use crate::service::Service;
 
@@ -73,7 +75,7 @@ impl<'a> Change<'a> {
     fn check_changeable(&self, job: &PyTorchJob) -> Result<(), Failure> {
         let name = &self.name;
         if job.metadata.deletion_timestamp.is_some() {
-            return Err(existing::terminating(name.as_str()).into());
+            return Err(replay::terminating(name.as_str()).into());
         }
         if Phase::of(job).0.is_finished() {
             return Err(Failure::new(Code::JobFinished, format!("the job `{name}` has ended")));
@@ -91,7 +93,7 @@ impl<'a> Change<'a> {
         if self.service.may_change(&job, self.namespace, &self.name).await? {
             return Ok(job);
         }
-        Err(existing::foreign(self.name.as_str()).into())
+        Err(replay::foreign(self.name.as_str()).into())
     }
 
     fn not_found(&self) -> Problem {

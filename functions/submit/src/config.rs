@@ -2,9 +2,8 @@
 
 use training_cluster::ClusterSettings;
 use training_core::{
-    image::AllowedImages,
-    manifest::Platform,
-    request::Rules,
+    job::manifest::Platform,
+    request::{Rules, image::AllowedImages},
     settings::{SettingError, Settings},
 };
 

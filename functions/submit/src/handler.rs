@@ -7,17 +7,20 @@ use lambda_http::{
 };
 use training_cluster::Effect;
 use training_core::{
-    caller::{Caller, Scope},
-    dry_run::DryRun,
-    existing::Restart,
-    names::Namespace,
-    problem::{Code, Problem},
+    access::caller::{Caller, Scope},
+    api::{
+        dry_run::DryRun,
+        problem::{Code, Problem},
+        route::Route,
+    },
+    job::{
+        replay::Restart,
+        status::{Look, TrainingJobStatus},
+    },
     request::TrainingJobRequest,
-    route::Route,
-    status::{Look, TrainingJobStatus},
-    text::bounded,
 };
 use training_http::{Answer, Failure, boundary};
+use training_run::{names::Namespace, text::bounded};
 
 use crate::{
     change::Change,

@@ -2,13 +2,11 @@
 
 use training_cluster::Cluster;
 use training_core::{
-    manifest::Platform,
-    names::{JobName, Namespace},
-    provenance::Attribution,
-    pytorchjob::PyTorchJob,
+    job::{manifest::Platform, provenance::Attribution, pytorchjob::PyTorchJob},
     request::Rules,
 };
 use training_http::{Failure, answer::storage_failure, token::TokenCheck};
+use training_run::names::{JobName, Namespace};
 use training_store::Store;
 
 /// Everything that a request needs.

@@ -1,5 +1,5 @@
 //! Submitting: from a request to exactly one job in the cluster, however often it is sent and whatever is cut off. The
-//! protocol (`training_core::protocol`) says which call comes next; here it is made.
+//! protocol (`training_core::job::protocol`) says which call comes next; here it is made.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,28 +12,32 @@ use tokio::time::sleep;
 use tracing::warn;
 use training_cluster::{ClusterError, Effect, Jobs};
 use training_core::{
-    caller::Caller,
+    access::caller::Caller,
+    api::problem::Code,
     cause::chain,
-    existing::{self, Decision, Restart},
-    layout::{RunKey, RunPrefix, job_record_key},
-    lineage::Mode,
-    manifest::{self, Origin, Start},
-    marker::State,
-    names::{Step, Submission},
-    owner::{CLAIM_LIFETIME_MS, JobRecord, Owner, OwnersJob},
-    problem::Code,
-    protocol::{Call, Ending, Found, OwnerRead, Protocol, Reply, Verdict},
-    pytorchjob::{PyTorchJob, key},
+    job::{
+        manifest::{self, Origin, Start},
+        protocol::{Call, Ending, Found, OwnerRead, Protocol, Reply, Verdict},
+        pytorchjob::{PyTorchJob, key},
+        replay::{self, Decision, Restart},
+        status::Phase,
+    },
     request::{
         TrainingJobRequest,
         resume::{Resume, ResumeTarget},
     },
-    status::Phase,
 };
 use training_http::{
     Failure,
     answer::{cluster_failure, storage_failure},
     boundary::in_storage,
+};
+use training_run::{
+    layout::{RunKey, RunPrefix, job_record_key},
+    lineage::Mode,
+    marker::State,
+    names::{Step, Submission},
+    owner::{CLAIM_LIFETIME_MS, JobRecord, Owner, OwnersJob},
 };
 use training_store::Expected;
 use uuid::Uuid;
@@ -204,7 +208,7 @@ impl<'a> Submitting<'a> {
         }
         match self.service.may_change(found, &self.request.namespace, &self.request.job_name).await {
             Ok(true) => Ok(decision),
-            Ok(false) => Err(existing::foreign(self.request.job_name.as_str()).into()),
+            Ok(false) => Err(replay::foreign(self.request.job_name.as_str()).into()),
             Err(_) if decision == Decision::Replay => Ok(decision),
             Err(failure) => Err(failure),
         }
@@ -365,7 +369,7 @@ impl<'a> Submitting<'a> {
                 }
             }
         }
-        Err(existing::terminating(self.request.job_name.as_str()).into())
+        Err(replay::terminating(self.request.job_name.as_str()).into())
     }
 
     async fn take_back(&self) -> Result<Reply, Failure> {

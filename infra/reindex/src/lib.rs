@@ -10,8 +10,8 @@ use std::{collections::BTreeSet, fmt};
 
 use anyhow::Result;
 use futures::{StreamExt, future, stream};
-use training_core::{
-    index::{IndexEntry, IndexError},
+use training_run::{
+    entry::{IndexEntry, IndexError},
     layout::{RunKey, RunPrefix, S3Uri},
     names::Step,
 };

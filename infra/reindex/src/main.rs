@@ -12,7 +12,7 @@ use anyhow::{Result, anyhow};
 use aws_config::BehaviorVersion;
 use clap::Parser;
 use reindex::{Compared, Place, places, reindex, runs};
-use training_core::layout::S3Uri;
+use training_run::layout::S3Uri;
 use training_store::Store;
 
 /// How often progress is shown.

@@ -20,7 +20,7 @@ use axum::{
 use e2e::{World, runtime::Function};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use training_core::{
+use training_run::{
     layout::{RunKey, RunPrefix},
     lineage::Mode,
     names::Step,

@@ -13,7 +13,7 @@ use e2e::{
 };
 use proptest::{collection::vec, prelude::*};
 use serde_json::{Value, json};
-use training_core::problem::Code;
+use training_core::api::problem::Code;
 
 const MAX_BODY_BYTES: usize = 128 * 1024;
 const BODIES: usize = 10_000;

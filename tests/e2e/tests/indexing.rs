@@ -13,7 +13,7 @@ use indexer::Indexer;
 use reindex::{Compared, Place, places, reindex};
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep};
-use training_core::{layout::RunPrefix, marker::State, names::Step};
+use training_run::{layout::RunPrefix, marker::State, names::Step};
 use training_store::Store;
 
 const EVENTS: usize = 1_000;

@@ -1,5 +1,5 @@
 //! A model of everybody who takes part in a run's one job: submitters that run the code's own protocol
-//! (`training_core::protocol`), an API server that refuses or loses answers, S3 with compare-and-swap, people who delete
+//! (`training_core::job::protocol`), an API server that refuses or loses answers, S3 with compare-and-swap, people who delete
 //! jobs, and trainers that ask the code's own rule whether they may write.
 //!
 //! ```text
@@ -13,12 +13,14 @@ use std::collections::HashMap;
 use serde_json::json;
 use stateright::{Model, Property};
 use training_core::{
-    existing::{Decision, Restart},
-    fingerprint::Fingerprint,
-    owner::{CLAIM_LIFETIME_MS, Known, Owner, OwnersJob, Standing, Write},
-    protocol::{Call, Ending, Found, OwnerRead, Protocol, Reply, Verdict},
-    pytorchjob::{PyTorchJob, key},
+    job::{
+        protocol::{Call, Ending, Found, OwnerRead, Protocol, Reply, Verdict},
+        pytorchjob::{PyTorchJob, key},
+        replay::{Decision, Restart},
+    },
+    request::fingerprint::Fingerprint,
 };
+use training_run::owner::{CLAIM_LIFETIME_MS, Known, Owner, OwnersJob, Standing, Write};
 
 /// One step of the clock, in milliseconds: a claim is young for less than two.
 const TICK_MS: u64 = 20_000;

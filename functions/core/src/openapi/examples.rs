@@ -1,15 +1,16 @@
 //! The examples in the document. Answers are made as the functions make them.
 
 use serde_json::{Value, json};
+use training_run::names::Step;
 
 use crate::{
-    caller::Caller,
-    manifest::{self, Origin, Platform, Start},
-    names::Step,
-    namespace::Namespaces,
-    problem::Problem,
+    access::{caller::Caller, namespaces::Namespaces},
+    api::problem::Problem,
+    job::{
+        manifest::{self, Origin, Platform, Start},
+        status::{Look, TrainingJobStatus},
+    },
     request::{Rules, TrainingJobRequest, tests::rules},
-    status::{Look, TrainingJobStatus},
 };
 
 /// The name of the problem among the examples.

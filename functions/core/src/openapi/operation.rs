@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Schemas, examples};
-use crate::problem::{Code, Document};
+use crate::api::problem::{Code, Document};
 
 /// What a caller with a token may always meet.
 const GATE: [Code; 6] = [

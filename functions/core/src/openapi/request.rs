@@ -7,11 +7,9 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
+use training_run::names::{Framework, JobName};
 
-use crate::{
-    names::{Framework, JobName},
-    request::limits::{MAX_MODEL_ID_CHARACTERS, bounds, defaults},
-};
+use crate::request::limits::{MAX_MODEL_ID_CHARACTERS, bounds, defaults};
 
 const DNS_LABEL: &str = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$";
 const DNS_LABEL_FROM_A_LETTER: &str = "^[a-z]([a-z0-9-]*[a-z0-9])?$";

@@ -8,15 +8,20 @@ use super::{
     operation::{Access, Operation, answer, header, parameter, with_example, with_headers},
     request::RequestBody,
 };
+use training_run::names::{Framework, Step};
+
 use crate::{
-    checkpoints::{CheckpointAnswer, CheckpointList},
-    dry_run::DryRun,
-    events::EventList,
-    names::{Framework, Step},
-    problem::Code,
-    readiness::{Health, Readiness},
-    route::Route,
-    status::{JobList, Status, TrainingJobStatus},
+    api::{
+        checkpoints::{CheckpointAnswer, CheckpointList},
+        dry_run::DryRun,
+        problem::Code,
+        readiness::{Health, Readiness},
+        route::Route,
+    },
+    job::{
+        events::EventList,
+        status::{JobList, Status, TrainingJobStatus},
+    },
 };
 
 /// Every route, with its parameters' names in place of their values.

@@ -9,11 +9,12 @@ use super::{
     *,
 };
 use crate::{
-    caller::Caller,
-    namespace::Namespaces,
-    problem::{Code, Problem},
+    access::{caller::Caller, namespaces::Namespaces},
+    api::{
+        problem::{Code, Problem},
+        route::Route,
+    },
     request::{FIELDS, Rules, TrainingJobRequest},
-    route::Route,
 };
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
@@ -75,7 +76,7 @@ fn each_route_has_one_operation_and_no_other_has() {
         operations(&document).iter().map(|(method, path, _)| format!("{} {path}", method.to_uppercase())).collect();
     described.sort();
     // What the routes are is said on each variant of `Route`.
-    let source = include_str!("../route.rs");
+    let source = include_str!("../api/route.rs");
     let said = source.lines().filter_map(|line| line.trim().strip_prefix("/// "));
     let said =
         said.filter(|line| METHODS.iter().any(|method| line.starts_with(&format!("{} /", method.to_uppercase()))));

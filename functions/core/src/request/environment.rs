@@ -377,8 +377,8 @@ fn matches(pattern: &str, name: &str) -> bool {
 mod tests {
     use super::*;
     use crate::{
-        caller::Caller,
-        problem::Problem,
+        access::caller::Caller,
+        api::problem::Problem,
         request::{
             TrainingJobRequest,
             tests::{body, rules},

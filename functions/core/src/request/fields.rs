@@ -4,8 +4,9 @@
 use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, str::FromStr};
 
 use serde_json::{Map, Value};
+use training_run::text::bounded;
 
-use crate::{nearest::nearest, problem::FieldError, text::bounded};
+use crate::{api::problem::FieldError, nearest::nearest};
 
 /// The fields of a body that are still to be read, and the rules found broken so far.
 pub(super) struct Fields {

@@ -4,28 +4,33 @@
 
 mod environment;
 mod fields;
+pub mod fingerprint;
+pub mod image;
 pub mod limits;
 #[cfg(test)]
 mod properties;
 pub mod resume;
 mod rules;
+pub mod strict_json;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
-
-use crate::{
-    caller::Caller,
-    fingerprint::Fingerprint,
-    image::{AllowedImages, ImageReference},
+use training_run::{
     layout::S3Uri,
     names::{Framework, JobName, Namespace, RunId},
-    namespace::Namespaces,
+};
+
+use crate::{
+    access::{caller::Caller, namespaces::Namespaces},
+    api::problem::{Code, FieldError, Problem},
     nearest::nearest,
-    problem::{Code, FieldError, Problem},
-    strict_json,
+    request::{
+        fingerprint::Fingerprint,
+        image::{AllowedImages, ImageReference},
+    },
 };
 
 use fields::{Fields, pointer};
@@ -234,7 +239,7 @@ impl TrainingJobRequest {
 fn read_framework(fields: &mut Fields) -> Option<Framework> {
     let text = fields.text("framework")?;
     text.parse()
-        .map_err(|error: crate::names::NameError| {
+        .map_err(|error: training_run::names::NameError| {
             let guess = nearest(&text, &Framework::ALL.map(Framework::as_str));
             let guess = guess.map(|guess| format!("; did you mean `{guess}`?")).unwrap_or_default();
             fields.refuse("/framework", "format", format!("{error}{guess}"));
@@ -288,7 +293,7 @@ fn read_image(fields: &mut Fields, rules: &Rules) -> Option<ImageReference> {
     let Some(text) = fields.text("image") else { return Some(rules.default_image.clone()) };
     let image: ImageReference = text
         .parse()
-        .map_err(|error: crate::image::ImageError| fields.refuse("/image", "format", error.to_string()))
+        .map_err(|error: crate::request::image::ImageError| fields.refuse("/image", "format", error.to_string()))
         .ok()?;
     if image == rules.default_image || rules.allowed_images.allow(&image) {
         return Some(image);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{tests::rules, *};
-use crate::manifest::{self, Origin, Platform, Start};
+use crate::job::manifest::{self, Origin, Platform, Start};
 use proptest::prelude::*;
 use serde_json::json;
 

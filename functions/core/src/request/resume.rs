@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use thiserror::Error;
 
-use crate::names::Step;
+use training_run::names::Step;
 
 /// Which checkpoint a submission starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

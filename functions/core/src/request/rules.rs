@@ -1,6 +1,6 @@
 //! The rules of single names and values, as Kubernetes, the kubelet and Linux have them.
 
-use crate::pytorchjob::key;
+use crate::job::pytorchjob::key;
 
 /// Names that the platform gives to the trainer itself; an argument of that name would contradict it.
 const RESERVED_ARGUMENTS: [&str; 15] = [

@@ -1,8 +1,8 @@
 //! Requests that are accepted, and what is said of the others.
 
 use super::{resume::ResumeTarget, *};
-use crate::names::Step;
 use serde_json::json;
+use training_run::names::Step;
 
 /// What a deployment with one base and two kinds of image allows.
 pub(crate) fn rules() -> Rules {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use indexer::Indexer;
 use reindex::{Difference, places, reindex};
 use serde_json::{Value, json};
-use training_core::{index::IndexEntry, layout::RunPrefix, lineage::Mode, marker::State};
+use training_run::{entry::IndexEntry, layout::RunPrefix, lineage::Mode, marker::State};
 use training_store::{Store, testing::Bucket};
 
 pub const RUN: &str = "runs/r/framework=hf";

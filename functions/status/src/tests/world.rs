@@ -13,7 +13,7 @@ use lambda_http::{
 };
 use serde_json::{Value, json};
 use training_cluster::Cluster;
-use training_core::namespace::Namespaces;
+use training_core::access::namespaces::Namespaces;
 use training_http::token::TokenCheck;
 use training_store::{Store, testing};
 

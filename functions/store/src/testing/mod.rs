@@ -20,7 +20,7 @@ use aws_sdk_s3::{
 };
 
 use serde_json::json;
-use training_core::{
+use training_run::{
     layout::{RunKey, RunPrefix},
     names::Step,
 };

@@ -15,7 +15,11 @@ use lambda_http::{
 };
 use serde_json::{Value, json};
 use training_cluster::Cluster;
-use training_core::{image::AllowedImages, manifest::Platform, namespace::Namespaces, request::Rules};
+use training_core::{
+    access::namespaces::Namespaces,
+    job::manifest::Platform,
+    request::{Rules, image::AllowedImages},
+};
 use training_http::token::TokenCheck;
 use training_store::{Store, testing::Bucket};
 

@@ -15,7 +15,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{self, Instant},
 };
-use training_core::{
+use training_run::{
     layout::{RunKey, RunPrefix},
     names::Submission,
     progress::Progress,

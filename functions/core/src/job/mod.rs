@@ -1,0 +1,18 @@
+//! The job in the cluster: how it is made, who made it, and what its state means.
+//!
+//! ```text
+//! request ─> manifest ─> pytorchjob      protocol, replay: what a request does about the job that has its name
+//! pytorchjob, pods ─> status, diagnosis  events, logs: what the cluster tells; failure: what the trainer's ledger tells
+//! pytorchjob, bucket ─> provenance       whether this API made it
+//! ```
+
+pub mod diagnosis;
+pub mod events;
+pub mod failure;
+pub mod logs;
+pub mod manifest;
+pub mod protocol;
+pub mod provenance;
+pub mod pytorchjob;
+pub mod replay;
+pub mod status;

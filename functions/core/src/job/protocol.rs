@@ -1,0 +1,527 @@
+//! How a request becomes exactly one job, as a state machine without input and output: [`Protocol::next`] takes what the
+//! last call was answered, and says which call comes next. Submit makes the calls; `tests/model` checks every order of
+//! them.
+//!
+//! ```text
+//! read the owner ─> read the name ── taken ─> ours, replay, replace (and read again), or refuse
+//!                        └─ free ─> prepare ─> claim the run, or join an equal request's claim ─> create ─> hold ─> record
+//!                                                   └─ lost: read again                            └─ refused ─> read the name;
+//!                                                                                          a job there is judged as above;
+//!                                                                                          else give the claim up
+//! ```
+//! The API server decides which of several equal requests makes the job: names are unique. The run's `owner` object says
+//! which job may write checkpoints. It is claimed before the job exists, and names the job's submission from then on:
+//!
+//! - A claim is written over only when its job cannot appear any more: it was released, it is older than any request, or
+//!   its job has a record. The owner is read before the job, so what the job's absence means cannot change unnoticed:
+//!   the claim is a compare-and-swap.
+//! - An equal request joins a pending claim. It creates the job with the claim's submission, so the owner is right whichever
+//!   of the two creates it.
+//! - Only the request that made a claim gives it up, and only while nobody has joined.
+
+use training_run::owner::{Known, Owner, OwnersJob, Standing};
+
+/// How long a request whose creation was refused waits for the job of those who share its claim, in milliseconds. A quota
+/// counts a job a moment before the job can be read.
+pub const OTHERS_MS: u64 = 5_000;
+
+/// A call that the protocol wants to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// Read the run's owner.
+    ReadOwner,
+    /// Read whether the job that this owner names has a record.
+    ReadRecord(Owner),
+    /// Read the job that has the request's name.
+    ReadJob,
+    /// Read the job that this owner names, which has another name than the request's.
+    ReadOwnersJob(Owner),
+    /// Find out all that the manifest needs; nothing is changed.
+    Prepare,
+    /// Find out whether the job that was found could be deleted, and the new one be made in its place.
+    RehearseReplacing,
+    /// Write the run's owner over the one that was read, by compare-and-swap.
+    WriteOwner {
+        /// The new owner.
+        owner: Owner,
+        /// The `ETag` of the one that was read; `None` where there was none.
+        over: Option<String>,
+    },
+    /// Create the job.
+    Create {
+        /// Its submission.
+        submission: String,
+    },
+    /// Delete the finished job that was found, or wait for one that is being deleted, until its name is free.
+    Replace,
+    /// Delete the job that was created: its run is another's.
+    TakeBack,
+    /// Keep a record of the job.
+    Record,
+    /// Wait a moment. It is refused when the request's time is over.
+    Pause,
+    /// Answer.
+    End(Ending),
+}
+
+/// What a call was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Reply {
+    /// The call was made, and has nothing to say.
+    Done,
+    /// The run's owner.
+    Owner(Option<OwnerRead>),
+    /// Whether the job has a record.
+    Recorded(bool),
+    /// The job of the name.
+    Job(Option<Found>),
+    /// The job that the owner names.
+    OwnersJob(OwnersJob),
+    /// The `ETag` of what was written; `None` when another writer was quicker.
+    Written(Option<String>),
+    /// The old job's name is free now; `false` when the job changed before it could be deleted, or would be.
+    Replaced(bool),
+    /// The name was taken.
+    AlreadyExists,
+    /// The call failed, and had no effect.
+    Refused,
+    /// The call failed, and may have had its effect, or may have it still.
+    Unanswered,
+}
+
+/// A job that has the request's name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Found {
+    /// Its submission.
+    pub submission: Option<String>,
+    /// What the request is to it.
+    pub verdict: Verdict,
+    /// Whether it has ended.
+    pub is_finished: bool,
+}
+
+/// What a request does about the job that has its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// It is what was asked for.
+    Replay,
+    /// It is to be replaced.
+    Replace,
+    /// The request is refused.
+    Refuse,
+}
+
+/// The run's owner as it was read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct OwnerRead {
+    /// The owner.
+    pub owner: Owner,
+    /// The object's `ETag`.
+    pub etag: String,
+    /// Whether the caller sees the owner's namespace.
+    pub is_visible: bool,
+}
+
+/// How a request ends.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Ending {
+    /// This request made the job.
+    Created,
+    /// An earlier, equal request made it.
+    Replayed,
+    /// The job that was found is not what was asked for.
+    Conflict,
+    /// The owner's job trains the run.
+    RunActive(Owner),
+    /// Another request has claimed the run, and its job may still appear.
+    ClaimPending(Owner),
+    /// The run belongs to a namespace that the caller does not see.
+    RunHidden,
+    /// The creation failed, which says why.
+    NotCreated,
+    /// The last call that failed says why.
+    Failed,
+}
+
+/// One request on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Protocol {
+    /// Namespace, job and digest of the request; each claim has a submission of its own.
+    request: Owner,
+    /// Whether the request is only rehearsed: nothing is written, and creations are the API server's dry runs.
+    is_dry_run: bool,
+    /// What this request wrote as the run's owner last.
+    claim: Option<Claim>,
+    /// Whether the job of the claim may be this request's creation.
+    may_have_created: bool,
+    /// Whether a job of the name was found that is to be replaced.
+    is_replacing: bool,
+    /// The claim that this request waits for.
+    waits_for: Option<Owner>,
+    state: State,
+}
+
+/// A claim that this request has made or joined.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Claim {
+    owner: Owner,
+    /// Its `ETag`, and what was there before; `None` where the claim is another request's that was joined.
+    own: Option<(String, Option<Owner>)>,
+}
+
+/// The owner, and whether its job has a record.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Snapshot {
+    read: Option<OwnerRead>,
+    is_recorded: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum State {
+    Pausing,
+    ReadingOwner,
+    ReadingRecord(OwnerRead),
+    /// `None` where the bucket did not say whose the run is.
+    ReadingName(Option<Snapshot>),
+    ReadingOwnersJob(Snapshot),
+    Preparing(Option<OwnerRead>, Standing),
+    /// Over what was read.
+    Claiming(Claim),
+    Creating,
+    /// The creation failed; since when others are waited for, where they are.
+    ReadingAfterFailure {
+        is_final: bool,
+        waits_since: Option<u64>,
+    },
+    GivingUp,
+    PausingForOthers(u64),
+    Rehearsing,
+    Replacing,
+    Holding(Hold),
+    TakingBack(Ending),
+    Recording,
+    Ended,
+}
+
+/// Seeing to it that the run's owner is a job which exists.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Hold {
+    /// The job as an owner.
+    owner: Owner,
+    /// Where the request ends then; `Created` also takes the job back where its run is another's.
+    ending: Ending,
+    step: HoldStep,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum HoldStep {
+    ReadingOwner,
+    ReadingOwnersJob(OwnerRead),
+    Writing,
+    Pausing,
+}
+
+// === impl Protocol ===
+
+impl Protocol {
+    /// A request for the job that `request` names, with the digest of its fields.
+    #[must_use]
+    pub fn new(namespace: &str, job: &str, digest: &str, is_dry_run: bool) -> Self {
+        let request = Owner {
+            submission: String::new(),
+            namespace: namespace.to_owned(),
+            job: job.to_owned(),
+            claimed_by: None,
+            request: Some(digest.to_owned()),
+            previous: None,
+            released: false,
+        };
+        Self {
+            request,
+            is_dry_run,
+            claim: None,
+            may_have_created: false,
+            is_replacing: false,
+            waits_for: None,
+            state: State::Pausing,
+        }
+    }
+
+    /// The next call, after the last one was answered so. `now` is in milliseconds since 1970; `fresh` is a `UUIDv7` of now
+    /// that nobody has used.
+    pub fn next(&mut self, reply: Reply, now: u64, fresh: &str) -> Call {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Pausing => self.read(&reply),
+            State::ReadingOwner => self.read_name(reply, now),
+            State::ReadingRecord(read) => match reply {
+                Reply::Recorded(is_recorded) => {
+                    let snapshot = Snapshot { read: Some(read), is_recorded };
+                    self.go(State::ReadingName(Some(snapshot)), Call::ReadJob)
+                }
+                _ => self.go(State::ReadingName(None), Call::ReadJob),
+            },
+            State::ReadingName(snapshot) => match (reply, snapshot) {
+                // Nothing is deleted for a run whose owner nobody knows.
+                (Reply::Job(Some(found)), None) if found.verdict == Verdict::Replace => Call::End(Ending::Failed),
+                (Reply::Job(Some(found)), snapshot) => self.meet(found, snapshot, now),
+                (Reply::Job(None), Some(snapshot)) => self.judge(snapshot, OwnersJob::NotRead, now),
+                _ => Call::End(Ending::Failed),
+            },
+            State::ReadingOwnersJob(snapshot) => match reply {
+                Reply::OwnersJob(job) => self.judge(snapshot, job, now),
+                _ => Call::End(Ending::Failed),
+            },
+            State::Preparing(previous, standing) => match reply {
+                Reply::Done => self.begin(previous, standing, fresh),
+                _ => Call::End(Ending::Failed),
+            },
+            State::Claiming(mut claim) => match reply {
+                Reply::Written(Some(etag)) => {
+                    claim.own = claim.own.map(|(_, previous)| (etag, previous));
+                    let submission = claim.owner.submission.clone();
+                    self.claim = Some(claim);
+                    self.go(State::Creating, Call::Create { submission })
+                }
+                Reply::Written(None) => self.pause(),
+                _ => Call::End(Ending::Failed),
+            },
+            State::Creating => self.after_creating(&reply),
+            State::ReadingAfterFailure { is_final, waits_since } => match reply {
+                Reply::Job(Some(found)) => self.meet(found, None, now),
+                Reply::Job(None) if is_final => self.give_up(waits_since, now),
+                // Whether the refusal is the whole truth is not known: an equal job may be there.
+                _ if is_final => Call::End(Ending::Failed),
+                // It may still come: the caller repeats, and finds it or makes it.
+                _ => Call::End(Ending::NotCreated),
+            },
+            State::GivingUp => match reply {
+                // An equal request has joined: its creation may be under way.
+                Reply::Written(None) => self.go(State::PausingForOthers(now), Call::Pause),
+                _ => Call::End(Ending::NotCreated),
+            },
+            State::PausingForOthers(since) => match reply {
+                Reply::Done => {
+                    let state = State::ReadingAfterFailure { is_final: true, waits_since: Some(since) };
+                    self.go(state, Call::ReadJob)
+                }
+                _ => Call::End(Ending::NotCreated),
+            },
+            State::Rehearsing => match reply {
+                Reply::Replaced(false) => self.pause(),
+                Reply::Done if self.is_dry_run => Call::End(Ending::Created),
+                Reply::Done => self.go(State::Replacing, Call::Replace),
+                _ => Call::End(Ending::Failed),
+            },
+            State::Replacing => match reply {
+                Reply::Replaced(_) => self.pause(),
+                _ => Call::End(Ending::Failed),
+            },
+            State::Holding(hold) => self.go_on_holding(hold, reply, now),
+            State::TakingBack(ending) => Call::End(if reply == Reply::Done { ending } else { Ending::Failed }),
+            State::Recording => Call::End(Ending::Created),
+            State::Ended => Call::End(Ending::Failed),
+        }
+    }
+
+    fn go(&mut self, state: State, call: Call) -> Call {
+        self.state = state;
+        call
+    }
+
+    fn pause(&mut self) -> Call {
+        self.go(State::Pausing, Call::Pause)
+    }
+
+    /// Read everything again, unless the request's time is over.
+    fn read(&mut self, reply: &Reply) -> Call {
+        let waits_for = self.waits_for.take();
+        if *reply == Reply::Done {
+            self.is_replacing = false;
+            self.go(State::ReadingOwner, Call::ReadOwner)
+        } else {
+            Call::End(waits_for.map_or(Ending::Failed, Ending::ClaimPending))
+        }
+    }
+
+    /// The owner was read, and now the name is: in that order, see the module.
+    fn read_name(&mut self, reply: Reply, now: u64) -> Call {
+        match reply {
+            Reply::Owner(Some(read)) if read.is_visible && read.owner.is_young(now) => {
+                let call = Call::ReadRecord(read.owner.clone());
+                self.go(State::ReadingRecord(read), call)
+            }
+            Reply::Owner(read) => {
+                let snapshot = Snapshot { read, is_recorded: false };
+                self.go(State::ReadingName(Some(snapshot)), Call::ReadJob)
+            }
+            // A job that is there is answered all the same.
+            _ => self.go(State::ReadingName(None), Call::ReadJob),
+        }
+    }
+
+    /// The name is taken.
+    fn meet(&mut self, found: Found, snapshot: Option<Snapshot>, now: u64) -> Call {
+        let is_ours = found.submission.is_some() && found.submission.as_ref() == self.submission();
+        let owner = found.submission.map(|submission| Owner { submission, ..self.request.clone() });
+        let (ending, is_held) = match found.verdict {
+            _ if is_ours && self.may_have_created => (Ending::Created, true),
+            _ if is_ours => (Ending::Replayed, !found.is_finished),
+            Verdict::Replay => (Ending::Replayed, !found.is_finished),
+            Verdict::Replace => {
+                let Some(snapshot) = snapshot else { return self.pause() };
+                // Before anything is deleted: the new job must not be refused afterwards.
+                self.is_replacing = true;
+                return self.judge(snapshot, OwnersJob::NotRead, now);
+            }
+            // The run that we claimed belongs to the job that was quicker.
+            Verdict::Refuse => (Ending::Conflict, self.claim.is_some() && !found.is_finished),
+        };
+        let is_owner = |owner: &Owner| {
+            let read = snapshot.as_ref().and_then(|snapshot| snapshot.read.as_ref());
+            read.is_some_and(|read| read.owner.submission == owner.submission && !read.owner.released)
+        };
+        match owner {
+            Some(owner) if is_held && is_owner(&owner) => self.held(ending),
+            Some(owner) if is_held => self.hold(owner, ending),
+            _ => Call::End(ending),
+        }
+    }
+
+    fn submission(&self) -> Option<&String> {
+        self.claim.as_ref().map(|claim| &claim.owner.submission)
+    }
+
+    /// The name is free, or its job is to be replaced: may the run be claimed?
+    fn judge(&mut self, snapshot: Snapshot, job: OwnersJob, now: u64) -> Call {
+        let Some(read) = &snapshot.read else {
+            return self.go(State::Preparing(None, Standing::Free), Call::Prepare);
+        };
+        let known = Known { is_visible: read.is_visible, is_recorded: snapshot.is_recorded, job };
+        match read.owner.standing(&self.request, known, now) {
+            Standing::Unknown => {
+                let call = Call::ReadOwnersJob(read.owner.clone());
+                self.go(State::ReadingOwnersJob(snapshot), call)
+            }
+            Standing::Hidden => Call::End(Ending::RunHidden),
+            Standing::Active => Call::End(Ending::RunActive(read.owner.clone())),
+            standing @ (Standing::Free | Standing::Joinable | Standing::Pending) => {
+                self.go(State::Preparing(snapshot.read, standing), Call::Prepare)
+            }
+        }
+    }
+
+    /// Everything is prepared: claim the run, join its claim, or wait for the claim's job.
+    fn begin(&mut self, previous: Option<OwnerRead>, standing: Standing, fresh: &str) -> Call {
+        let (previous, over) = previous.map(|read| (read.owner, read.etag)).unzip();
+        if let (Standing::Pending, Some(owner)) = (standing, &previous) {
+            self.waits_for = Some(owner.clone());
+            return self.pause();
+        }
+        if self.is_replacing {
+            return self.go(State::Rehearsing, Call::RehearseReplacing);
+        }
+        if self.is_dry_run {
+            return self.go(State::Creating, Call::Create { submission: fresh.to_owned() });
+        }
+        let claim = match (standing, previous) {
+            (Standing::Joinable, Some(owner)) => Claim { owner: owner.joined_by(fresh), own: None },
+            (_, previous) => {
+                let owner = Owner {
+                    submission: fresh.to_owned(),
+                    claimed_by: Some(fresh.to_owned()),
+                    previous: previous.as_ref().map(|owner| owner.submission.clone()),
+                    ..self.request.clone()
+                };
+                Claim { owner, own: Some((String::new(), previous)) }
+            }
+        };
+        let call = Call::WriteOwner { owner: claim.owner.clone(), over };
+        self.go(State::Claiming(claim), call)
+    }
+
+    fn after_creating(&mut self, reply: &Reply) -> Call {
+        self.may_have_created = matches!(reply, Reply::Done | Reply::Unanswered);
+        match (reply, self.claim.as_ref().map(|claim| claim.owner.clone())) {
+            (Reply::Done, Some(owner)) => self.hold(owner, Ending::Created),
+            (Reply::Done, None) => Call::End(Ending::Created),
+            (Reply::AlreadyExists, _) => self.pause(),
+            (_, None) => Call::End(Ending::NotCreated),
+            (reply, Some(_)) => {
+                let is_final = *reply != Reply::Unanswered;
+                self.go(State::ReadingAfterFailure { is_final, waits_since: None }, Call::ReadJob)
+            }
+        }
+    }
+
+    /// The creation was refused, and no job has the name.
+    fn give_up(&mut self, waits_since: Option<u64>, now: u64) -> Call {
+        match (waits_since, &self.claim) {
+            (Some(since), _) if now >= since + OTHERS_MS => Call::End(Ending::NotCreated),
+            (Some(since), _) => self.go(State::PausingForOthers(since), Call::Pause),
+            (None, Some(Claim { owner, own: Some((etag, previous)) })) => {
+                let call = Call::WriteOwner { owner: owner.given_up(previous.as_ref()), over: Some(etag.clone()) };
+                self.go(State::GivingUp, call)
+            }
+            // Whose claim it is gives it up; its creation may be under way.
+            (None, _) => self.go(State::PausingForOthers(now), Call::Pause),
+        }
+    }
+
+    fn hold(&mut self, owner: Owner, ending: Ending) -> Call {
+        if self.is_dry_run {
+            return Call::End(ending);
+        }
+        let hold = Hold { owner, ending, step: HoldStep::ReadingOwner };
+        self.go(State::Holding(hold), Call::ReadOwner)
+    }
+
+    fn go_on_holding(&mut self, mut hold: Hold, reply: Reply, now: u64) -> Call {
+        let (read, job) = match (hold.step, reply) {
+            (HoldStep::Pausing, Reply::Done) => return self.hold(hold.owner, hold.ending),
+            (HoldStep::ReadingOwner, Reply::Owner(read)) => (read, OwnersJob::NotRead),
+            (HoldStep::ReadingOwnersJob(read), Reply::OwnersJob(job)) => (Some(read), job),
+            (HoldStep::Writing, Reply::Written(None)) => {
+                hold.step = HoldStep::Pausing;
+                return self.go(State::Holding(hold), Call::Pause);
+            }
+            // A bucket that fails now does not undo the job.
+            _ => return self.held(hold.ending),
+        };
+        let over = read.as_ref().map(|read| read.etag.clone());
+        if let Some(read) = read {
+            if read.owner.submission == hold.owner.submission && !read.owner.released {
+                return self.held(hold.ending);
+            }
+            // A claim for this name cannot become a job while the name is taken.
+            let known = Known { is_visible: read.is_visible, is_recorded: false, job };
+            match read.owner.standing(&self.request, known, now) {
+                Standing::Unknown => {
+                    let call = Call::ReadOwnersJob(read.owner.clone());
+                    hold.step = HoldStep::ReadingOwnersJob(read);
+                    return self.go(State::Holding(hold), call);
+                }
+                Standing::Free | Standing::Joinable | Standing::Pending => {}
+                Standing::Hidden => return self.lost(hold.ending, Ending::RunHidden),
+                Standing::Active => return self.lost(hold.ending, Ending::RunActive(read.owner)),
+            }
+        }
+        let call = Call::WriteOwner { owner: hold.owner.clone(), over };
+        hold.step = HoldStep::Writing;
+        self.go(State::Holding(hold), call)
+    }
+
+    fn held(&mut self, ending: Ending) -> Call {
+        match ending {
+            Ending::Created if !self.is_dry_run => self.go(State::Recording, Call::Record),
+            ending => Call::End(ending),
+        }
+    }
+
+    /// Another job of the same run was created meanwhile, under another name. Two must not write into one run.
+    fn lost(&mut self, ending: Ending, refusal: Ending) -> Call {
+        match ending {
+            Ending::Created => self.go(State::TakingBack(refusal), Call::TakeBack),
+            ending => Call::End(ending),
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Runs `tests/contract/*.json`, which the trainer runs too. An operation that this language does not know fails, and so
+//! does one of its operations that has no vector.
+
+#![expect(clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use training_run::{
+    attempt::{Attempt, AttemptError},
+    layout::{self, RunKey, RunPrefix},
+    lineage::{Known, Lineage, Preference, candidates},
+    marker::{File, Marker, MarkerError},
+    names::{Framework, RunId, Step, Submission},
+    owner::{Owner, Write},
+    progress::Progress,
+};
+
+type Operation = (&'static str, fn(&Value) -> Value);
+
+fn vectors(file: &str) -> Vec<Value> {
+    let path = format!("{}/../../tests/contract/{file}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let document: Value = serde_json::from_str(&text).expect("the vectors are JSON");
+    document["vectors"].as_array().expect("a list of vectors").clone()
+}
+
+fn run(file: &str, operations: &[Operation]) {
+    let mut seen = BTreeSet::new();
+    for vector in vectors(file) {
+        let name = vector["op"].as_str().expect("an operation");
+        let (_, operation) = operations
+            .iter()
+            .find(|(known, _)| *known == name)
+            .unwrap_or_else(|| panic!("{file}: the operation `{name}` is not known here"));
+        seen.insert(name.to_owned());
+        assert_eq!(operation(&vector["input"]), vector["output"], "{file}: {name}: {}", vector["case"]);
+    }
+    let known: BTreeSet<_> = operations.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(seen, known, "{file}: operations with a vector, and operations");
+}
+
+fn text<'a>(input: &'a Value, field: &str) -> &'a str {
+    input[field].as_str().expect("a text")
+}
+
+fn submission(input: &Value) -> Submission {
+    text(input, "submission").parse().expect("a submission")
+}
+
+fn run_prefix(input: &Value) -> Value {
+    let base = text(input, "checkpoint_base_uri").parse().expect("a base");
+    let run_id: RunId = text(input, "run_id").parse().expect("a run id");
+    let framework: Framework = text(input, "framework").parse().expect("a framework");
+    RunPrefix::new(&base, &run_id, framework).to_string().into()
+}
+
+fn marker_key(input: &Value) -> Value {
+    let step = Step::new(input["step"].as_u64().expect("a number")).expect("a step");
+    RunKey::Marker(step).relative().into()
+}
+
+fn parse_marker_key(input: &Value) -> Value {
+    json!(layout::parse_marker_key(text(input, "key")).map(Step::get))
+}
+
+fn progress_key(input: &Value) -> Value {
+    RunKey::Progress(&submission(input)).relative().into()
+}
+
+fn number(input: &Value, field: &str) -> u32 {
+    input[field].as_u64().and_then(|number| u32::try_from(number).ok()).expect("a number")
+}
+
+fn attempt_key(input: &Value) -> Value {
+    RunKey::Attempt(&submission(input), number(input, "attempt")).relative().into()
+}
+
+fn log_key(input: &Value) -> Value {
+    let submission = submission(input);
+    let [attempt, rank, part] = ["attempt", "rank", "part"].map(|field| number(input, field));
+    RunKey::Log { submission: &submission, attempt, rank, part }.relative().into()
+}
+
+fn parse_log_part(input: &Value) -> Value {
+    json!(layout::parse_log_part(text(input, "first"), text(input, "key")))
+}
+
+fn model_prefix(input: &Value) -> Value {
+    layout::model_folder(&submission(input)).into()
+}
+
+fn config_keys(input: &Value) -> Value {
+    json!([RunKey::NewestConfig.relative(), RunKey::Config(&submission(input)).relative()])
+}
+
+fn owner_key(_: &Value) -> Value {
+    RunKey::Owner.relative().into()
+}
+
+fn parse(input: &Value) -> Value {
+    let marker = Marker::parse(input.to_string().as_bytes()).expect("a marker");
+    json!({
+        "framework": marker.framework,
+        "step": marker.step,
+        "submission": marker.submission,
+        "files": marker.files.map(|files| files.len()),
+    })
+}
+
+fn reject(input: &Value) -> Value {
+    reject_text(&json!({"text": input.to_string()}))
+}
+
+fn reject_text(input: &Value) -> Value {
+    match Marker::parse(text(input, "text").as_bytes()) {
+        Err(MarkerError::Field(field)) => field.into(),
+        Err(MarkerError::Json | MarkerError::TooDeep) => "JSON".into(),
+        other => panic!("not refused for what it says: {other:?}"),
+    }
+}
+
+/// A marker that is filled up with spaces.
+fn of_size(input: &Value) -> Value {
+    let mut body = br#"{"framework": "hf", "step": 1, "saved_at": 1.0, "metadata": {}}"#.to_vec();
+    body.resize(input["bytes"].as_u64().and_then(|bytes| usize::try_from(bytes).ok()).expect("a number"), b' ');
+    match Marker::parse(&body) {
+        Ok(_) => "read".into(),
+        Err(MarkerError::TooLarge) => "too large".into(),
+        Err(other) => panic!("not refused for its size: {other:?}"),
+    }
+}
+
+/// A marker that has a part many times, and what closes it as often.
+fn repeats(input: &Value) -> Value {
+    let times = usize::try_from(number(input, "times")).expect("a length");
+    let [open, close] = ["open", "close"].map(|part| text(input, part).repeat(times));
+    let body = format!("{}{open}{close}{}", text(input, "head"), text(input, "tail"));
+    if Marker::parse(body.as_bytes()).is_ok() { "read".into() } else { reject_text(&json!({"text": body})) }
+}
+
+fn complete(input: &Value) -> Value {
+    let marker = Marker::parse(input["marker"].to_string().as_bytes()).expect("a marker");
+    let listing: Vec<File> = serde_json::from_value(input["listing"].clone()).expect("a listing");
+    json!(marker.state(&listing))
+}
+
+/// Checkpoints of which only step, submission and parent are told.
+fn checkpoints(input: &Value) -> Vec<Known> {
+    let known = |told: &Value| {
+        let mut marker = json!({"framework": "hf", "saved_at": 1.0});
+        marker.as_object_mut().expect("an object").extend(told.as_object().expect("an object").clone());
+        let marker = Marker::parse(marker.to_string().as_bytes()).expect("a marker");
+        Known {
+            step: marker.step.get(),
+            submission: marker.submission.map(|submission| submission.to_string()),
+            parent: marker.parent,
+            metric: None,
+        }
+    };
+    input["checkpoints"].as_array().expect("a list").iter().map(known).collect()
+}
+
+fn in_line(input: &Value) -> Value {
+    json!(candidates(&checkpoints(input), Preference::Newest))
+}
+
+fn superseded(input: &Value) -> Value {
+    let checkpoints = checkpoints(input);
+    let lineage = Lineage::of(&checkpoints);
+    let superseded = checkpoints.iter().filter(|known| lineage.supersedes(known.submission.as_deref(), known.step));
+    json!(superseded.map(|known| known.step).collect::<BTreeSet<_>>())
+}
+
+fn attempt_number(input: &Value) -> Value {
+    json!(layout::parse_attempt(text(input, "name")))
+}
+
+/// What is no entry counts as a crash for whoever has to decide whether there is another start.
+fn read_attempt(input: &Value) -> Value {
+    let part = |name: &str| input.get(name).and_then(Value::as_str).unwrap_or_default();
+    let times = input.get("times").map_or(0, |_| usize::try_from(number(input, "times")).expect("a length"));
+    let body = format!("{}{}{}", part("text"), part("repeated").repeat(times), part("end"));
+    match Attempt::parse(1, body.as_bytes()) {
+        Ok(Attempt { attempt: 1, cause, rank, message }) => json!({"cause": cause, "rank": rank, "message": message}),
+        Ok(other) => panic!("another attempt's: {other:?}"),
+        Err(AttemptError::TooLarge | AttemptError::Json | AttemptError::Field(_)) => {
+            json!({"cause": "crash", "rank": null, "message": null})
+        }
+    }
+}
+
+#[test]
+fn the_checkpoints_that_count_are_the_trainers() {
+    run("lineage.json", &[("in_line", in_line), ("superseded", superseded)]);
+}
+
+#[test]
+fn the_ledger_is_read_as_the_trainer_reads_it() {
+    run("attempts.json", &[("number", attempt_number), ("read", read_attempt)]);
+}
+
+/// Nothing here writes progress: what the trainer writes is read whole, and passed on as it is.
+#[test]
+fn progress_is_passed_on_as_the_trainer_writes_it() {
+    let vectors = vectors("progress.json");
+    assert!(!vectors.is_empty());
+    for vector in vectors {
+        assert_eq!(vector["op"], "report", "the operation is not known here");
+        let progress: Progress = serde_json::from_value(vector["output"].clone()).expect("a progress object");
+        assert_eq!(json!(progress), vector["output"], "{}", vector["case"]);
+    }
+}
+
+#[test]
+fn the_layout_is_the_trainers() {
+    run(
+        "layout.json",
+        &[
+            ("run_prefix", run_prefix),
+            ("marker_key", marker_key),
+            ("parse_marker_key", parse_marker_key),
+            ("progress_key", progress_key),
+            ("attempt_key", attempt_key),
+            ("log_key", log_key),
+            ("parse_log_part", parse_log_part),
+            ("model_prefix", model_prefix),
+            ("config_keys", config_keys),
+            ("owner_key", owner_key),
+        ],
+    );
+}
+
+#[test]
+fn markers_are_read_as_the_trainer_writes_them() {
+    run(
+        "marker.json",
+        &[
+            ("parse", parse),
+            ("reject", reject),
+            ("reject_text", reject_text),
+            ("of_size", of_size),
+            ("repeats", repeats),
+            ("complete", complete),
+        ],
+    );
+}
+
+fn write(input: &Value) -> Value {
+    let owner: Owner = serde_json::from_value(input["owner"].clone()).expect("an owner");
+    match owner.write(text(input, "submission"), input["now_ms"].as_u64().expect("a time")) {
+        Write::Allowed => "allowed".into(),
+        Write::Wait => "wait".into(),
+        Write::Superseded => "superseded".into(),
+    }
+}
+
+#[test]
+fn whose_a_run_is_follows_the_contract() {
+    run("owner.json", &[("write", write)]);
+}
