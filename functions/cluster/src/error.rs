@@ -44,7 +44,8 @@ pub enum ClusterError {
     /// The namespace or the `PyTorchJob` resource is absent, or the operator's webhook does not answer.
     #[error("the cluster is not ready")]
     NotReady(#[source] Box<Status>),
-    /// Priority and fairness turned the request away; it had no effect.
+    /// The API server asks to be asked later: priority and fairness turned the request away, or an admission plugin lost a
+    /// race or is not ready. It had no effect.
     #[error("the cluster throttles")]
     Throttled {
         /// How long the API server asks us to wait.
@@ -134,6 +135,8 @@ impl ClusterError {
             }
             (404, _) => Self::NotFound,
             (409, "AlreadyExists") => Self::AlreadyExists,
+            // Creations that count against one quota at the same moment; not the job's own conflict.
+            (409, _) if message.starts_with("Operation cannot be fulfilled on resourcequotas ") => Self::later(status),
             (409, _) => Self::Changed,
             (410, _) => Self::ContinueExpired,
             // A token of another cluster, or of this one before it was restored from a backup.
@@ -147,14 +150,16 @@ impl ClusterError {
                 Self::NotReady(status)
             }
             (500, _) if message.contains("request is too large") => Self::TooLarge,
-            (429, _) => {
-                let seconds = status.details.as_ref().map(|details| details.retry_after_seconds);
-                Self::Throttled { retry_after_seconds: seconds.filter(|seconds| *seconds > 0), status }
-            }
+            (429, _) => Self::later(status),
             (503, _) => Self::Busy(status),
             (504, _) => Self::TimedOut(Some(status)),
             _ => Self::Unexpected(Box::new(kube::Error::Api(status))),
         }
+    }
+
+    fn later(status: Box<Status>) -> Self {
+        let seconds = status.details.as_ref().map(|details| details.retry_after_seconds);
+        Self::Throttled { retry_after_seconds: seconds.filter(|seconds| *seconds > 0), status }
     }
 
     /// The authorizer answers 403, and so do the API server's own admission plugins; only their words tell them apart.
@@ -166,6 +171,9 @@ impl ClusterError {
             Self::QuotaExceeded(status.message)
         } else if said.starts_with("unable to create new content in namespace ") {
             Self::NamespaceTerminating
+        } else if said.starts_with("status unknown for quota: ") || said == "not yet ready to handle request" {
+            // The quota is new, or the API server has just started: of resourcequota's and the lifecycle's admission.
+            Self::later(status)
         } else if reason.is_some_and(|reason| !reason.starts_with("User ")) {
             Self::Rejected(Rejection::of(*status))
         } else {
@@ -284,6 +292,24 @@ mod tests {
             (401, "Unauthorized", "Unauthorized", "Denied"),
             (422, "Invalid", "spec: Invalid value", "Rejected"),
             (429, "TooManyRequests", "too many requests, please try again later", "Throttled"),
+            (
+                409,
+                "Conflict",
+                r#"Operation cannot be fulfilled on resourcequotas "q": the object has been modified; please apply your changes to the latest version and try again"#,
+                "Throttled",
+            ),
+            (
+                403,
+                "Forbidden",
+                r#"pytorchjobs.kubeflow.org "x" is forbidden: status unknown for quota: q, resources: count/pytorchjobs.kubeflow.org"#,
+                "Throttled",
+            ),
+            (
+                403,
+                "Forbidden",
+                r#"pytorchjobs.kubeflow.org "x" is forbidden: not yet ready to handle request"#,
+                "Throttled",
+            ),
             (503, "ServiceUnavailable", "storage is (re)initializing", "Busy"),
             (504, "Timeout", "request did not complete within the allotted timeout", "TimedOut"),
             (
