@@ -22,8 +22,12 @@ use training_run::{
 
 use crate::{Found, Store, StoreError};
 
-/// Objects read at once.
+/// Entries read at once.
 const PARALLEL_READS: usize = 32;
+/// Checkpoints looked at at once: a marker and a listing of its files take some megabytes each.
+const PARALLEL_LOOKS: usize = 8;
+/// Largest entry that is read, in bytes: metrics of 4 KiB, two submissions and a key of a kilobyte are not half of it.
+const MAX_ENTRY_BYTES: usize = 16 * 1024;
 /// Keys of one listing: as many as S3 gives.
 const LISTING: usize = 1_000;
 
@@ -153,7 +157,7 @@ impl Store {
     /// The first of some steps whose checkpoint is complete now. The first is looked at alone, as it nearly always is.
     async fn first_complete(&self, prefix: &RunPrefix, steps: &[u64]) -> Result<Option<IndexEntry>, StoreError> {
         let (first, rest) = steps.split_at(steps.len().min(1));
-        for steps in std::iter::once(first).chain(rest.chunks(PARALLEL_READS)) {
+        for steps in std::iter::once(first).chain(rest.chunks(PARALLEL_LOOKS)) {
             let steps = steps.iter().filter_map(|step| Step::new(*step).ok());
             let looks = steps.map(|step| async move { self.checkpoint(prefix, step).await });
             let found = future::try_join_all(looks).await?;
@@ -248,7 +252,7 @@ impl Store {
         stream::iter(keys)
             .map(|key| async move {
                 // None: deleted since it was listed.
-                let Some(object) = self.get(bucket, &key).await? else { return Ok(None) };
+                let Some(object) = self.get_within(bucket, &key, MAX_ENTRY_BYTES).await? else { return Ok(None) };
                 let entry = IndexEntry::parse(&object.body)
                     .map_err(|error| StoreError::new("read", bucket, &key, Box::new(error)))?;
                 Ok(Some(keep(entry)))

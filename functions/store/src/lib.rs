@@ -118,11 +118,16 @@ impl Store {
     /// # Errors
     /// S3 cannot be reached or denies the request, or the object cannot be read.
     pub async fn get(&self, bucket: &str, key: &str) -> Result<Option<Object>, StoreError> {
+        self.get_within(bucket, key, MAX_OBJECT_BYTES).await
+    }
+
+    /// Read an object that has at most so many bytes; `None` when it does not exist.
+    async fn get_within(&self, bucket: &str, key: &str, max_bytes: usize) -> Result<Option<Object>, StoreError> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::new("read", bucket, key, source);
-        match self.read(bucket, key, MAX_OBJECT_BYTES).await? {
+        match self.read(bucket, key, max_bytes).await? {
             Read::Nothing => Ok(None),
             Read::Object(object) => Ok(Some(object)),
-            Read::TooLarge(_) => Err(failed(format!("it is larger than {MAX_OBJECT_BYTES} bytes").into())),
+            Read::TooLarge(_) => Err(failed(format!("it is larger than {max_bytes} bytes").into())),
             Read::Withheld(why) => Err(failed(Box::new(why))),
         }
     }

@@ -12,6 +12,8 @@ use crate::{Store, StoreError, decoded};
 
 /// Parts of one listing: as many as S3 gives.
 const LISTING: u32 = 1_000;
+/// Pages without a single part that are passed over at most.
+const MAX_PAGES_OF_OTHERS: usize = 20;
 
 /// An object of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,20 +71,42 @@ impl Store {
                 }
             }
             page = page_after(last.checked_sub(LISTING)).await?;
+            for _ in 0..MAX_PAGES_OF_OTHERS {
+                let Some(end) = page.last().filter(|end| *end < last) else { break };
+                page.parts.append(&mut page_after(Some(end)).await?.parts);
+            }
+            if page.last() < Some(last) {
+                let reason = "too many objects of others lie between the log's own";
+                return Err(StoreError::new("list", prefix.bucket(), &first, reason.into()));
+            }
         }
         page.parts.reverse();
+        page.parts.truncate(usize::try_from(LISTING).unwrap_or(usize::MAX));
         Ok(page.parts)
     }
 
-    /// The parts of the log whose first key this is, after a key.
-    async fn log_page(&self, bucket: &str, first: &str, after: Option<String>) -> Result<Page, StoreError> {
-        let request = self.listing(bucket, first).set_start_after(after).max_keys(LISTING.cast_signed());
-        let page = request.send().await.map_err(|error| StoreError::of_sdk("list", bucket, first, error))?;
-        let parts = page.contents.into_iter().flatten().filter_map(|object| {
-            let number = parse_log_part(first, &decoded(object.key)?)?;
-            Some(LogPart { number, bytes: u64::try_from(object.size.unwrap_or_default()).ok()? })
-        });
-        Ok(Page { parts: parts.collect(), has_more: page.is_truncated.unwrap_or_default() })
+    /// The next parts of the log whose first key this is, after a key. Objects of others may lie between them.
+    async fn log_page(&self, bucket: &str, first: &str, mut after: Option<String>) -> Result<Page, StoreError> {
+        let mut page = Page { parts: Vec::new(), has_more: true };
+        for _ in 0..MAX_PAGES_OF_OTHERS {
+            let request = self.listing(bucket, first).set_start_after(after).max_keys(LISTING.cast_signed());
+            let listed = request.send().await.map_err(|error| StoreError::of_sdk("list", bucket, first, error))?;
+            after = None;
+            for object in listed.contents.into_iter().flatten() {
+                let Some(key) = decoded(object.key) else { continue };
+                if let (Some(number), Ok(bytes)) =
+                    (parse_log_part(first, &key), u64::try_from(object.size.unwrap_or_default()))
+                {
+                    page.parts.push(LogPart { number, bytes });
+                }
+                after = Some(key);
+            }
+            page.has_more = listed.is_truncated.unwrap_or_default() && after.is_some();
+            if !page.parts.is_empty() || !page.has_more {
+                break;
+            }
+        }
+        Ok(page)
     }
 }
 
@@ -155,5 +179,12 @@ mod tests {
         let (parts, requests) = found((0..2_000).map(end_of_key).chain(foreign).chain(odd)).await;
         assert!(parts.into_iter().eq((1_000..2_000).rev()));
         assert!(requests < 10, "{requests} requests");
+
+        // Whole pages of them, before the parts and between them.
+        let before = (0..2_500).map(|number| format!("-{number:04}"));
+        let between = (0..2_500).map(|number| format!(".000004.{number:04}"));
+        let (parts, requests) = found((0..500).map(end_of_key).chain(before).chain(between)).await;
+        assert!(parts.iter().copied().eq((0..500).rev()), "{} parts", parts.len());
+        assert!(requests < 30, "{requests} requests");
     }
 }
