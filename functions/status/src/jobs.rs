@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use tokio::time::timeout;
 use tracing::warn;
 use training_cluster::ClusterError;
 use training_core::{
@@ -39,6 +40,8 @@ const MAX_CONTINUE_LENGTH: usize = 4096;
 const LIST_BUDGET: Duration = Duration::from_secs(12);
 /// Largest progress object that is passed on; the trainer's have some hundred bytes.
 const MAX_PROGRESS_BYTES: usize = 16 * 1024;
+/// A bucket that takes longer does not hide what the cluster says.
+const TRACES_WITHIN: Duration = Duration::from_secs(10);
 /// Entries looked through for the newest complete checkpoint of a job: nearly always it is among the first, but a run that
 /// was started anew has higher steps of the submission before.
 const NEWEST: [u32; 2] = [10, 200];
@@ -133,6 +136,14 @@ impl Handler {
     /// job's. The question is asked together with all others, so that the answer costs no time.
     async fn traces(&self, run: Option<&Attribution>, phase: Phase) -> Traces {
         let Some(run) = run else { return Traces::default() };
+        let traces = Box::pin(timeout(TRACES_WITHIN, self.read_traces(run, phase))).await;
+        traces.unwrap_or_else(|_| {
+            warn!(run = %run.prefix, "the bucket does not say in time what the trainer has left");
+            Traces::default()
+        })
+    }
+
+    async fn read_traces(&self, run: &Attribution, phase: Phase) -> Traces {
         let reason = async { if phase == Phase::Failed { self.reason(run).await } else { None } };
         let (provenance, reason, progress, entries) =
             tokio::join!(self.store.provenance(run), reason, self.progress(run), self.newest(run));

@@ -247,7 +247,9 @@ fn single(token: &str) -> Result<TokenSecret, TokenSecretError> {
     Ok(TokenSecret::Single(TokenSet(vec![Entry { digest, expires_at: None, caller: Caller::unrestricted() }])))
 }
 
-fn is_id(text: &str) -> bool {
+/// Whether a text can be the id of a token.
+#[must_use]
+pub fn is_id(text: &str) -> bool {
     let is_id_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     !text.is_empty() && text.len() <= MAX_ID_LENGTH && text.bytes().all(is_id_byte)
 }

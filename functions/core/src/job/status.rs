@@ -3,10 +3,10 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use schemars::JsonSchema;
 use serde::Serialize;
-use training_run::{entry::IndexEntry, marker::State, progress::Progress};
+use training_run::{entry::IndexEntry, marker::State, names::Submission, progress::Progress};
 
 use crate::{
-    access::namespaces::Namespaces,
+    access::{namespaces::Namespaces, token::is_id},
     api::links::{Links, PageLinks},
     job::{
         diagnosis::Diagnosis,
@@ -242,8 +242,12 @@ impl JobSummary {
             phase,
             reason: condition.and_then(|condition| condition.reason.clone()),
             namespace: job.metadata.namespace.clone(),
-            submission: job.annotation(key::SUBMISSION).map(str::to_owned),
-            submitted_by: job.annotation(key::SUBMITTED_BY).map(str::to_owned),
+            // Of jobs that other tools made, anything may stand there.
+            submission: job
+                .annotation(key::SUBMISSION)
+                .filter(|text| text.parse::<Submission>().is_ok())
+                .map(str::to_owned),
+            submitted_by: job.annotation(key::SUBMITTED_BY).filter(|text| is_id(text)).map(str::to_owned),
             created_at: job.metadata.creation_timestamp.clone(),
             started_at: status.and_then(|status| status.start_time.clone()),
             finished_at: status.and_then(|status| status.completion_time.clone()),
@@ -371,6 +375,23 @@ mod tests {
             "status": {"conditions": conditions, "replicaStatuses": {"Worker": {"active": 2}}},
         }))
         .expect("a job")
+    }
+
+    #[test]
+    fn annotations_of_other_tools_are_not_passed_on() {
+        let told = |annotations: Value| {
+            let mut job = job(&json!([]));
+            job.metadata.annotations = serde_json::from_value(annotations).expect("annotations");
+            let summary = JobSummary::new(&job, &namespaces());
+            (summary.submission, summary.submitted_by)
+        };
+        let ours = json!({(key::SUBMISSION): SUBMISSION, (key::SUBMITTED_BY): "ci-1"});
+        assert_eq!(told(ours), (Some(SUBMISSION.to_owned()), Some("ci-1".to_owned())));
+        let long = "x".repeat(200_000);
+        for text in ["", "not one", long.as_str()] {
+            let theirs = json!({(key::SUBMISSION): text, (key::SUBMITTED_BY): format!("{text} ")});
+            assert_eq!(told(theirs), (None, None));
+        }
     }
 
     fn namespaces() -> Namespaces {
