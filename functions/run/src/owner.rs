@@ -164,6 +164,15 @@ impl Owner {
         previous.cloned().unwrap_or_else(|| Self { released: true, ..self.clone() })
     }
 
+    /// The submission that trained the run last, as far as this owner tells: its own where its job has existed
+    /// (`is_recorded`), or else the one before it.
+    #[must_use]
+    pub fn trained_last(&self, is_recorded: bool) -> Option<String> {
+        let is_claim = self.claimed_by.is_some() && !is_recorded;
+        let previous = self.previous.clone().filter(|_| is_claim);
+        previous.or_else(|| Some(self.submission.clone()))
+    }
+
     /// Whether the trainer of this submission may write into the run: the rule of the trainer's `owner.py`.
     #[must_use]
     pub fn write(&self, submission: &str, now: u64) -> Write {

@@ -90,7 +90,7 @@ impl<'a> Change<'a> {
     /// The job of the name, if it may be changed. Where the bucket cannot be asked, it may not.
     async fn read(&self) -> Result<PyTorchJob, Failure> {
         let job = self.jobs.get(&self.name).await.map_err(cluster_failure)?.ok_or_else(|| self.not_found())?;
-        if self.service.may_change(&job, self.namespace, &self.name).await? {
+        if self.service.provenance(&job, self.namespace, &self.name).await?.may_be_changed() {
             return Ok(job);
         }
         Err(replay::foreign(self.name.as_str()).into())

@@ -2,7 +2,11 @@
 
 use training_cluster::Cluster;
 use training_core::{
-    job::{manifest::Platform, provenance::Attribution, pytorchjob::PyTorchJob},
+    job::{
+        manifest::Platform,
+        provenance::{Attribution, Provenance},
+        pytorchjob::PyTorchJob,
+    },
     request::Rules,
 };
 use training_http::{Failure, answer::storage_failure, token::TokenCheck};
@@ -21,17 +25,19 @@ pub(crate) struct Service {
 // === impl Service ===
 
 impl Service {
-    /// Whether a job may be changed: whether this API made it, as the bucket tells.
-    pub(crate) async fn may_change(
+    /// Who made a job, as the bucket tells.
+    ///
+    /// # Errors
+    /// The bucket does not answer.
+    pub(crate) async fn provenance(
         &self,
         job: &PyTorchJob,
         namespace: &Namespace,
         name: &JobName,
-    ) -> Result<bool, Failure> {
-        let Some(attribution) = Attribution::of(job, namespace, name, &self.rules.runs_base_uris) else {
-            return Ok(false);
-        };
-        let provenance = Box::pin(self.store.provenance(&attribution)).await.map_err(storage_failure)?;
-        Ok(provenance.may_be_changed())
+    ) -> Result<Provenance, Failure> {
+        match Attribution::of(job, namespace, name, &self.rules.runs_base_uris) {
+            Some(attribution) => Box::pin(self.store.provenance(&attribution)).await.map_err(storage_failure),
+            None => Ok(Provenance::Foreign),
+        }
     }
 }

@@ -13,11 +13,12 @@ use tracing::warn;
 use training_cluster::{ClusterError, Effect, Jobs};
 use training_core::{
     access::caller::Caller,
-    api::problem::Code,
+    api::problem::{Code, Problem},
     cause::chain,
     job::{
         manifest::{self, Origin, Start},
         protocol::{Call, Ending, Found, OwnerRead, Protocol, Reply, Verdict},
+        provenance::Provenance,
         pytorchjob::{PyTorchJob, key},
         replay::{self, Decision, Restart},
         status::Phase,
@@ -78,9 +79,10 @@ pub(crate) struct Submitting<'a> {
     owner: Option<Owner>,
     /// What the manifest needs from outside.
     prepared: Option<(Start, Option<PodTemplateSpec>)>,
-    /// Why a call failed, and why the creation did.
+    /// Why a call failed, why the creation did, and why the job that has the name is not what was asked for.
     failure: Option<Failure>,
     refusal: Option<Failure>,
+    conflict: Option<Failure>,
 }
 
 /// How it ended.
@@ -118,6 +120,7 @@ impl<'a> Submitting<'a> {
             prepared: None,
             failure: None,
             refusal: None,
+            conflict: None,
         }
     }
 
@@ -139,7 +142,8 @@ impl<'a> Submitting<'a> {
             Ending::ClaimPending(owner) => Err(claim_pending(&owner)),
             Ending::RunHidden => Err(run_hidden()),
             Ending::NotCreated => Err(self.refusal.unwrap_or_else(lost_track)),
-            Ending::Conflict | Ending::Failed => Err(self.failure.unwrap_or_else(lost_track)),
+            Ending::Conflict => Err(self.conflict.unwrap_or_else(lost_track)),
+            Ending::Failed => Err(self.failure.unwrap_or_else(lost_track)),
         }
     }
 
@@ -182,36 +186,44 @@ impl<'a> Submitting<'a> {
     async fn read_job(&mut self) -> Result<Reply, Failure> {
         self.job = self.jobs.get(&self.request.job_name).await.map_err(cluster_failure)?;
         let Some(found) = &self.job else { return Ok(Reply::Job(None)) };
-        let verdict = match self.decide(found).await {
+        let (decision, is_proven) = self.decide(found).await?;
+        let verdict = match decision {
             Ok(Decision::Ours | Decision::Replay) => Verdict::Replay,
             Ok(decision @ (Decision::Replace | Decision::Await)) => {
                 self.is_leaving = decision == Decision::Await;
                 Verdict::Replace
             }
-            Err(failure) => {
-                self.failure = Some(failure);
+            Err(problem) => {
+                self.conflict = Some(problem.into());
                 Verdict::Refuse
             }
         };
-        let submission = found.annotation(key::SUBMISSION).map(str::to_owned);
+        // A job of another run may have the name.
+        let is_this_run = found.annotation(key::CHECKPOINT_PREFIX) == Some(self.prefix.to_string().as_str());
+        let submission = found.annotation(key::SUBMISSION).filter(|_| is_proven && is_this_run).map(str::to_owned);
         Ok(Reply::Job(Some(Found { submission, verdict, is_finished: Phase::of(found).0.is_finished() })))
     }
 
-    /// What the request does about the job that has its name. What the job says of itself is believed only where the bucket
-    /// confirms it; a job is replayed, but not replaced, while the bucket does not answer.
-    async fn decide(&self, found: &PyTorchJob) -> Result<Decision, Failure> {
+    /// What the request does about the job that has its name, and whether the bucket confirms what the job says of itself.
+    /// Only such a job is replayed or replaced, but one is also replayed while the bucket does not answer.
+    async fn decide(&self, found: &PyTorchJob) -> Result<(Result<Decision, Problem>, bool), Failure> {
         let wanted = self.render(&self.submission, Start::Fresh, None);
         let restart = self.restart.as_ref().filter(|_| !self.has_replaced);
-        let decision = Decision::of(found, &wanted, restart)?;
-        if decision == Decision::Ours {
-            return Ok(decision);
+        let decision = Decision::of(found, &wanted, restart);
+        match &decision {
+            Ok(Decision::Ours) => return Ok((decision, true)),
+            Err(_) => return Ok((decision, false)),
+            Ok(Decision::Replay | Decision::Replace | Decision::Await) => {}
         }
-        match self.service.may_change(found, &self.request.namespace, &self.request.job_name).await {
-            Ok(true) => Ok(decision),
-            Ok(false) => Err(replay::foreign(self.request.job_name.as_str()).into()),
-            Err(_) if decision == Decision::Replay => Ok(decision),
-            Err(failure) => Err(failure),
-        }
+        let provenance = self.service.provenance(found, &self.request.namespace, &self.request.job_name).await;
+        Ok(match provenance {
+            Ok(Provenance::Proven) => (decision, true),
+            Ok(Provenance::Plausible | Provenance::Foreign) => {
+                (Err(replay::foreign(self.request.job_name.as_str())), false)
+            }
+            Err(failure) if matches!(decision, Ok(Decision::Replace | Decision::Await)) => return Err(failure),
+            Err(_) => (decision, false),
+        })
     }
 
     /// Everything that the manifest needs from outside, and the manifest.
@@ -447,11 +459,12 @@ impl Submitting<'_> {
         Failure::new(Code::RunActive, detail)
     }
 
-    /// Keep a record of the job. It outlives the job but does not decide anything, so its loss is only logged.
+    /// Record the job, if that was not done yet. The next equal request mends a loss, so it is only logged.
     async fn record(&self) {
         let Some(job) = &self.job else { return };
+        let Some(Ok(submission)) = job.annotation(key::SUBMISSION).map(str::parse::<Submission>) else { return };
         let record = JobRecord {
-            submission: self.submission.to_string(),
+            submission: submission.to_string(),
             namespace: self.request.namespace.to_string(),
             job: self.request.job_name.to_string(),
             uid: job.metadata.uid.clone(),
@@ -459,9 +472,11 @@ impl Submitting<'_> {
             created_at: job.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()),
         };
         let base = &self.request.checkpoint_base_uri;
-        let key = job_record_key(base, &record.namespace, &record.job, &self.submission);
-        let written =
-            async { self.service.store.put(base.bucket(), &key, to_body(&record)?).await.map_err(storage_failure) };
+        let key = job_record_key(base, &record.namespace, &record.job, &submission);
+        let written = async {
+            let body = to_body(&record)?;
+            self.service.store.put_if(base.bucket(), &key, body, Expected::Absent).await.map_err(storage_failure)
+        };
         if let Err(failure) = written.await {
             self.warn(&failure);
         }

@@ -1,5 +1,6 @@
 //! What the function answers, and what it leaves behind.
 
+mod claims;
 mod foreign;
 mod world;
 
@@ -343,7 +344,11 @@ async fn a_different_request_that_came_too_late_leaves_the_run_to_the_job() {
     let other = World::new();
     other.post("/train", &taken).await;
     let theirs = other.server(|server| server.jobs["hf-r"].clone());
-    let submission = theirs["metadata"]["annotations"]["trainer.deepfinery/submission"].clone();
+    // The claim that the job's request made is too old to be a reason to wait.
+    let mut claim: Value = serde_json::from_str(&other.bucket.body(OWNER).expect("an owner")).expect("JSON");
+    claim["claimed_by"] = json!("01980000-0000-7000-8000-000000000001");
+    let claim = claim.to_string();
+    world.bucket.write(OWNER, &claim);
     let world = world.fault(
         Method::POST,
         Fault::Meanwhile(Box::new(move |jobs| {
@@ -351,8 +356,7 @@ async fn a_different_request_that_came_too_late_leaves_the_run_to_the_job() {
         })),
     );
     assert_eq!(world.post("/train", &request()).await.outcome(), (409, "job_conflict"));
-    let (owner, job) = world.owner_and_job("hf-r");
-    assert_eq!((&owner, job.as_str()), (&job, submission.as_str().expect("text")));
+    assert_eq!(world.bucket.body(OWNER), Some(claim));
 
     // A request that is refused gives its claim up.
     let world = World::new().fault(Method::POST, Fault::Refuses(422, "Invalid", "no"));

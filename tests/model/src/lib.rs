@@ -489,11 +489,24 @@ impl Model for Protocols {
                     })
                 })
             }),
-            Property::sometimes("a request is answered with a job that it made", |_, state: &State| {
-                state
-                    .requests
-                    .iter()
-                    .any(|request| matches!(request, Request::Answered { ending: Ending::Created, .. }))
+            Property::always(
+                "a claim that was refused to all who shared it is no younger than its first",
+                |model: &Self, state: &State| {
+                    let are_answered = state
+                        .requests
+                        .iter()
+                        .all(|request| matches!(request, Request::Answered { .. } | Request::NotSent));
+                    let is_quiet = state.in_flight.is_empty() && state.faults == model.bounds.faults;
+                    let is_refused = are_answered && is_quiet && state.jobs.is_empty();
+                    let is_first =
+                        |owner: &Owner| owner.released || owner.claimed_by.as_ref() == Some(&owner.submission);
+                    !is_refused || state.owner.as_ref().is_none_or(is_first)
+                },
+            ),
+            Property::sometimes("a request is answered with a job that it made", |model, state: &State| {
+                let is_created =
+                    |request: &Request| matches!(request, Request::Answered { ending: Ending::Created, .. });
+                model.bounds.quota == 0 || state.requests.iter().any(is_created)
             }),
         ]
     }

@@ -27,6 +27,7 @@ fn check(label: &str, bounds: Bounds) {
 #[test]
 fn equal_requests_under_a_quota_for_one_job() {
     let two = vec![asked("a", 1); 2];
+    check("two equal, no room", Bounds { asked: two.clone(), quota: 0, ticks: 2, ..NONE });
     check("two equal, quota", Bounds { asked: two.clone(), quota: 1, faults: 1, ticks: 2, ..NONE });
     check("two equal, deleted", Bounds { asked: two, quota: 1, cancels: 1, ticks: 2, ..NONE });
     check("three equal, quota", Bounds { asked: vec![asked("a", 1); 3], quota: 1, ..NONE });

@@ -17,7 +17,10 @@
 //!   the claim is a compare-and-swap.
 //! - An equal request joins a pending claim. It creates the job with the claim's submission, so the owner is right whichever
 //!   of the two creates it.
-//! - Only the request that made a claim gives it up, and only while nobody has joined.
+//! - A request whose creation was refused puts back what it wrote over: whoever made the claim gives it up, whoever joined it
+//!   leaves it. Either works only while nobody has joined since; so what is left of a claim that many shared is what the
+//!   last of those wrote whose creation may still be under way.
+//! - A job that is there is believed only where the owner or its record confirms it; [`Found::submission`] is `None` else.
 
 use training_run::owner::{Known, Owner, OwnersJob, Standing};
 
@@ -165,8 +168,11 @@ pub struct Protocol {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Claim {
     owner: Owner,
-    /// Its `ETag`, and what was there before; `None` where the claim is another request's that was joined.
-    own: Option<(String, Option<Owner>)>,
+    etag: String,
+    /// What was there before.
+    before: Option<Owner>,
+    /// Whether it is another request's that was joined.
+    is_joined: bool,
 }
 
 /// The owner, and whether its job has a record.
@@ -184,23 +190,34 @@ enum State {
     /// `None` where the bucket did not say whose the run is.
     ReadingName(Option<Snapshot>),
     ReadingOwnersJob(Snapshot),
-    Preparing(Option<OwnerRead>, Standing),
+    /// Whether the job of the claim that is to be written over has existed.
+    ReadingLastRecord(Snapshot),
+    Preparing(Option<Snapshot>, Standing),
     /// Over what was read.
     Claiming(Claim),
     Creating,
-    /// The creation failed; since when others are waited for, where they are.
+    /// The creation failed; how others are waited for, where they are.
     ReadingAfterFailure {
         is_final: bool,
-        waits_since: Option<u64>,
+        wait: Option<Wait>,
     },
-    GivingUp,
-    PausingForOthers(u64),
+    /// How the request ends then; `None` where others are waited for first.
+    GivingUp(Option<Ending>),
+    PausingForOthers(Wait),
     Rehearsing,
     Replacing,
     Holding(Hold),
     TakingBack(Ending),
-    Recording,
+    Recording(Ending),
     Ended,
+}
+
+/// A wait for the job of those who share a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Wait {
+    since: u64,
+    /// Whether this request's part in the claim was taken back.
+    has_given_up: bool,
 }
 
 /// Seeing to it that the run's owner is a job which exists.
@@ -271,13 +288,20 @@ impl Protocol {
                 Reply::OwnersJob(job) => self.judge(snapshot, job, now),
                 _ => Call::End(Ending::Failed),
             },
-            State::Preparing(previous, standing) => match reply {
-                Reply::Done => self.begin(previous, standing, fresh),
+            State::ReadingLastRecord(snapshot) => match reply {
+                Reply::Recorded(is_recorded) => {
+                    let snapshot = Snapshot { is_recorded, ..snapshot };
+                    self.go(State::Preparing(Some(snapshot), Standing::Free), Call::Prepare)
+                }
+                _ => Call::End(Ending::Failed),
+            },
+            State::Preparing(snapshot, standing) => match reply {
+                Reply::Done => self.begin(snapshot, standing, fresh),
                 _ => Call::End(Ending::Failed),
             },
             State::Claiming(mut claim) => match reply {
                 Reply::Written(Some(etag)) => {
-                    claim.own = claim.own.map(|(_, previous)| (etag, previous));
+                    claim.etag = etag;
                     let submission = claim.owner.submission.clone();
                     self.claim = Some(claim);
                     self.go(State::Creating, Call::Create { submission })
@@ -286,25 +310,32 @@ impl Protocol {
                 _ => Call::End(Ending::Failed),
             },
             State::Creating => self.after_creating(&reply),
-            State::ReadingAfterFailure { is_final, waits_since } => match reply {
+            State::ReadingAfterFailure { is_final, wait } => match reply {
                 Reply::Job(Some(found)) => self.meet(found, None, now),
-                Reply::Job(None) if is_final => self.give_up(waits_since, now),
+                Reply::Job(None) if is_final => self.give_up(wait, now),
                 // Whether the refusal is the whole truth is not known: an equal job may be there.
                 _ if is_final => Call::End(Ending::Failed),
                 // It may still come: the caller repeats, and finds it or makes it.
                 _ => Call::End(Ending::NotCreated),
             },
-            State::GivingUp => match reply {
+            State::GivingUp(Some(ending)) | State::Recording(ending) => Call::End(ending),
+            State::GivingUp(None) => match reply {
                 // An equal request has joined: its creation may be under way.
-                Reply::Written(None) => self.go(State::PausingForOthers(now), Call::Pause),
-                _ => Call::End(Ending::NotCreated),
-            },
-            State::PausingForOthers(since) => match reply {
-                Reply::Done => {
-                    let state = State::ReadingAfterFailure { is_final: true, waits_since: Some(since) };
-                    self.go(state, Call::ReadJob)
+                Reply::Written(None) => self.wait_for_others(Wait { since: now, has_given_up: false }),
+                // So may that of whoever made the claim.
+                Reply::Written(Some(_)) if self.claim.as_ref().is_some_and(|claim| claim.is_joined) => {
+                    self.wait_for_others(Wait { since: now, has_given_up: true })
                 }
                 _ => Call::End(Ending::NotCreated),
+            },
+            State::PausingForOthers(wait) => match reply {
+                Reply::Done => {
+                    let state = State::ReadingAfterFailure { is_final: true, wait: Some(wait) };
+                    self.go(state, Call::ReadJob)
+                }
+                // The request's time is over.
+                _ if wait.has_given_up => Call::End(Ending::NotCreated),
+                _ => self.take_back_claim(Some(Ending::NotCreated)),
             },
             State::Rehearsing => match reply {
                 Reply::Replaced(false) => self.pause(),
@@ -318,7 +349,6 @@ impl Protocol {
             },
             State::Holding(hold) => self.go_on_holding(hold, reply, now),
             State::TakingBack(ending) => Call::End(if reply == Reply::Done { ending } else { Ending::Failed }),
-            State::Recording => Call::End(Ending::Created),
             State::Ended => Call::End(Ending::Failed),
         }
     }
@@ -373,14 +403,16 @@ impl Protocol {
                 self.is_replacing = true;
                 return self.judge(snapshot, OwnersJob::NotRead, now);
             }
-            // The run that we claimed belongs to the job that was quicker.
-            Verdict::Refuse => (Ending::Conflict, self.claim.is_some() && !found.is_finished),
+            // The run that we claimed may belong to the job that was quicker.
+            Verdict::Refuse => return self.take_back_claim(Some(Ending::Conflict)),
         };
         let is_owner = |owner: &Owner| {
             let read = snapshot.as_ref().and_then(|snapshot| snapshot.read.as_ref());
             read.is_some_and(|read| read.owner.submission == owner.submission && !read.owner.released)
         };
         match owner {
+            // Whoever made it may have died before the record was written.
+            Some(owner) if ending == Ending::Replayed && is_owner(&owner) => self.held(ending),
             Some(owner) if is_held && is_owner(&owner) => self.held(ending),
             Some(owner) if is_held => self.hold(owner, ending),
             _ => Call::End(ending),
@@ -396,6 +428,7 @@ impl Protocol {
         let Some(read) = &snapshot.read else {
             return self.go(State::Preparing(None, Standing::Free), Call::Prepare);
         };
+        let is_claim = read.owner.claimed_by.is_some() && !read.owner.released;
         let known = Known { is_visible: read.is_visible, is_recorded: snapshot.is_recorded, job };
         match read.owner.standing(&self.request, known, now) {
             Standing::Unknown => {
@@ -404,16 +437,23 @@ impl Protocol {
             }
             Standing::Hidden => Call::End(Ending::RunHidden),
             Standing::Active => Call::End(Ending::RunActive(read.owner.clone())),
+            // A job that is there has existed, and what a rehearsal claims is not kept.
+            Standing::Free if is_claim && !snapshot.is_recorded && !self.is_replacing && !self.is_dry_run => {
+                let call = Call::ReadRecord(read.owner.clone());
+                self.go(State::ReadingLastRecord(snapshot), call)
+            }
             standing @ (Standing::Free | Standing::Joinable | Standing::Pending) => {
-                self.go(State::Preparing(snapshot.read, standing), Call::Prepare)
+                self.go(State::Preparing(Some(snapshot), standing), Call::Prepare)
             }
         }
     }
 
     /// Everything is prepared: claim the run, join its claim, or wait for the claim's job.
-    fn begin(&mut self, previous: Option<OwnerRead>, standing: Standing, fresh: &str) -> Call {
-        let (previous, over) = previous.map(|read| (read.owner, read.etag)).unzip();
-        if let (Standing::Pending, Some(owner)) = (standing, &previous) {
+    fn begin(&mut self, snapshot: Option<Snapshot>, standing: Standing, fresh: &str) -> Call {
+        let is_recorded = snapshot.as_ref().is_some_and(|snapshot| snapshot.is_recorded);
+        let read = snapshot.and_then(|snapshot| snapshot.read);
+        let (before, over) = read.map(|read| (read.owner, read.etag)).unzip();
+        if let (Standing::Pending, Some(owner)) = (standing, &before) {
             self.waits_for = Some(owner.clone());
             return self.pause();
         }
@@ -423,20 +463,20 @@ impl Protocol {
         if self.is_dry_run {
             return self.go(State::Creating, Call::Create { submission: fresh.to_owned() });
         }
-        let claim = match (standing, previous) {
-            (Standing::Joinable, Some(owner)) => Claim { owner: owner.joined_by(fresh), own: None },
-            (_, previous) => {
+        let (owner, is_joined) = match (standing, &before) {
+            (Standing::Joinable, Some(owner)) => (owner.joined_by(fresh), true),
+            (_, before) => {
                 let owner = Owner {
                     submission: fresh.to_owned(),
                     claimed_by: Some(fresh.to_owned()),
-                    previous: previous.as_ref().map(|owner| owner.submission.clone()),
+                    previous: before.as_ref().and_then(|owner| owner.trained_last(is_recorded)),
                     ..self.request.clone()
                 };
-                Claim { owner, own: Some((String::new(), previous)) }
+                (owner, false)
             }
         };
-        let call = Call::WriteOwner { owner: claim.owner.clone(), over };
-        self.go(State::Claiming(claim), call)
+        let call = Call::WriteOwner { owner: owner.clone(), over };
+        self.go(State::Claiming(Claim { owner, etag: String::new(), before, is_joined }), call)
     }
 
     fn after_creating(&mut self, reply: &Reply) -> Call {
@@ -448,23 +488,32 @@ impl Protocol {
             (_, None) => Call::End(Ending::NotCreated),
             (reply, Some(_)) => {
                 let is_final = *reply != Reply::Unanswered;
-                self.go(State::ReadingAfterFailure { is_final, waits_since: None }, Call::ReadJob)
+                self.go(State::ReadingAfterFailure { is_final, wait: None }, Call::ReadJob)
             }
         }
     }
 
     /// The creation was refused, and no job has the name.
-    fn give_up(&mut self, waits_since: Option<u64>, now: u64) -> Call {
-        match (waits_since, &self.claim) {
-            (Some(since), _) if now >= since + OTHERS_MS => Call::End(Ending::NotCreated),
-            (Some(since), _) => self.go(State::PausingForOthers(since), Call::Pause),
-            (None, Some(Claim { owner, own: Some((etag, previous)) })) => {
-                let call = Call::WriteOwner { owner: owner.given_up(previous.as_ref()), over: Some(etag.clone()) };
-                self.go(State::GivingUp, call)
-            }
-            // Whose claim it is gives it up; its creation may be under way.
-            (None, _) => self.go(State::PausingForOthers(now), Call::Pause),
+    fn give_up(&mut self, wait: Option<Wait>, now: u64) -> Call {
+        match wait {
+            None => self.take_back_claim(None),
+            Some(wait) if now < wait.since + OTHERS_MS => self.wait_for_others(wait),
+            Some(Wait { has_given_up: true, .. }) => Call::End(Ending::NotCreated),
+            // Those who had joined may have left.
+            Some(Wait { has_given_up: false, .. }) => self.take_back_claim(Some(Ending::NotCreated)),
         }
+    }
+
+    /// Write what was there before over the claim, if there is one; how the request ends then.
+    fn take_back_claim(&mut self, ending: Option<Ending>) -> Call {
+        let Some(claim) = &self.claim else { return Call::End(ending.unwrap_or(Ending::NotCreated)) };
+        let owner = claim.owner.given_up(claim.before.as_ref());
+        let call = Call::WriteOwner { owner, over: Some(claim.etag.clone()) };
+        self.go(State::GivingUp(ending), call)
+    }
+
+    fn wait_for_others(&mut self, wait: Wait) -> Call {
+        self.go(State::PausingForOthers(wait), Call::Pause)
     }
 
     fn hold(&mut self, owner: Owner, ending: Ending) -> Call {
@@ -485,7 +534,8 @@ impl Protocol {
                 return self.go(State::Holding(hold), Call::Pause);
             }
             // A bucket that fails now does not undo the job.
-            _ => return self.held(hold.ending),
+            _ if hold.ending == Ending::Created => return self.held(hold.ending),
+            _ => return Call::End(hold.ending),
         };
         let over = read.as_ref().map(|read| read.etag.clone());
         if let Some(read) = read {
@@ -512,7 +562,7 @@ impl Protocol {
 
     fn held(&mut self, ending: Ending) -> Call {
         match ending {
-            Ending::Created if !self.is_dry_run => self.go(State::Recording, Call::Record),
+            Ending::Created | Ending::Replayed if !self.is_dry_run => self.go(State::Recording(ending), Call::Record),
             ending => Call::End(ending),
         }
     }

@@ -71,8 +71,10 @@ impl Decision {
         let name = found.metadata.name.as_deref().unwrap_or_default();
         let differences = Differences::between(found, wanted);
         let is_leaving = found.metadata.deletion_timestamp.is_some();
-        // Names of different runs may meet (`a_b`, `a-b`), and labels alone make no job ours: other tools group jobs by them.
+        // Names of different runs may meet (`a_b`, `a-b`), runs of different bases have the same labels, and labels alone make
+        // no job ours: other tools group jobs by them.
         let is_same_run = submission.is_some()
+            && found.annotation(key::CHECKPOINT_PREFIX) == wanted.annotation(key::CHECKPOINT_PREFIX)
             && [key::FRAMEWORK, key::RUN_ID].iter().all(|label| found.label(label) == wanted.label(label));
         match restart {
             Some(_) if !is_same_run => Err(differences.conflict(name)),
