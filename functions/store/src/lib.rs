@@ -1,8 +1,8 @@
 //! The runs bucket: the few verbs that the functions need, with S3's answers turned into facts. It knows keys only as
 //! text; what they mean is `training_run::layout`.
 
-mod index;
-mod indexing;
+mod checkpoints;
+mod entries;
 mod log;
 mod provenance;
 #[cfg(any(test, feature = "testing"))]
@@ -24,8 +24,8 @@ use aws_sdk_s3::{
 use thiserror::Error;
 use training_run::{entry::IndexError, marker::File, s3_event::form_decode};
 
-pub use index::IndexPage;
-pub use indexing::{Found, IndexingError, Look, Unusable, digest_key};
+pub use checkpoints::IndexPage;
+pub use entries::{Found, IndexingError, Look, Unusable, digest_key};
 pub use log::LogPart;
 
 /// Largest object that is read, in bytes: all that the functions read is text, and a function has little memory.

@@ -1,12 +1,14 @@
 //! Submitting: from a request to exactly one job in the cluster, however often it is sent and whatever is cut off. The
-//! protocol (`training_core::job::protocol`) says which call comes next; here it is made.
+//! protocol (`training_core::job::protocol`) says which call comes next; here it is made: what is asked of the cluster in
+//! this file, who may write into the run in `lease`, and from which checkpoint the job starts in `start`.
+
+mod lease;
+mod start;
 
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
-use lambda_http::http::header;
-use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::time::sleep;
 use tracing::warn;
@@ -17,30 +19,16 @@ use training_core::{
     cause::chain,
     job::{
         manifest::{self, Origin, Start},
-        protocol::{Call, Ending, Found, OwnerRead, Protocol, Reply, Verdict},
+        protocol::{Call, Ending, Found, Protocol, Reply, Verdict},
         provenance::Provenance,
         pytorchjob::{PyTorchJob, key},
         replay::{self, Decision, Restart},
         status::Phase,
     },
-    request::{
-        TrainingJobRequest,
-        resume::{Resume, ResumeTarget},
-    },
+    request::TrainingJobRequest,
 };
-use training_http::{
-    Failure,
-    answer::{cluster_failure, storage_failure},
-    boundary::in_storage,
-};
-use training_run::{
-    layout::{RunKey, RunPrefix, job_record_key},
-    lineage::Mode,
-    marker::State,
-    names::{Step, Submission},
-    owner::{CLAIM_LIFETIME_MS, JobRecord, Owner, OwnersJob},
-};
-use training_store::Expected;
+use training_http::{Failure, answer::cluster_failure};
+use training_run::{layout::RunPrefix, names::Submission, owner::Owner};
 use uuid::Uuid;
 
 use crate::service::Service;
@@ -54,8 +42,6 @@ const DELETION_POLL: Duration = Duration::from_millis(250);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Largest manifest, in bytes; etcd takes 1.5 MiB, and the operator adds its status.
 const MAX_MANIFEST_BYTES: usize = 1024 * 1024;
-/// The metric by which `"best"` is chosen, least first.
-const BEST_METRIC: &str = "loss";
 
 /// One request on its way, and what its calls have brought.
 pub(crate) struct Submitting<'a> {
@@ -138,9 +124,9 @@ impl<'a> Submitting<'a> {
         match ending {
             Ending::Created => job.map(Placed::Created),
             Ending::Replayed => job.map(Placed::Replayed),
-            Ending::RunActive(owner) => Err(run_active(&owner)),
-            Ending::ClaimPending(owner) => Err(claim_pending(&owner)),
-            Ending::RunHidden => Err(run_hidden()),
+            Ending::RunActive(owner) => Err(lease::run_active(&owner)),
+            Ending::ClaimPending(owner) => Err(lease::claim_pending(&owner)),
+            Ending::RunHidden => Err(lease::run_hidden()),
             Ending::NotCreated => Err(self.refusal.unwrap_or_else(lost_track)),
             Ending::Conflict => Err(self.conflict.unwrap_or_else(lost_track)),
             Ending::Failed => Err(self.failure.unwrap_or_else(lost_track)),
@@ -248,74 +234,6 @@ impl<'a> Submitting<'a> {
         manifest::build(self.request, origin, defaults, &self.service.platform)
     }
 
-    /// Which checkpoint the job starts from, looked up where the request names one that must be there.
-    async fn resolve_start(&self) -> Result<Start, Failure> {
-        let store = &self.service.store;
-        let target = match self.request.resume {
-            Resume::IfAny => return Ok(Start::NewestIfAny),
-            Resume::No => {
-                let is_restart = match &self.restart {
-                    None => false,
-                    Some(Restart::Finished) => true,
-                    // Of the submission that trained the run last, and of no other.
-                    Some(Restart::Submission(named)) => self.was_trained_last_by(named).await?,
-                };
-                if !is_restart {
-                    self.check_untrained().await?;
-                }
-                return Ok(Start::Fresh);
-            }
-            Resume::From(target) => target,
-        };
-        let step = match target {
-            ResumeTarget::Latest => in_storage(store.latest(&self.prefix)).await?.map(|entry| entry.step),
-            ResumeTarget::Best => {
-                let best = in_storage(store.best(&self.prefix, BEST_METRIC, Mode::Min)).await?;
-                best.map(|entry| entry.step)
-            }
-            ResumeTarget::Step(step) => {
-                let found = store.checkpoint(&self.prefix, step).await.map_err(storage_failure)?;
-                // One that lists no files cannot be looked at; the trainer will see.
-                found.filter(|entry| entry.state != State::Incomplete).map(|entry| entry.step)
-            }
-        };
-        let step = step.and_then(|step| Step::new(step).ok());
-        step.map(Start::Step).ok_or_else(|| {
-            let run = &self.request.run_id;
-            Failure::new(
-                Code::ResumeTargetNotFound,
-                format!("the run `{run}` has no complete checkpoint `{target}` to resume from"),
-            )
-        })
-    }
-
-    /// Whether this submission trained the run last: the owner's, or where the owner is a claim without a job, the one
-    /// before it.
-    async fn was_trained_last_by(&self, named: &Submission) -> Result<bool, Failure> {
-        let Some(owner) = &self.owner else { return Ok(false) };
-        if owner.submission == named.as_str() {
-            return Ok(true);
-        }
-        Ok(owner.previous.as_deref() == Some(named.as_str()) && !self.has_record(owner).await?)
-    }
-
-    /// Nobody trains over a run by a retry whose job is long gone.
-    async fn check_untrained(&self) -> Result<(), Failure> {
-        let store = &self.service.store;
-        let is_marker = |key: &str| self.prefix.is_marker(key);
-        let has_checkpoints =
-            store.has_key(self.prefix.bucket(), &self.prefix.markers(), is_marker).await.map_err(storage_failure)?;
-        if !has_checkpoints {
-            return Ok(());
-        }
-        let detail = format!(
-            "the run `{}` has checkpoints already; send `resume_from_checkpoint` to go on from them, ?restart=true to train \
-             it anew, or choose another run_id",
-            self.request.run_id
-        );
-        Err(Failure::new(Code::RunExists, detail))
-    }
-
     async fn create(&mut self, submission: &str) -> Reply {
         let (Ok(submission), Some((start, defaults))) = (submission.parse(), &self.prepared) else {
             self.refusal = Some(lost_track());
@@ -384,60 +302,6 @@ impl<'a> Submitting<'a> {
         Err(replay::terminating(self.request.job_name.as_str()).into())
     }
 
-    async fn take_back(&self) -> Result<Reply, Failure> {
-        let Some(created) = &self.job else { return Err(lost_track()) };
-        self.jobs.cancel(created).await.map_err(cluster_failure)?;
-        Ok(Reply::Done)
-    }
-}
-
-/// Who may write into the run.
-impl Submitting<'_> {
-    async fn read_owner(&mut self) -> Result<Reply, Failure> {
-        let key = self.prefix.key(&RunKey::Owner);
-        let Some(object) = self.service.store.get(self.prefix.bucket(), &key).await.map_err(storage_failure)? else {
-            self.owner = None;
-            return Ok(Reply::Owner(None));
-        };
-        let owner: Owner = serde_json::from_slice(&object.body).map_err(|_| self.not_understood())?;
-        let is_visible = owner.is_job(self.request.namespace.as_str(), self.request.job_name.as_str())
-            || owner.namespace.parse().is_ok_and(|namespace| self.caller.sees(&namespace));
-        self.owner = Some(owner.clone());
-        Ok(Reply::Owner(Some(OwnerRead { owner, etag: object.identity.etag, is_visible })))
-    }
-
-    /// Whether the job of an owner has existed, as far as its record tells.
-    async fn has_record(&self, owner: &Owner) -> Result<bool, Failure> {
-        let Ok(submission) = owner.submission.parse() else { return Ok(false) };
-        let base = &self.request.checkpoint_base_uri;
-        let key = job_record_key(base, &owner.namespace, &owner.job, &submission);
-        Ok(self.service.store.get(base.bucket(), &key).await.map_err(storage_failure)?.is_some())
-    }
-
-    async fn read_owners_job(&self, owner: &Owner) -> Result<Reply, Failure> {
-        let (Ok(namespace), Ok(name)) =
-            (self.service.rules.namespaces.choose(Some(&owner.namespace), self.caller), owner.job.parse())
-        else {
-            return Err(self.not_understood());
-        };
-        let job = self.service.cluster.jobs(&namespace).get(&name).await.map_err(cluster_failure)?;
-        // By the run and not by the submission: another one's claim may stand there for a moment.
-        let prefix = self.prefix.to_string();
-        let job = job.filter(|job| job.annotation(key::CHECKPOINT_PREFIX) == Some(prefix.as_str()));
-        Ok(Reply::OwnersJob(match job {
-            None => OwnersJob::Absent,
-            Some(job) if Phase::of(&job).0.is_finished() => OwnersJob::Finished,
-            Some(_) => OwnersJob::Active,
-        }))
-    }
-
-    async fn write_owner(&self, owner: &Owner, over: Option<String>) -> Result<Reply, Failure> {
-        let expected = over.map_or(Expected::Absent, Expected::Etag);
-        let key = self.prefix.key(&RunKey::Owner);
-        let written = self.service.store.put_if(self.prefix.bucket(), &key, to_body(owner)?, expected).await;
-        written.map(Reply::Written).map_err(storage_failure)
-    }
-
     /// By which an equal request is known.
     fn digest(&self) -> String {
         BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(self.request.fingerprint.to_annotation()))
@@ -449,37 +313,10 @@ impl Submitting<'_> {
         }
     }
 
-    /// The refusal when nobody can tell whether the run is being trained.
-    fn not_understood(&self) -> Failure {
-        let key = self.prefix.key(&RunKey::Owner);
-        let detail = format!(
-            "the owner of this run cannot be looked at, so it may be being trained; when it is not, its operator removes the \
-             object {key} from the bucket"
-        );
-        Failure::new(Code::RunActive, detail)
-    }
-
-    /// Record the job, if that was not done yet. The next equal request mends a loss, so it is only logged.
-    async fn record(&self) {
-        let Some(job) = &self.job else { return };
-        let Some(Ok(submission)) = job.annotation(key::SUBMISSION).map(str::parse::<Submission>) else { return };
-        let record = JobRecord {
-            submission: submission.to_string(),
-            namespace: self.request.namespace.to_string(),
-            job: self.request.job_name.to_string(),
-            uid: job.metadata.uid.clone(),
-            checkpoint_prefix: self.prefix.to_string(),
-            created_at: job.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()),
-        };
-        let base = &self.request.checkpoint_base_uri;
-        let key = job_record_key(base, &record.namespace, &record.job, &submission);
-        let written = async {
-            let body = to_body(&record)?;
-            self.service.store.put_if(base.bucket(), &key, body, Expected::Absent).await.map_err(storage_failure)
-        };
-        if let Err(failure) = written.await {
-            self.warn(&failure);
-        }
+    async fn take_back(&self) -> Result<Reply, Failure> {
+        let Some(created) = &self.job else { return Err(lost_track()) };
+        self.jobs.cancel(created).await.map_err(cluster_failure)?;
+        Ok(Reply::Done)
     }
 }
 
@@ -489,39 +326,7 @@ fn now() -> u64 {
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn to_body(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
-    serde_json::to_vec(value).map_err(storage_failure)
-}
-
-/// The refusal while another request's claim may still become a job.
-fn claim_pending(owner: &Owner) -> Failure {
-    let seconds = CLAIM_LIFETIME_MS / 1000;
-    let detail = format!(
-        "another request claimed this run for the job `{}` less than {seconds} s ago, and that job may still appear; send the \
-         same request again in {seconds} s, or look at that job",
-        owner.job
-    );
-    Failure::new(Code::RunActive, detail).with_header(header::RETRY_AFTER, seconds.to_string())
-}
-
 /// The protocol ended without what its ending needs, which no order of calls does.
 fn lost_track() -> Failure {
     Failure::new(Code::ClusterError, "the request ended without a job or a reason")
-}
-
-/// The refusal for a caller who may not see the owner's namespace: the same whatever that job does or did.
-fn run_hidden() -> Failure {
-    let detail =
-        "this run belongs to a namespace that the token does not see; choose another run_id or checkpoint_base_uri";
-    Failure::new(Code::RunActive, detail)
-}
-
-fn run_active(owner: &Owner) -> Failure {
-    Failure::new(
-        Code::RunActive,
-        format!(
-            "the job `{}` in the namespace `{}` trains this run; wait for its end or delete it, or choose another run_id",
-            owner.job, owner.namespace
-        ),
-    )
 }
