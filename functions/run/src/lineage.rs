@@ -47,6 +47,9 @@ pub struct Trace {
     next: Option<(String, u64)>,
 }
 
+/// The metric by which the best checkpoint is chosen when nobody says; the least is the best.
+pub const DEFAULT_METRIC: &str = "loss";
+
 /// Which end of a metric is the good one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {

@@ -6,6 +6,7 @@ use training_core::{
         checkpoints::{CheckpointAnswer, CheckpointList},
         links::{PageLinks, link},
         problem::Code,
+        route::LIMIT,
     },
     job::provenance::Attribution,
 };
@@ -13,25 +14,20 @@ use training_http::{Answer, Failure, boundary::in_storage};
 use training_run::{
     entry::IndexEntry,
     layout::RunPrefix,
-    lineage::Mode,
+    lineage::{DEFAULT_METRIC, Mode},
     names::{Namespace, Step},
     text::bounded,
 };
 
 use crate::handler::{Asked, Handler};
 
-/// Entries of a page.
-const DEFAULT_LIMIT: u32 = 50;
-const MAX_LIMIT: u32 = 500;
-/// The metric by which checkpoints are compared when none is named: the smaller the better.
-const DEFAULT_METRIC: &str = "loss";
 const MAX_METRIC_LENGTH: usize = 256;
 
 // === impl Handler ===
 
 impl Handler {
     pub(crate) async fn checkpoints(&self, name: &str, mut asked: Asked) -> Result<Answer, Failure> {
-        let limit = asked.query.number("limit", 1, MAX_LIMIT).unwrap_or(DEFAULT_LIMIT);
+        let limit = asked.query.number("limit", LIMIT).unwrap_or_default();
         let before: Option<Step> = asked.query.value("before");
         let namespace = self.namespace_of(asked, name)?;
         let (name, job) = self.job(&namespace, name).await?;

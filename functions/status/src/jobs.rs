@@ -10,6 +10,7 @@ use training_core::{
     api::{
         links::{PageLinks, link},
         problem::{FieldError, Problem},
+        route::LIMIT,
     },
     cause::chain,
     job::{
@@ -31,9 +32,6 @@ use training_store::Read;
 
 use crate::handler::{Asked, Handler};
 
-/// Jobs of a page.
-const DEFAULT_LIMIT: u32 = 50;
-const MAX_LIMIT: u32 = 500;
 /// Longest token of a next page that is passed on; those of the API server have some hundred characters.
 const MAX_CONTINUE_LENGTH: usize = 4096;
 /// A page that takes longer ends where it is; API Gateway gives up after 30 s.
@@ -68,7 +66,7 @@ impl Default for Traces {
 impl Handler {
     pub(crate) async fn list(&self, mut asked: Asked) -> Result<Answer, Failure> {
         let started = Instant::now();
-        let limit = asked.query.number("limit", 1, MAX_LIMIT).unwrap_or(DEFAULT_LIMIT);
+        let limit = asked.query.number("limit", LIMIT).unwrap_or_default();
         let framework: Option<Framework> = asked.query.value("framework");
         let run_id: Option<RunId> = asked.query.value("run_id");
         let status = asked.query.word(

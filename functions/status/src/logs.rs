@@ -9,7 +9,10 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 use training_cluster::{ClusterError, LogOptions, LogStream};
 use training_core::{
-    api::problem::{Code, FieldError, Problem},
+    api::{
+        problem::{Code, FieldError, Problem},
+        route::{ATTEMPT, RANK, TAIL},
+    },
     cause::chain,
     job::{
         logs::{ChoiceError, Instance, MAX_LOG_BYTES, Replica, Source, Tail, Timestamp, rfc3339},
@@ -29,12 +32,6 @@ use crate::{
     handler::{Asked, Handler},
 };
 
-/// Lines of an answer.
-const DEFAULT_TAIL: u32 = 500;
-const MAX_TAIL: u32 = 10_000;
-/// The last rank of the largest job: 1,000 nodes with 64 processes each.
-const MAX_RANK: u32 = 63_999;
-const MAX_ATTEMPT: u32 = 1_000_000;
 /// Reading what the cluster has ends here, reading parts of the archive then, and finding them later; API Gateway gives up
 /// after 30 s.
 const BUDGET: Duration = Duration::from_secs(18);
@@ -47,7 +44,7 @@ const INCOMPLETE: HeaderName = HeaderName::from_static("log-incomplete");
 /// `cluster` or `archive`.
 const SOURCE: HeaderName = HeaderName::from_static("log-source");
 /// Which attempt of the submission an archived log is of.
-const ATTEMPT: HeaderName = HeaderName::from_static("log-attempt");
+const LOG_ATTEMPT: HeaderName = HeaderName::from_static("log-attempt");
 
 /// Why the bucket did not tell what it has.
 type Unknown = Box<dyn Error + Send + Sync>;
@@ -77,9 +74,9 @@ impl Handler {
         let began = Instant::now();
         let source = asked.query.word("source", [("cluster", Source::Cluster), ("archive", Source::Archive)]);
         let replica: Option<Replica> = asked.query.value("replica");
-        let rank = asked.query.number("rank", 0, MAX_RANK);
-        let attempt = asked.query.number("attempt", 1, MAX_ATTEMPT);
-        let tail_lines = asked.query.number("tail", 1, MAX_TAIL).unwrap_or(DEFAULT_TAIL);
+        let rank = asked.query.number("rank", RANK);
+        let attempt = asked.query.number("attempt", ATTEMPT);
+        let tail_lines = asked.query.number("tail", TAIL).unwrap_or_default();
         let since = asked.query.text("since").map(|since| rfc3339(&since));
         if let Some(None) = since {
             let detail =
@@ -198,7 +195,8 @@ impl Handler {
         let deadline = began + BUDGET_OF_PARTS;
         let found = archive::read(&self.store, prefix, submission, wanted.attempt, rank, lines, deadline).await?;
         Ok(found.map(|found| {
-            answer(found.text, Source::Archive, found.truncated, false).with_header(ATTEMPT, found.attempt.to_string())
+            answer(found.text, Source::Archive, found.truncated, false)
+                .with_header(LOG_ATTEMPT, found.attempt.to_string())
         }))
     }
 }

@@ -2,9 +2,13 @@
 //! a misspelt `?dry_run=true` never creates a job.
 
 use std::{fmt::Display, str::FromStr};
+
 use training_run::text::bounded;
 
-use crate::api::problem::{FieldError, Problem};
+use crate::api::{
+    problem::{FieldError, Problem},
+    route::Count,
+};
 
 /// Parameters that are still to be taken, and the rules found broken so far.
 #[derive(Debug)]
@@ -41,8 +45,12 @@ impl Query {
         text.parse().map_err(|error: T::Err| self.refuse(name, "format", error.to_string())).ok()
     }
 
-    /// Take a whole number within bounds.
-    pub fn number(&mut self, name: &'static str, min: u32, max: u32) -> Option<u32> {
+    /// Take a whole number; its default where it is absent or refused.
+    pub fn number(&mut self, name: &'static str, count: Count) -> Option<u32> {
+        self.number_within(name, count.min, count.max).or(count.default)
+    }
+
+    fn number_within(&mut self, name: &'static str, min: u32, max: u32) -> Option<u32> {
         let text = self.text(name)?;
         // `parse` alone would accept a plus sign.
         let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -86,12 +94,13 @@ impl Query {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::route::LIMIT;
     use training_run::names::Step;
 
     /// What is refused of `?limit=&before=&mode=`, as `parameter code`.
     fn refused(parameters: &[(&str, &str)]) -> Vec<String> {
         let mut query = Query::new(parameters.iter().copied());
-        query.number("limit", 1, 500);
+        query.number("limit", LIMIT);
         query.value::<Step>("before");
         query.word("mode", [("min", 1), ("max", 2)]);
         let problem = query.finish().err();

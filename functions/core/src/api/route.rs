@@ -3,6 +3,26 @@
 
 use crate::api::problem::{Code, Problem};
 
+/// A whole number of a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// The least.
+    pub min: u32,
+    /// The greatest.
+    pub max: u32,
+    /// What it is when a query does not say.
+    pub default: Option<u32>,
+}
+
+/// Jobs or checkpoints of a page.
+pub const LIMIT: Count = Count { min: 1, max: 500, default: Some(50) };
+/// Lines of a log.
+pub const TAIL: Count = Count { min: 1, max: 10_000, default: Some(500) };
+/// A rank; the last one of the largest job: 1,000 nodes with 64 processes each.
+pub const RANK: Count = Count { min: 0, max: 63_999, default: None };
+/// A start of a pod, or an attempt of a submission.
+pub const ATTEMPT: Count = Count { min: 1, max: 1_000_000, default: None };
+
 /// What a request asks for, with the parts of its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route<'a> {

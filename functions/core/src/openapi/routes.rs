@@ -1,14 +1,17 @@
-//! What each route does and may answer, in words and types. The bounds of parameters are those of the functions' handlers;
+//! What each route does and may answer, in words and types. The bounds of parameters stand beside the routes;
 //! the client test sends each of them.
 
 use serde_json::{Value, json};
+use training_run::{
+    lineage::DEFAULT_METRIC,
+    names::{Framework, Step},
+};
 
 use super::{
     Schemas, examples,
     operation::{Access, Operation, answer, header, parameter, with_example, with_headers},
     request::RequestBody,
 };
-use training_run::names::{Framework, Step};
 
 use crate::{
     api::{
@@ -16,7 +19,7 @@ use crate::{
         dry_run::DryRun,
         problem::Code,
         readiness::{Health, Readiness},
-        route::Route,
+        route::{ATTEMPT, Count, LIMIT, RANK, Route, TAIL},
     },
     job::{
         events::EventList,
@@ -233,7 +236,7 @@ fn checkpoints(schemas: &mut Schemas) -> Operation {
 }
 
 fn best_checkpoint(schemas: &mut Schemas) -> Operation {
-    let metric = json!({"type": "string", "minLength": 1, "maxLength": 256, "default": "loss"});
+    let metric = json!({"type": "string", "minLength": 1, "maxLength": 256, "default": DEFAULT_METRIC});
     let mode = json!({"type": "string", "enum": ["min", "max"], "default": "min"});
     Operation {
         id: "get_best_checkpoint",
@@ -248,10 +251,10 @@ fn best_checkpoint(schemas: &mut Schemas) -> Operation {
 
 fn logs() -> Operation {
     let replica = json!({"type": "string", "pattern": "^(master|worker-[0-9]+)$"});
-    let rank = json!({"type": "integer", "minimum": 0, "maximum": 63_999});
-    let attempt = json!({"type": "integer", "minimum": 1, "maximum": 1_000_000});
+    let rank = count(RANK);
+    let attempt = count(ATTEMPT);
     let source = json!({"type": "string", "enum": ["cluster", "archive"]});
-    let tail = json!({"type": "integer", "minimum": 1, "maximum": 10_000, "default": 500});
+    let tail = count(TAIL);
     let since = json!({"type": "string", "format": "date-time"});
     let truncated = "`true`: older lines were left out, so that the answer has at most 4 MiB, and of the archive no more than \
                      1,000 objects hold and time allows.";
@@ -393,8 +396,16 @@ pub(super) fn step() -> Value {
     json!({"type": "integer", "format": "int64", "minimum": 0, "maximum": Step::MAX})
 }
 
+fn count(Count { min, max, default }: Count) -> Value {
+    let mut schema = json!({"type": "integer", "minimum": min, "maximum": max});
+    if let Some(default) = default {
+        schema["default"] = default.into();
+    }
+    schema
+}
+
 fn limit(description: &str) -> Value {
-    parameter("limit", description, &json!({"type": "integer", "minimum": 1, "maximum": 500, "default": 50}))
+    parameter("limit", description, &count(LIMIT))
 }
 
 fn location() -> (&'static str, Value) {

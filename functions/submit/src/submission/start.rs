@@ -7,15 +7,12 @@ use training_core::{
 };
 use training_http::{Failure, answer::storage_failure, boundary::in_storage};
 use training_run::{
-    lineage::Mode,
+    lineage::{DEFAULT_METRIC, Mode},
     marker::State,
     names::{Step, Submission},
 };
 
 use super::Submitting;
-
-/// The metric by which `"best"` is chosen, least first.
-const BEST_METRIC: &str = "loss";
 
 impl Submitting<'_> {
     /// Which checkpoint the job starts from, looked up where the request names one that must be there.
@@ -40,7 +37,7 @@ impl Submitting<'_> {
         let step = match target {
             ResumeTarget::Latest => in_storage(store.latest(&self.prefix)).await?.map(|entry| entry.step),
             ResumeTarget::Best => {
-                let best = in_storage(store.best(&self.prefix, BEST_METRIC, Mode::Min)).await?;
+                let best = in_storage(store.best(&self.prefix, DEFAULT_METRIC, Mode::Min)).await?;
                 best.map(|entry| entry.step)
             }
             ResumeTarget::Step(step) => {
