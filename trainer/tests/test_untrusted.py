@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import shutil
+import sys
 import tarfile
 import warnings
 from unittest import mock
@@ -25,6 +26,7 @@ from pods import FIRST, SECOND, last_words, run_of, start_pods
 from torch import _weights_only_unpickler
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
 from training import model, untrusted
 from training.distributed import sharding
@@ -416,28 +418,83 @@ def test_weights_of_torch_are_data(model_on_s3, trap, form):
         model_on_s3(plant)
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_models_own_code_is_not_run_and_nobody_is_asked(model_on_s3, trap, monkeypatch, known):
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
+OF_ITS_OWN = {"AutoConfig": "mine.Config", "AutoModel": "mine.Model", "AutoModelForCausalLM": "mine.Model"}
+TOKENS = {"auto_map": {"AutoTokenizer": ["tokens.Slow", "tokens.Fast"]}}
+# What config.json and tokenizer_config.json get; the first of these models is of a type that transformers has itself.
+OWN_CODE = {
+    "known": ({"auto_map": OF_ITS_OWN}, TOKENS),
+    "unknown": ({"auto_map": OF_ITS_OWN, "model_type": "mine"}, TOKENS),
+    "unknown, and its tokenizer is a config": (
+        {"auto_map": OF_ITS_OWN, "model_type": "mine"},
+        {"tokenizer_class": "AutoConfig"},
+    ),
+    "unknown, and its tokenizer is a model": (
+        {"auto_map": OF_ITS_OWN, "model_type": "mine"},
+        {"tokenizer_class": "AutoModelForCausalLM"},
+    ),
+    "known, and its tokenizer is a config": ({}, {"tokenizer_class": "AutoConfig"}),
+    "known, a part of it not": (
+        {"model_type": "fuyu", "text_config": {"auto_map": OF_ITS_OWN, "model_type": "clvp_decoder"}},
+        {},
+    ),
+}
 
+
+def plant_own_code(folder, trap, variant, source):
+    """As a model's folder that will be loaded from `source`."""
+    config, tokens = OWN_CODE[variant]
+    for name in ("mine", "tokens"):
+        (folder / f"{name}.py").write_text(f"import os\nos.mkdir({str(trap.path)!r})\n")
+    if "text_config" in config:
+        config = config | {"text_config": config["text_config"] | {"_name_or_path": str(source)}}
+    for name, own in (("config.json", config), ("tokenizer_config.json", tokens)):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | own))
+
+
+@pytest.fixture
+def willing(monkeypatch):
+    """Somebody at the console who would say yes, and must not have been asked."""
+    answers = "y\n" * 10
+    monkeypatch.setattr("sys.stdin", io.StringIO(answers))
+    yield
+    assert sys.stdin.read() == answers, "somebody was asked"
+
+
+@pytest.mark.parametrize("variant", OWN_CODE)
+def test_a_models_own_code_is_not_run_and_nobody_is_asked(model_on_s3, trap, tmp_path, willing, variant):
     def plant(folder):
-        for name in ("mine", "tokens"):
-            (folder / f"{name}.py").write_text(f"import os\nos.mkdir({str(trap.path)!r})\n")
-        path = folder / "config.json"
-        config = json.loads(path.read_text())
-        config["auto_map"] = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
-        if not known:
-            config["model_type"] = "mine"
-        path.write_text(json.dumps(config))
-        path = folder / "tokenizer_config.json"
-        tokens = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": ["tokens.Slow", "tokens.Fast"]}}
-        path.write_text(json.dumps(tokens))
+        plant_own_code(folder, trap, variant, tmp_path / "model")
 
-    if known:
+    if variant == "known":
         model_on_s3(plant)  # by our own code
     else:
-        with pytest.raises(UserError, match="cannot be loaded"):
+        with pytest.raises(UserError, match="cannot be loaded") as error:
             model_on_s3(plant)
+        assert cause_of(error.value) == "user_error"
+
+
+@pytest.mark.parametrize("variant", OWN_CODE)
+def test_a_models_own_code_is_not_run_for_its_shapes(model_dir, trap, tmp_path, willing, variant):
+    shutil.copytree(model_dir / "tiny", tmp_path / "model")
+    plant_own_code(tmp_path / "model", trap, variant, tmp_path / "model")
+    if variant in ("known", "known, and its tokenizer is a config"):
+        assert model.shapes_of_config(str(tmp_path / "model"))
+    else:
+        with pytest.raises(UserError, match="cannot be loaded"):
+            model.shapes_of_config(str(tmp_path / "model"))
+
+
+def test_a_models_own_code_is_not_run_for_whoever_asks_for_it(model_dir, trap, tmp_path, willing):
+    """A file can bring what transformers passes on, and so perhaps the consent."""
+    shutil.copytree(model_dir / "tiny", tmp_path / "model")
+    model.load(str(tmp_path / "model"))
+    plant_own_code(tmp_path / "model", trap, "unknown", tmp_path / "model")
+    for auto in (AutoConfig, AutoModelForCausalLM, AutoTokenizer):
+        with pytest.raises(UserError, match="code of its own"):
+            auto.from_pretrained(str(tmp_path / "model"), trust_remote_code=True)
+    with pytest.raises(UserError, match="code of its own"):
+        dynamic_module_utils.get_class_from_dynamic_module("mine.Model", str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize(

@@ -93,10 +93,11 @@ def may_pass(error: Exception) -> bool:
 def load(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Model and tokenizer. Weights are fp32 whatever the file has: in bf16 small steps would be rounded away."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
     from training import untrusted
 
+    forbid_own_code()
     try:
         with untrusted.data_only(Path(source)):
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -107,8 +108,26 @@ def load(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         if isinstance(error, UserError) or cause_of(error) != CRASH:
             raise
         raise unloadable(source, error) from None
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):  # its file may name any class of transformers
+        raise unloadable(source, TypeError(f"its tokenizer is a {type(tokenizer).__name__}"))
     network.train()  # it comes in evaluation mode
     return network, tokenizer
+
+
+def forbid_own_code() -> None:
+    """From here on transformers runs no code of a model's folder in this process, and asks nobody whether it may.
+
+    `trust_remote_code=False` holds for one call and is not passed on to what that call loads: the class that a
+    tokenizer's file names, and the parts of a model.
+    """
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # the seconds that it would wait for an answer
+    dynamic_module_utils.check_imports = refuse_code  # which it calls before it copies and runs a file
+
+
+def refuse_code(file: typing.Any) -> typing.NoReturn:
+    raise UserError(f"{file} is code of its own that a model brings, and no such code is run: choose another MODEL_ID")
 
 
 def unloadable(source: str, error: Exception) -> UserError:
@@ -125,6 +144,7 @@ def shapes_of_config(source: str) -> Shapes:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    forbid_own_code()
     try:
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
