@@ -9,6 +9,7 @@ import threading
 import huggingface_hub
 import pytest
 from alone import train_alone
+from conftest import client
 from pods import FIRST, SECOND, exported, files, marker, run_of, same
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -90,6 +91,18 @@ def test_of_a_model_in_a_bucket_only_what_is_needed_is_brought(tmp_path, model_d
     assert files(tmp_path / "config") == {"config.json"}
     model.locate(f"file://{model_dir}/tiny", tmp_path / "all")
     assert files(tmp_path / "all") == files(model_dir / "tiny")
+
+
+@pytest.mark.parametrize("key", ["model/", "model/.", "model/..", "model/onnx/"])
+def test_what_a_bucket_has_beside_a_models_files_is_passed_over(s3, tmp_path, model_dir, monkeypatch, key):
+    """S3's console makes an empty object for a folder, whose key is the prefix itself."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    for path in (model_dir / "tiny").iterdir():
+        client(s3).upload_file(str(path), "bucket", f"{tmp_path.name}/model/{path.name}")
+    client(s3).put_object(Bucket="bucket", Key=f"{tmp_path.name}/{key}", Body=b"")
+    model.locate(f"s3://bucket/{tmp_path.name}/model/", tmp_path / "model")
+    assert files(tmp_path / "model") == files(model_dir / "tiny")
 
 
 @pytest.mark.parametrize(

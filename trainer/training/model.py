@@ -44,8 +44,9 @@ def locate(model_id: str, directory: Path, files: Sequence[str] | None = None) -
     if model_id.startswith(URIS):
         storage = open_storage(model_id)
         try:
-            # Such a folder is flat. What lies deeper are other formats of the same weights.
-            entries = [entry for entry in storage.list("") if "/" not in entry.key]
+            # Such a folder is flat. What lies deeper are other formats of the same weights, and what has no name is the
+            # empty object that S3's console makes for a folder.
+            entries = [entry for entry in storage.list("") if "/" not in entry.key and entry.key not in ("", ".", "..")]
             for entry in entries:
                 if files is None or entry.key in files:
                     storage.download(entry.key, directory / entry.key)
