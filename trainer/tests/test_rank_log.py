@@ -5,6 +5,7 @@ What it costs, and what becomes of it when followers die, are late or hear no an
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ import ctypes, os, signal, subprocess, sys, time
 from training import rank_log
 rank_log.EVERY_SECONDS = float(os.environ.get("EVERY", "10"))
 rank_log.PART = int(os.environ.get("PART", rank_log.PART))
+rank_log.LAST_SECONDS = float(os.environ.get("LAST", "10"))
 with rank_log.RankLog(os.environ["STORE"], os.environ["SUBMISSION"], 1) as log:
     exec(os.environ["BODY"])
 print("after the end")
@@ -184,6 +186,32 @@ def test_storage_that_fails_does_not_fail_the_process_and_is_said_once(job):
     job.store.unlink()
     job.run("log.number(2)")
     assert job.log(1) == "one\ntwo\n"
+
+
+def test_what_was_left_is_stored_when_storage_recovers_and_its_failure_is_said_once(job):
+    job.store.write_text("a file where a folder should be")
+    assert "the log of attempt-1 could not be stored in time" in job.run("log.number(1); print('one')")[1]
+    body = "log.number(2); print('two'); time.sleep(0.5); os.remove(os.environ['STORE'][7:]); time.sleep(0.5)"
+    code, shown = job.run(body, EVERY="0.1")
+    assert (code, job.log(1), job.log(2)) == (0, "one\n", "two\n")
+    assert shown.count("the log of attempt-1 could not be written") == 1
+    assert "in time" not in shown
+    assert job.left() == []
+
+
+def test_what_could_not_be_stored_in_time_is_named_in_the_log(job):
+    job.volume.joinpath(SUBMISSION, "attempt-1").mkdir(parents=True)
+    job.volume.joinpath(SUBMISSION, "attempt-1", "rank-1.log").write_text("one\n")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it never answers
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        keys = dict.fromkeys(["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"], "test") | {"AWS_REGION": "us-east-1"}
+        code, shown = job.run(
+            "log.number(2); print('two')", STORE="s3://bucket/run", AWS_ENDPOINT_URL=endpoint, LAST="0.5", **keys
+        )
+    assert (code, shown) == (
+        0,
+        "two\nthe log of attempt-1 and attempt-2 could not be stored in time\nafter the end\n",
+    )
 
 
 def test_a_volume_that_fails_does_not_fail_the_process(job):

@@ -11,6 +11,7 @@ import os
 import random
 import re
 import urllib.parse
+from unittest import mock
 
 import pytest
 from botocore.awsrequest import AWSRequest, AWSResponse
@@ -254,6 +255,32 @@ def test_a_write_whose_answer_is_lost_is_neither_done_twice_nor_lost(s3, file, t
     log.write()
     assert s3.log() == whole(file)
     assert len(s3.versions) == 4
+
+
+@pytest.mark.parametrize("waits", [[False, True], [True]], ids=["while the process runs", "when it ends"])
+def test_what_a_container_left_is_stored_when_s3_answers_again(s3, file, tmp_path, waits):
+    left = tmp_path / "attempt-1" / "rank-0.log"
+    left.parent.mkdir()
+    left.write_bytes(b"one\n")
+    os.write(file, b"two\n")
+    shipper = Shipper("s3://bucket/run", SUBMISSION, 0, file, [left])
+    shipper._storage = s3.storage
+    shipper.attempt = 2
+
+    def fail(*_):
+        raise ConnectionClosedError(endpoint_url="http://s3.test")
+
+    def wait(_):
+        assert not s3.objects
+        s3.before = lambda *_: None
+        shipper.ended.wait = lambda _: waits[-1]
+        return waits[0]
+
+    s3.before = fail
+    shipper.ended = mock.Mock(wait=wait)
+    shipper.run()
+    assert s3.objects == {FIRST_KEY: b"one\n", layout.log_key(SUBMISSION, 2, 0): b"two\n"}
+    assert not left.exists() and shipper.done
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

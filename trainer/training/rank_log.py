@@ -5,7 +5,7 @@ which outlives it, copies the file to the console and writes it to storage. What
 append, so new bytes go into a new object, the log's next part, and no object is written again.
 
 The file is on the pod's volume, where TRAINER_LOG_DIR names one. What the second process could not write any more,
-because its container was killed, the next container writes first.
+because its container was killed, the next container writes, and tries again for as long as storage fails.
 """
 
 import contextlib
@@ -164,41 +164,57 @@ class StoredLog:
 
 
 class Shipper:
-    """Writes one log to storage while it grows, and before that what earlier containers have left."""
+    """Writes one log to storage while it grows, and what earlier containers have left."""
 
     def __init__(self, prefix: str, submission: str, rank: int, file: int, left: list[Path]) -> None:
         self.prefix = prefix
         self.submission = submission
         self.rank = rank
         self.file = file
-        self.left = left
+        self.left = list(left)  # what is not in storage yet
         self.attempt: int | None = None
         self.done = False  # all of it is in storage
         self.ended = threading.Event()
-        self.said = False
+        self._failing: set[str] = set()  # whose failure has been said
         self._storage: Storage | None = None
         self._log: StoredLog | None = None
 
     def run(self) -> None:
-        for path in self.left:
-            self._safely(lambda path=path: self._ship_left(path))
+        self._ship_left()
         while not self.ended.wait(EVERY_SECONDS):
-            self._safely(self._ship)
-        self.done = self._safely(self._ship) and self.attempt is not None
+            self._safely("the log", self._ship)
+            self._ship_left()
+        self.done = self._safely("the log", self._ship) and self.attempt is not None
+        self._ship_left()
+
+    def missing(self) -> list[str]:
+        """The attempts whose logs are not all in storage."""
+        own = [] if self.attempt is None or self.done else [f"attempt-{self.attempt}"]
+        return [path.parent.name for path in self.left] + own
 
     def _ship(self) -> None:
         if self.attempt is not None:
             self._log = self._log or self._stored(self.attempt, self.file)
             self._log.write()
 
-    def _ship_left(self, path: Path) -> None:
+    def _ship_left(self) -> None:
+        for path in list(self.left):
+            if self._safely(f"the log of {path.parent.name}", lambda path=path: self._ship_file(path)):
+                self.left.remove(path)
+
+    def _ship_file(self, path: Path) -> None:
         number = _ATTEMPT.fullmatch(path.parent.name)
-        if number:
-            with path.open("rb", buffering=0) as file:
-                log = self._stored(int(number[1]), file.fileno())
-                log.catch_up()
-                log.write()
-            remove(path)
+        if not number:
+            return
+        try:
+            file = path.open("rb", buffering=0)
+        except FileNotFoundError:  # its own container's second process was faster
+            return
+        with file:
+            log = self._stored(int(number[1]), file.fileno())
+            log.catch_up()
+            log.write()
+        remove(path)
 
     def _stored(self, attempt: int, file: int) -> StoredLog:
         return StoredLog(self.storage, self.submission, attempt, self.rank, file)
@@ -209,15 +225,15 @@ class Shipper:
             self._storage = open_storage(self.prefix)
         return self._storage
 
-    def _safely(self, action: typing.Callable[[], None]) -> bool:
+    def _safely(self, what: str, action: typing.Callable[[], None]) -> bool:
         try:
             action()
         except Exception as error:  # whatever it is, training goes on
-            if not self.said:
-                print(f"the log could not be written: {error}", file=sys.stderr, flush=True)  # noqa: T201
-            self.said = True
+            if what not in self._failing:
+                say(f"{what} could not be written: {error}")
+            self._failing.add(what)
             return False
-        self.said = False
+        self._failing.discard(what)
         return True
 
 
@@ -229,8 +245,7 @@ def follow(file: int, told: int, orders: int, parent: int, shipper: Shipper) -> 
     while True:
         while chunk := os.pread(file, 1024 * 1024, told):
             told += len(chunk)
-            with contextlib.suppress(OSError):  # nobody looks at the console; storage has it
-                console(chunk)
+            console(chunk)
         if ended:
             break
         if select.select([orders], [], [], LOOK_SECONDS)[0]:
@@ -242,11 +257,18 @@ def follow(file: int, told: int, orders: int, parent: int, shipper: Shipper) -> 
         ended = ended or os.getppid() != parent
     shipper.ended.set()
     shipping.join(LAST_SECONDS)
+    if missing := shipper.missing():
+        say(f"the log of {' and '.join(missing)} could not be stored in time")
+
+
+def say(line: str) -> None:
+    console(f"{line}\n".encode(errors="replace"))
 
 
 def console(chunk: bytes) -> None:
-    while chunk:
-        chunk = chunk[os.write(2, chunk) :]
+    with contextlib.suppress(OSError):  # nobody looks at it
+        while chunk:
+            chunk = chunk[os.write(2, chunk) :]
 
 
 def remove(path: Path) -> None:
