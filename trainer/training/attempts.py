@@ -202,15 +202,10 @@ def parse(number: int, body: bytes) -> Attempt:
         raise ValueError("it has no cause, not even null")
     return Attempt(
         attempt=number,
-        pods=tuple(field("pods", lambda pods: isinstance(pods, list) and all(map(is_text, pods)))),
+        pods=tuple(field("pods", lambda pods: isinstance(pods, list) and all(map(strict_json.is_text, pods)))),
         started_at=field("started_at", is_number),
         cause=field("cause", lambda cause: cause is None or cause in errors.CAUSES),
         rank=field("rank", lambda rank: rank is None or (whole(rank) and rank < 2**32)),
-        message=field("message", lambda message: message is None or is_text(message)),
+        message=field("message", lambda message: message is None or strict_json.is_text(message)),
         ended_at=field("ended_at", lambda ended_at: ended_at is None or is_number(ended_at)),
     )
-
-
-def is_text(value: typing.Any) -> bool:
-    """Whole characters: halves of them have no UTF-8."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)

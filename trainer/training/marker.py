@@ -89,7 +89,7 @@ def parse(body: bytes) -> Marker:
         world_size=field("world_size", whole),
         files=None if files is None else tuple(File(path=f["path"], size=f["size"], etag=f.get("etag")) for f in files),
         metrics=field("metrics", are_metrics) or {},
-        metadata=field("metadata", lambda metadata: isinstance(metadata, dict)) or {},
+        metadata=field("metadata", is_object) or {},
     )
 
 
@@ -115,16 +115,17 @@ def is_uuid(value: typing.Any) -> bool:
     return isinstance(value, str) and bool(_UUID.fullmatch(value))
 
 
+def is_object(value: typing.Any) -> bool:
+    return isinstance(value, strict_json.Object) and strict_json.has_whole_names(value)
+
+
 def is_parent(value: typing.Any) -> bool:
-    return isinstance(value, dict) and is_uuid(value.get("submission")) and is_step(value.get("step"))
+    return is_object(value) and is_uuid(value.get("submission")) and is_step(value.get("step"))
 
 
 def are_metrics(value: typing.Any) -> bool:
     """What can be written again as JSON."""
-    try:
-        return isinstance(value, dict) and bool(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
-    except ValueError:
-        return False
+    return is_object(value) and strict_json.is_sound(value)
 
 
 def are_files(value: typing.Any) -> bool:
@@ -137,11 +138,11 @@ def are_files(value: typing.Any) -> bool:
 
 def is_file(value: typing.Any) -> bool:
     """A path that stays below checkpoints/ and can be in a key, a size, and perhaps an ETag."""
-    if not isinstance(value, dict) or not whole(value.get("size")):
+    if not is_object(value) or not whole(value.get("size")):
         return False
     path, etag = value.get("path"), value.get("etag")
     inside = isinstance(path, str) and all(part not in ("", ".", "..") for part in path.split("/"))
-    return inside and can_be_in_key(path) and isinstance(etag, str | None)
+    return inside and can_be_in_key(path) and (etag is None or strict_json.is_text(etag))
 
 
 def can_be_in_key(path: str) -> bool:
