@@ -60,7 +60,7 @@ def complete(value):
 
 
 def write(value):
-    return owner.may_write(value["owner"], value["submission"], value["now_ms"] / 1000)
+    return owner.may_write(value["owner"], value["submission"], value["now_ms"])
 
 
 def checkpoints(value):

@@ -52,11 +52,31 @@ def test_a_claim_whose_job_appears_supersedes_when_it_is_old(run):
     assert 34 <= run["waited"] <= 36
 
 
-def test_a_claim_that_was_given_up_is_waited_out(run):
+def test_a_claim_that_was_given_up_long_ago_ends_no_run_that_nobody_has_claimed(run):
+    """As a refused request leaves it where a laptop or another launcher trains."""
     run["write"](submission=OTHER, namespace="n", job="j", released=True)
+    run["check"]()
+    assert run["waited"] == 0
+
+
+def test_a_claim_that_was_given_up_a_moment_ago_is_waited_out(run):
+    run["write"](submission=id_of(run["now"]), namespace="n", job="j", released=True)
+    run["check"]()
+    assert 34 <= run["waited"] <= 36
+
+
+def test_claims_that_are_given_up_one_after_the_other_are_waited_out_together(run):
+    run["write"](submission=id_of(run["now"]), namespace="n", job="j", released=True)
+    run["then"] = lambda: run["write"](submission=id_of(run["now"]), namespace="n", job="j", released=True)
+    run["check"]()
+    assert 34 <= run["waited"] <= 36
+
+
+def test_a_claim_from_a_far_future_is_not_waited_for(run):
+    run["write"](submission=id_of(run["now"] + 3600), namespace="n", job="j")
     with pytest.raises(SupersededError):
         run["check"]()
-    assert 34 <= run["waited"] <= 36
+    assert run["waited"] == 0
 
 
 def test_claims_that_follow_each_other_are_not_waited_for_for_ever(run):

@@ -7,6 +7,7 @@ everybody's. The attempts are those of the ledger.
 
 import json
 import logging
+import math
 import time
 import uuid
 from collections.abc import Mapping
@@ -16,32 +17,39 @@ from training import layout
 from training.errors import SupersededError
 from training.storage import Storage
 
-CLAIM_SECONDS = 35.0  # after a claim, its job may still appear: the control plane's owner.rs
+CLAIM_SECONDS = 35  # after a claim, its job may still appear: the control plane's owner.rs
 POLL_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
 
 def may_write(owner: Mapping[str, Any], submission: str, now: float) -> Literal["allowed", "wait", "superseded"]:
-    """Whether this submission may write into a run with this owner; `now` is in seconds since 1970.
+    """Whether this submission may write into a run with this owner; `now` is in milliseconds since 1970.
 
-    The rule is `Owner::write` of the control plane too. A claim that is young or given up settles nothing yet: its
-    request may have been refused, and the run's owner is then written again.
+    The rule is `Owner::write` of the control plane too. A claim that is young settles nothing yet: its request may be
+    refused, and the run's owner is then written again. One that was given up where nothing was before claims nothing.
     """
     if owner["submission"] == submission:
         return "allowed"
-    if owner.get("released") or now < _made_at(owner.get("claimed_by") or owner["submission"]) + CLAIM_SECONDS:
+    request = owner.get("claimed_by")
+    if _is_young(owner["submission"] if request is None else request, now):
         return "wait"
-    return "superseded"
+    return "allowed" if owner.get("released") is True else "superseded"
 
 
-def _made_at(request: str) -> float:
-    """When a request made its id, in seconds since 1970; 0 where the id (UUIDv7 otherwise) does not say."""
+def _is_young(request: str, now: float) -> bool:
+    """By the time at which the request made its id, which may be ahead by as much: clocks differ a little."""
+    made = _made_at(request)
+    return made is not None and abs(now - made) < CLAIM_SECONDS * 1000
+
+
+def _made_at(request: str) -> int | None:
+    """In milliseconds since 1970; None where the id (UUIDv7 otherwise) does not say."""
     try:
-        made = uuid.UUID(request)
+        made = uuid.UUID(request).int
     except ValueError:
-        return 0.0
-    return (made.int >> 80) / 1000 if made.version == 7 else 0.0
+        return None
+    return made >> 80 if made >> 76 & 0xF == 7 else None  # whatever the variant
 
 
 class Owner:
@@ -65,15 +73,14 @@ class Owner:
             raise SupersededError(f"attempt {newest} of this submission has begun: attempt {mine} writes no more")
 
     def _check_submission(self) -> None:
-        """Waits for as long as it is not settled whose the run is."""
-        waits_until = None
+        """Waits for as long as it is not settled whose the run is, but for no claims that follow each other."""
+        waits_until = time.monotonic() + CLAIM_SECONDS
         while (owner := self._read()) is not None:
-            verdict = may_write(owner, self.submission, time.time())
+            is_over = time.monotonic() >= waits_until
+            verdict = may_write(owner, self.submission, math.inf if is_over else time.time() * 1000)
             if verdict == "allowed":
                 return
-            if waits_until is None:
-                waits_until = time.monotonic() + CLAIM_SECONDS
-            if verdict == "superseded" or time.monotonic() >= waits_until:
+            if verdict == "superseded":
                 other = owner["submission"]
                 raise SupersededError(
                     f"the run belongs to submission {other} now: {self.submission} stops and writes no more"

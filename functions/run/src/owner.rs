@@ -115,17 +115,22 @@ impl Owner {
     }
 
     /// Whether the job of this claim may still be about to appear, as far as the time tells; `now` is in milliseconds since
-    /// 1970. A request's id begins with the time at which it was made.
+    /// 1970.
     #[must_use]
     pub fn is_young(&self, now: u64) -> bool {
+        !self.released && self.is_recent(now)
+    }
+
+    /// Whether the request that made this claim, given up or not, was made a moment ago: its id begins with the time. That
+    /// may be ahead by as much as it may be behind, since clocks differ a little.
+    fn is_recent(&self, now: u64) -> bool {
         let id = self.claimed_by.as_ref().unwrap_or(&self.submission);
         let id = id.parse::<uuid::Uuid>().ok().filter(|id| id.get_version_num() == 7);
         let made_at = id.and_then(|id| id.get_timestamp()).map(|timestamp| {
             let (seconds, nanoseconds) = timestamp.to_unix();
             seconds * 1000 + u64::from(nanoseconds) / 1_000_000
         });
-        // One from the future is young as well: clocks differ a little.
-        !self.released && made_at.is_some_and(|made_at| now < made_at + CLAIM_LIFETIME_MS)
+        made_at.is_some_and(|made_at| now.abs_diff(made_at) < CLAIM_LIFETIME_MS)
     }
 
     /// Where this run stands for a request that would claim it so. Everything in `known` was read after this owner was, and
@@ -173,13 +178,16 @@ impl Owner {
         previous.or_else(|| Some(self.submission.clone()))
     }
 
-    /// Whether the trainer of this submission may write into the run: the rule of the trainer's `owner.py`.
+    /// Whether the trainer of this submission may write into the run: the rule of the trainer's `owner.py`. A claim that was
+    /// given up where nothing was before claims nothing, once no request can be about to claim the run.
     #[must_use]
     pub fn write(&self, submission: &str, now: u64) -> Write {
         if self.submission == submission {
             Write::Allowed
-        } else if self.released || self.is_young(now) {
+        } else if self.is_recent(now) {
             Write::Wait
+        } else if self.released {
+            Write::Allowed
         } else {
             Write::Superseded
         }
