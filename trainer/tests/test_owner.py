@@ -92,3 +92,12 @@ def test_an_old_owner_supersedes_at_once(run):
     with pytest.raises(SupersededError):
         run["check"]()
     assert run["waited"] == 0
+
+
+def test_an_object_in_a_folder_below_the_attempts_is_no_newer_attempt(tmp_path):
+    storage = open_storage(f"file://{tmp_path}")
+    storage.write(f"attempts/{MINE}/old/9", b"{}")
+    owner.Owner(storage, MINE, attempt=1).check()
+    storage.write(f"attempts/{MINE}/9", b"{}")
+    with pytest.raises(SupersededError, match="attempt 9 of this submission has begun"):
+        owner.Owner(storage, MINE, attempt=1).check()

@@ -13,7 +13,7 @@ MAX_STEP = 10**12 - 1
 MAX_LOG_PART_BYTES = 4 * 1024 * 1024
 
 _MARKER = re.compile(r"checkpoints/step-([0-9]{6}|[1-9][0-9]{6,11})\.json")
-_ATTEMPT = re.compile(r"[1-9][0-9]{0,8}")
+_ATTEMPT = re.compile(r"attempts/[^/]+/([1-9][0-9]{0,8})")
 _LOG_PART = re.compile(r"\.(?:([0-9]{6})|z([0-9]{9}))")
 _SUBMISSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FILE = re.compile(rf"checkpoints/(?:checkpoint|step)-([0-9]{{1,12}})/({_SUBMISSION.pattern})-[1-9][0-9]*/.")
@@ -81,8 +81,8 @@ def attempt_key(submission: str, attempt: int) -> str:
 
 def parse_attempt_key(key: str) -> int | None:
     """The attempt's number, or None for any other object below a submission's attempts."""
-    match = _ATTEMPT.fullmatch(key.rpartition("/")[2])
-    return int(match[0]) if match else None
+    match = _ATTEMPT.fullmatch(key)
+    return int(match[1]) if match else None
 
 
 def log_key(submission: str, attempt: int, rank: int, part: int = 0) -> str:
