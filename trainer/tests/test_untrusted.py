@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import sys
 import tarfile
 import warnings
@@ -28,7 +29,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
-from training import model, untrusted
+from training import model, random_state, untrusted
 from training.distributed import sharding
 from training.errors import UserError, cause_of
 from training.layout import FRAMEWORKS
@@ -346,6 +347,74 @@ def test_numpy_takes_no_bytes_of_a_file_for_pointers(resumed, trap):
 
     with pytest.raises(UserError, match=r"rng_state\.pth holds code where data should be"):
         resumed("hf", plant)
+
+
+def with_torch(left, position, *, seeded=1):
+    """Changes a state of torch's generator on the CPU, which has 624 numbers."""
+
+    def change(found):
+        said = bytearray(struct.pack("=iiQ", left, seeded, position))
+        found["torch" if "torch" in found else "cpu"][8:24] = torch.frombuffer(said, dtype=torch.uint8)
+
+    return change
+
+
+def with_numpy(position):
+    def change(found):
+        found["numpy"] = type(found["numpy"])((*found["numpy"][:2], position, *found["numpy"][3:]))
+
+    return change
+
+
+@pytest.mark.parametrize("change", [with_torch(624, 624), with_numpy(625)], ids=["torch", "numpy"])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_random_numbers_are_not_read_from_beyond_their_state(resumed, framework, change):
+    def plant(folder):
+        (path,) = folder.glob({"hf": "rng_state.pth", "nemo": "*.ckpt", "meta": "*.pt"}[framework])
+        found = torch.load(path, weights_only=False)
+        change({"hf": [found], "nemo": found.get("random_states"), "meta": [found.get("random0of1")]}[framework][0])
+        torch.save(found, path)
+
+    with pytest.raises(UserError, match="random numbers") as error:
+        resumed(framework, plant)
+    assert cause_of(error.value) == "user_error"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_torch(624, 2),
+        with_torch(2, 624),
+        with_torch(3, 1),
+        with_torch(0, 625),
+        with_torch(-1, 626),
+        with_torch(1, 2**63),
+        with_torch(624, 1, seeded=0),
+        lambda found: found.update(torch=found["torch"][:-8]),
+        lambda found: found.update(torch=torch.zeros(0, dtype=torch.uint8)),
+        lambda found: found.update(torch=found["torch"].to(torch.float32)),
+        lambda found: found.update(torch=found["torch"].tolist()),
+        with_numpy(-1),
+        with_numpy(float("nan")),
+    ],
+)
+def test_random_numbers_whose_fields_do_not_go_together_are_refused(change):
+    random_state.begin(7, ALONE)
+    found = random_state.state(ALONE)
+    change(found)
+    with pytest.raises(UserError, match="random numbers"):
+        random_state.restore(found, ALONE)
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 2, 622, 623, 624, 625, 1247, 1248, 1249])
+def test_random_numbers_go_on_from_every_position(drawn):
+    random_state.begin(7, ALONE)
+    for _ in range(drawn):
+        torch.rand(1)
+    found = random_state.state(ALONE)
+    expected = torch.rand(1000).tolist()
+    random_state.restore(found, ALONE)
+    assert torch.rand(1000).tolist() == expected
 
 
 def test_torch_takes_no_more_for_data_than_is_known():

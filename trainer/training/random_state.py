@@ -4,12 +4,17 @@ States are tensors and plain values, so that they can be loaded without unpickli
 """
 
 import random
+import struct
 import typing
 
 import numpy
 import torch
 
 from training.distributed import World
+from training.errors import UserError
+
+NUMBERS = 624  # of the Mersenne Twister that torch has on the CPU, before it makes new ones
+_TORCH = struct.Struct("=QiiQ")  # how its state begins: the seed, how many are left, whether seeded, the next one
 
 
 def begin(seed: int, world: World) -> None:
@@ -63,13 +68,32 @@ def of_trainer(found: dict[str, typing.Any]) -> dict[str, typing.Any]:
 
 
 def restore(found: dict[str, typing.Any], world: World) -> None:
-    """Go on from what state() has given. Raises ValueError for a position that numpy would believe."""
+    """Go on from what state() has given. Raises UserError for a position beyond its numbers: that would be believed."""
     version, internal, gauss = found["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = found["numpy"]
     if not 0 <= position <= len(keys):
-        raise ValueError(f"{position} is no position among {len(keys)} numbers")  # numpy would read beyond them
+        raise refusal(f"numpy's is at position {position} of {len(keys)} numbers")
     numpy.random.set_state((name, keys.numpy().astype("uint32"), position, has_gauss, cached))
+    check_torch(found["torch"])
     torch.set_rng_state(found["torch"])
     if world.gpu and "cuda" in found:
         torch.cuda.set_rng_state(found["cuda"])
+
+
+def check_torch(found: typing.Any) -> None:
+    """Raises UserError for a state that torch's generator on the CPU cannot have come to."""
+    own = torch.get_rng_state()
+    if not isinstance(found, torch.Tensor) or (found.dtype, found.shape) != (own.dtype, own.shape):
+        raise refusal("torch's is of another form")
+    _, left, seeded, position = _TORCH.unpack_from(found.contiguous().numpy())
+    # One is left before the first is drawn, and from then on both count: only `left` tells torch where its numbers end.
+    if seeded != 1 or not ((left, position) == (1, 0) or (1 <= left <= NUMBERS and left + position == NUMBERS + 1)):
+        raise refusal(f"torch's is at position {position} of {NUMBERS} numbers with {left} left")
+
+
+def refusal(why: str) -> UserError:
+    return UserError(
+        f"the checkpoint's random numbers have a state that cannot be: {why}; find out who else can write such files, "
+        "and submit the job again from another step or without resuming"
+    )
