@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import re
 import shutil
 import threading
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from training import model
-from training.errors import CheckpointError, StorageError, UserError, cause_of
+from training.errors import CheckpointError, StorageError, SupersededError, UserError, cause_of
 from training.layout import FRAMEWORKS
 
 
@@ -91,6 +92,24 @@ def test_of_a_model_in_a_bucket_only_what_is_needed_is_brought(tmp_path, model_d
     assert files(tmp_path / "config") == {"config.json"}
     model.locate(f"file://{model_dir}/tiny", tmp_path / "all")
     assert files(tmp_path / "all") == files(model_dir / "tiny")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_who_has_lost_the_run_while_it_loaded_leaves_its_configuration(train, tmp_path, monkeypatch, framework):
+    run = run_of(tmp_path / "store", framework)
+    train(framework, SECOND, max_steps=1)
+    newest = (run / "config/run.json").read_bytes()
+    load = model.load
+
+    def load_for_long(source):
+        (run / "owner").write_text(json.dumps({"submission": SECOND, "namespace": "n", "job": "j"}))
+        return load(source)
+
+    monkeypatch.setattr(model, "load", load_for_long)
+    with pytest.raises(SupersededError):
+        train(framework, FIRST, max_steps=2)
+    assert (run / "config/run.json").read_bytes() == newest
+    assert not (run / f"config/{FIRST}/run.json").exists()
 
 
 @pytest.mark.parametrize("key", ["model/", "model/.", "model/..", "model/onnx/"])

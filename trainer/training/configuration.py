@@ -7,6 +7,7 @@ import typing
 from training import layout
 from training.errors import UserError
 from training.job import Job
+from training.owner import Owner
 from training.settings import Settings
 from training.storage import Storage
 
@@ -41,7 +42,8 @@ def complete(settings: Settings, config: "PreTrainedConfig", world: "World") -> 
 
 
 def write(storage: Storage, job: Job, settings: Settings, world: "World", total: int) -> None:
-    """What this submission trains, and how, with every default spelled out."""
+    """What this submission trains, and how, with every default spelled out. Raises SupersededError."""
+    Owner(storage, job.submission, world.attempt).check()  # data and model may have taken long to load
     body = dataclasses.asdict(dataclasses.replace(job, settings=settings)) | {
         "world_size": world.size,
         "total_steps": total,
