@@ -277,6 +277,24 @@ def test_metadata_leads_to_files_of_its_folder_alone(stores, tmp_path, place):
         untrusted.read_metadata(tmp_path)
 
 
+@PART
+@pytest.mark.parametrize("name", ["nemo, sharded", "meta, two processes"])
+def test_metadata_says_where_each_part_is(resumed, name, kind):
+    def plant(folder):
+        path = folder / ".metadata"
+        metadata = pickle.loads(path.read_bytes())
+        entries = metadata.state_dict_metadata.items()
+        names = {name for name, entry in entries if type(entry) is kind and "random" not in name}
+        assert names
+        places = metadata.storage_data.items()
+        metadata.storage_data = {index: place for index, place in places if index.fqn not in names}
+        path.write_bytes(pickle.dumps(metadata))
+
+    with pytest.raises(UserError, match=r"\.metadata does not say where .+ is") as error:
+        resumed(name, plant)
+    assert cause_of(error.value) == "user_error"
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -415,6 +433,27 @@ def test_random_numbers_go_on_from_every_position(drawn):
     expected = torch.rand(1000).tolist()
     random_state.restore(found, ALONE)
     assert torch.rand(1000).tolist() == expected
+
+
+@pytest.mark.parametrize("size", [3, 4 * 624 - 1, 4 * 624 + 1, 4 * 623])
+def test_an_array_of_words_is_as_long_as_the_trainer_writes_it(resumed, size):
+    body = bytes(size)
+
+    class Kind:
+        def __reduce__(self):
+            return numpy.dtype, ("u4", False, True), (3, "<", None, None, None, -1, -1, 0)
+
+    class Array:
+        def __reduce__(self):
+            make = numpy._core.multiarray._reconstruct
+            return make, (numpy.ndarray, (0,), b"b"), (1, (size // 4,), Kind(), False, body)
+
+    def plant(folder):
+        found = torch.load(folder / "rng_state.pth", weights_only=False)
+        torch.save(found | {"numpy": ("MT19937", Array(), 0, 0, 0.0)}, folder / "rng_state.pth")
+
+    with pytest.raises(UserError, match=r"rng_state\.pth is not what the Trainer writes"):
+        resumed("hf", plant)
 
 
 def test_torch_takes_no_more_for_data_than_is_known():

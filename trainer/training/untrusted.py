@@ -71,6 +71,8 @@ class Words:
         """Those of a flat array of unsigned 32-bit words. Raises ValueError for any other."""
         if type(self.kind) is not _Kind or self.kind.said != ("u4", "<") or type(self.body) is not bytes:
             raise ValueError("not an array of words")
+        if len(self.body) % 4:
+            raise ValueError("not of whole words")
         return torch.tensor(struct.unpack(f"<{len(self.body) // 4}I", self.body), dtype=torch.int64)
 
 
@@ -174,7 +176,7 @@ class _Reader(dcp.FileSystemReader):
         super().__init__(path)
         self.folder = path
         self.metadata = read_metadata(path)  # not first in the middle of a load, which would look for another one
-        self.reading: tuple[Path, int, int]  # a file, and the beginning and length of the part of it
+        self.reading: tuple[Path, int, int] | None = None  # a file, and the beginning and length of the part of it
 
     def read_metadata(self) -> Metadata:
         return dataclasses.replace(self.metadata, storage_meta=StorageMeta(load_id=self.load_id))
@@ -187,11 +189,16 @@ class _Reader(dcp.FileSystemReader):
         return super()._slice_file(file, sinfo)
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> "torch.futures.Future[None]":
+        for item in plan.items:
+            if item.storage_index not in self.metadata.storage_data:
+                raise refusal(self.folder / ".metadata", f"does not say where {item.storage_index.fqn} is")
         try:
             return super().read_data(plan, planner)
         except (KnownError, OSError):
             raise
         except Exception as error:
+            if self.reading is None:
+                raise
             path, offset, length = self.reading
             with path.open("rb") as file:
                 file.seek(offset)
