@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from training import errors, layout, strict_json
 from training.errors import RefusedError, SupersededError
-from training.marker import is_number, whole
 from training.owner import Owner
 from training.place import Place
 from training.storage import Storage, WithheldError
+from training.strict_json import is_number, whole
 
 if typing.TYPE_CHECKING:
     from training.distributed import World

@@ -5,13 +5,13 @@ A contract with the control plane: tests/contract/marker.json holds the vectors 
 
 import dataclasses
 import json
-import math
 import re
 import typing
 from collections.abc import Iterable
 
 from training import layout, strict_json
 from training.storage import Entry
+from training.strict_json import is_number, whole
 
 LAYOUT = 1
 MAX_BYTES = 2 * 1024 * 1024  # of a marker; ten thousand files take some 1.5 MB
@@ -97,14 +97,6 @@ def rebuilt(fields: dict[str, typing.Any]) -> Marker:
     """The marker that dataclasses.asdict took apart."""
     files = fields["files"]
     return Marker(**fields | {"files": None if files is None else tuple(File(**file) for file in files)})
-
-
-def whole(value: typing.Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def is_number(value: typing.Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def is_step(value: typing.Any) -> bool:

@@ -87,3 +87,11 @@ def whole_number(text: str) -> int | float:
     """As the control plane reads it: what does not fit into 64 bits, and minus nought, is a float."""
     fits = len(text) <= 20 and text != "-0" and -(2**63) <= int(text) < 2**64
     return int(text) if fits else float(text)
+
+
+def whole(value: typing.Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def is_number(value: typing.Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
