@@ -59,7 +59,7 @@ def attempt(job: Job, place: Place, log: RankLog, stop: threading.Event) -> int:
         # Not before it is known that there may be one: these import torch, and more.
         from training import distributed
 
-        runner = importlib.import_module(f"training.{job.framework}")
+        runner = importlib.import_module(f"training.runners.{job.framework}")
         with distributed.join(place, job.gpus_per_node, job.num_nodes, stop) as world:
             number = ledger.meet(world, place, number)
             log.number(number)

@@ -26,4 +26,4 @@ def train_alone(store, model, data, framework, submission, **settings):
         "TRAINING_EXTRA_ARGS_JSON": json.dumps(given),
     }
     with mock.patch.dict(os.environ):  # Lightning leaves something there
-        return importlib.import_module(f"training.{framework}").train(job.parse([], environment), ALONE)
+        return importlib.import_module(f"training.runners.{framework}").train(job.parse([], environment), ALONE)

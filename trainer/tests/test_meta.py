@@ -4,8 +4,9 @@ import threading
 
 import torch
 
-from training import meta, model
+from training import model
 from training.distributed import World, sharding
+from training.runners import meta
 from training.settings import Settings
 
 ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())

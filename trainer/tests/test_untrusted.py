@@ -459,7 +459,7 @@ def test_an_array_of_words_is_as_long_as_the_trainer_writes_it(resumed, size):
 def test_torch_takes_no_more_for_data_than_is_known():
     """Whatever the libraries add to its list when they are imported: it must be no function."""
     for framework in FRAMEWORKS:
-        importlib.import_module(f"training.{framework}")
+        importlib.import_module(f"training.runners.{framework}")
     assert {f"{value.__module__}.{value.__qualname__}" for value in torch.serialization.get_safe_globals()} == {
         "torch._dynamo.decorators._DimRange",
         "torch.distributed._mesh_layout._FlatLayout",

@@ -6,5 +6,5 @@ storage, checkpoint      keeping them: files and buckets, and what makes files a
 data, model, optimizer   what is trained, on what, and how it moves
 distributed, steps       the processes of a job, and what they agree on after each step
 attempts, progress       what they tell about themselves
-hf, nemo, meta           the runners, one for each framework
+runners                  hf, nemo and meta, one for each framework
 """
