@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 from transformers import AutoTokenizer
 
-from training import data
-from training.data import IGNORED, Collator, Order, Streamed, Texts, prepare
+from training.data.batches import IGNORED, Collator, evaluation_batches, predicted, training_batches
+from training.data.order import Order
+from training.data.texts import OPEN, Streamed, Texts, prepare
 from training.distributed import World
 from training.errors import AccessDeniedError, UserError
 from training.settings import Settings
@@ -63,7 +64,7 @@ def test_large_data_are_streamed_where_each_process_can_have_an_object(tmp_path,
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a").write_text(rows("a"))
     assert isinstance(prepared(f"file://{tmp_path}/data/", tmp_path / "small"), Texts)
-    monkeypatch.setattr(data, "STREAMED", 1)
+    monkeypatch.setattr("training.data.texts.STREAMED", 1)
     assert isinstance(prepared(f"file://{tmp_path}/data/", tmp_path / "large"), Streamed)
 
 
@@ -76,7 +77,7 @@ def test_what_is_streamed_is_on_disk_for_a_while_only(tmp_path):
     assert list((tmp_path / "here").iterdir()) == [], "what was counted is gone"
     for number in range(len(found)):
         assert found[number]
-        assert len(list((tmp_path / "here").iterdir())) <= data.OPEN
+        assert len(list((tmp_path / "here").iterdir())) <= OPEN
 
 
 @pytest.mark.parametrize("uri", ["none.jsonl", "none/", "shards"])
@@ -250,11 +251,9 @@ def test_filled_up_batches_count_nothing(tmp_path, model_dir):
     found = texts(tmp_path, rows(*(f"text {number}" for number in range(100))))
     collator = Collator(AutoTokenizer.from_pretrained(model_dir / "tiny"), 64)
     orders = [Order(found, Settings(batch_size=4, eval_steps=1), world) for world in processes(3)]
-    predicted = [
-        [data.predicted(batch) for batch in data.evaluation_batches(found, order, collator)] for order in orders
-    ]
-    assert [len(counts) for counts in predicted] == [1, 1, 1]
-    assert [bool(counts[0]) for counts in predicted] == [True, True, False], "5 texts are 2 batches"
+    counted = [[predicted(batch) for batch in evaluation_batches(found, order, collator)] for order in orders]
+    assert [len(counts) for counts in counted] == [1, 1, 1]
+    assert [bool(counts[0]) for counts in counted] == [True, True, False], "5 texts are 2 batches"
 
 
 # === batches ===
@@ -270,7 +269,7 @@ def test_padding_never_counts(model_dir):
     assert (batch["labels"][mask] == batch["input_ids"][mask]).all()
     ends = [batch["labels"][row][mask[row]][-1] for row in (0, 1)]
     assert ends == [tokenizer.eos_token_id] * 2, "a text's end is learnt"
-    assert data.predicted(batch) == mask.sum() - 2, "not the first token of each"
+    assert predicted(batch) == mask.sum() - 2, "not the first token of each"
 
 
 def test_a_long_text_is_cut_without_an_end_and_without_changing_the_tokenizer(model_dir):
@@ -287,7 +286,7 @@ def test_workers_change_nothing(many, model_dir, workers):
     collator = Collator(AutoTokenizer.from_pretrained(model_dir / "tiny"), 64)
     settings = Settings(batch_size=3, dataloader_workers=workers)
     assert many[0] == "text 0", "and they do not share its open file"
-    found = list(data.training_batches(many, Order(many, settings, ALONE), collator, settings, ALONE, 3, 40))
+    found = list(training_batches(many, Order(many, settings, ALONE), collator, settings, ALONE, 3, 40))
     order = Order(many, settings, ALONE)
     expected = [collator([many[number] for number in order.batch(step)]) for step in range(3, 40)]
     assert len(found) == 37

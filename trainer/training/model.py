@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from training import layout
-from training.data import Batch, predicted
+from training.data.batches import Batch, predicted
 from training.errors import CRASH, AccessDeniedError, StorageError, UserError, cause_of
 from training.storage import Storage, open_storage
 

@@ -15,8 +15,11 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 from transformers.training_args import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from training import configuration, data, layout, model, random_state, untrusted
+from training import configuration, layout, model, random_state, untrusted
 from training.checkpoint import Checkpoints
+from training.data.batches import Collator, evaluation_batches, training_batches
+from training.data.order import Order
+from training.data.texts import prepare
 from training.distributed import World
 from training.errors import UserError
 from training.job import Job
@@ -41,7 +44,7 @@ def train(job: Job, world: World) -> bool:
     )
     with world.node_directory() as directory:
         start = checkpoints.choose(job.resume, job.resume_step)
-        texts = data.prepare(job.dataset_uri, settings, directory / "data", world)
+        texts = prepare(job.dataset_uri, settings, directory / "data", world)
         if start:
             source = str(checkpoints.download(start, directory / "resume"))  # it has the model too
             check_state(Path(source))
@@ -52,7 +55,7 @@ def train(job: Job, world: World) -> bool:
             config = model.fetch(job.model_id, directory / "model", world, files=["config.json"])
             model.check_same(job.model_id, model.shapes_of_config(config), model.shapes(network), start.step)
         settings = configuration.complete(settings, network.config, world)
-        order = data.Order(texts, settings, world)
+        order = Order(texts, settings, world)
         total = order.steps(settings)
         if world.rank == 0:
             configuration.write(storage, job, settings, world, total)
@@ -61,7 +64,7 @@ def train(job: Job, world: World) -> bool:
         steps = Steps(settings, world, checkpoints, progress, total, directory)
         reached = start.step if start else 0
         if reached < total:
-            collator = data.Collator(tokenizer, settings.max_seq_len)
+            collator = Collator(tokenizer, settings.max_seq_len)
             trainer = StepTrainer(
                 model=network,
                 args=arguments(settings, world, directory / "work", total),
@@ -71,7 +74,7 @@ def train(job: Job, world: World) -> bool:
             )
             trainer.world = world
             trainer.remove_callback(PrinterCallback)
-            trainer.batches = data.training_batches(texts, order, collator, settings, world, reached, total)
+            trainer.batches = training_batches(texts, order, collator, settings, world, reached, total)
             trainer.add_callback(AfterStep(trainer, steps, order, directory / "work"))
             with untrusted.data_only(directory / "resume"):
                 trainer.train(resume_from_checkpoint=source if start else None)
@@ -174,7 +177,7 @@ class StepTrainer(Trainer):
 
 
 class AfterStep(TrainerCallback):
-    def __init__(self, trainer: StepTrainer, steps: Steps, order: data.Order, directory: Path) -> None:
+    def __init__(self, trainer: StepTrainer, steps: Steps, order: Order, directory: Path) -> None:
         self.trainer = trainer
         self.steps = steps
         self.order = order
@@ -193,7 +196,7 @@ class AfterStep(TrainerCallback):
         state.epoch = self.order.epochs(state.global_step)
         then = self.steps.after(state.global_step, self.trainer.step_loss, self.trainer.tokens, kwargs["optimizer"])
         if then.evaluate:
-            batches = data.evaluation_batches(self.trainer.train_dataset, self.order, self.trainer.data_collator)
+            batches = evaluation_batches(self.trainer.train_dataset, self.order, self.trainer.data_collator)
             self.steps.evaluated(state.global_step, *model.evaluate(self.trainer.model, batches, args.device))
         control.should_save = then.save
         if then.stop:

@@ -23,8 +23,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from training import configuration, data, layout, model, optimizer, random_state, untrusted
+from training import configuration, layout, model, optimizer, random_state, untrusted
 from training.checkpoint import Checkpoints
+from training.data.batches import Batch, Collator, evaluation_batches, predicted, training_batches
+from training.data.order import Order
+from training.data.texts import prepare
 from training.distributed import World, sharding
 from training.errors import UserError
 from training.job import Job
@@ -50,14 +53,14 @@ def train(job: Job, world: World) -> bool:
     )
     with world.node_directory() as directory, sharding(world):
         start = checkpoints.choose(job.resume, job.resume_step)
-        texts = data.prepare(job.dataset_uri, settings, directory / "data", world)
+        texts = prepare(job.dataset_uri, settings, directory / "data", world)
         source = model.fetch(job.model_id, directory / "model", world)
         resume = checkpoints.download(start, directory / "resume") if start else None
         network, tokenizer = model.load(source)
         if start and resume:
             model.check_same(job.model_id, model.shapes(network), model.saved_shapes(resume, "model"), start.step)
         settings = configuration.complete(settings, network.config, world)
-        order = data.Order(texts, settings, world)
+        order = Order(texts, settings, world)
         total = order.steps(settings)
         if world.rank == 0:
             configuration.write(storage, job, settings, world, total)
@@ -71,15 +74,15 @@ def train(job: Job, world: World) -> bool:
             random_state.begin(settings.seed, world)
         reached = start.step if start else 0
         if reached < total:
-            collator = data.Collator(tokenizer, settings.max_seq_len)
-            batches = iter(data.training_batches(texts, order, collator, settings, world, reached, total))
+            collator = Collator(tokenizer, settings.max_seq_len)
+            batches = iter(training_batches(texts, order, collator, settings, world, reached, total))
             steps.begin(reached)
             for step in range(reached + 1, total + 1):
                 training.step([next(batches) for _ in range(settings.gradient_accumulation)])
                 reached = step
                 then = steps.after(step, training.step_loss, training.tokens, training.optimizer)
                 if then.evaluate:
-                    held_out = data.evaluation_batches(texts, order, collator)
+                    held_out = evaluation_batches(texts, order, collator)
                     steps.evaluated(step, *model.evaluate(network, held_out, training.device))
                 if then.save:
                     path = directory / "work" / layout.checkpoint_name("meta", step, sharded=world.size > 1)
@@ -125,9 +128,9 @@ class Training:
         self.step_loss: torch.Tensor | float = 0.0
         self.tokens: torch.Tensor | float = 0.0
 
-    def step(self, batches: list[data.Batch]) -> None:
+    def step(self, batches: list[Batch]) -> None:
         """One step of the optimizer; the loss is the mean over all tokens of all processes' batches."""
-        (items,) = self.world.total([float(sum(map(data.predicted, batches)))])
+        (items,) = self.world.total([float(sum(map(predicted, batches)))])
         self.step_loss = 0.0
         for batch in batches:
             self.network.set_requires_gradient_sync(batch is batches[-1])

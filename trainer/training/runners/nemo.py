@@ -26,8 +26,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from training import configuration, data, layout, model, optimizer, random_state, untrusted
+from training import configuration, layout, model, optimizer, random_state, untrusted
 from training.checkpoint import Checkpoints
+from training.data.batches import Batch, Collator, evaluation_batches, predicted, training_batches
+from training.data.order import Order
+from training.data.texts import prepare
 from training.distributed import World, sharding
 from training.errors import UserError
 from training.job import Job
@@ -54,7 +57,7 @@ def train(job: Job, world: World) -> bool:
     )
     with world.node_directory() as directory, sharding(world) if settings.sharded else contextlib.nullcontext():
         start = checkpoints.choose(job.resume, job.resume_step)
-        texts = data.prepare(job.dataset_uri, settings, directory / "data", world)
+        texts = prepare(job.dataset_uri, settings, directory / "data", world)
         source = model.fetch(job.model_id, directory / "model", world)
         resume = checkpoints.download(start, directory / "resume") if start else None
         if start and resume and resume.is_dir() != settings.sharded:
@@ -67,7 +70,7 @@ def train(job: Job, world: World) -> bool:
             saved = model.saved_shapes(resume, "state_dict", "network.")
             model.check_same(job.model_id, model.shapes(network), saved, start.step)
         settings = configuration.complete(settings, network.config, world)
-        order = data.Order(texts, settings, world)
+        order = Order(texts, settings, world)
         total = order.steps(settings)
         if world.rank == 0:
             configuration.write(storage, job, settings, world, total)
@@ -75,10 +78,10 @@ def train(job: Job, world: World) -> bool:
         progress = Progress(storage, job.submission, world.attempt, total)
         steps = Steps(settings, world, checkpoints, progress, total, directory)
         reached = start.step if start else 0
-        collator = data.Collator(tokenizer, settings.max_seq_len)
-        batches = data.training_batches(texts, order, collator, settings, world, reached, total)
+        collator = Collator(tokenizer, settings.max_seq_len)
+        batches = training_batches(texts, order, collator, settings, world, reached, total)
         module = Module(network, settings, world, total)
-        after_step = AfterStep(steps, lambda: data.evaluation_batches(texts, order, collator), directory / "work")
+        after_step = AfterStep(steps, lambda: evaluation_batches(texts, order, collator), directory / "work")
         trainer = lightning_trainer(settings, world, total, after_step, directory / "lightning")
         with untrusted.data_only(directory / "resume"):
             trainer.fit(module, StepBatches(batches, settings, world), ckpt_path=resume, weights_only=True)
@@ -195,7 +198,7 @@ class Module(pl.LightningModule):
             random_state.begin(self.settings.seed, self.world)
         self.network.train()
 
-    def training_step(self, batch: data.Batch, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         if batch_idx % self.settings.gradient_accumulation == 0:
             self.step_loss = 0.0
         self.tokens = self.tokens + batch["attention_mask"].sum()
@@ -216,7 +219,7 @@ class Module(pl.LightningModule):
 
 
 class AfterStep(pl.Callback):
-    def __init__(self, steps: Steps, held_out: typing.Callable[[], Iterable[data.Batch]], directory: Path) -> None:
+    def __init__(self, steps: Steps, held_out: typing.Callable[[], Iterable[Batch]], directory: Path) -> None:
         self.steps = steps
         self.held_out = held_out
         self.directory = directory
@@ -245,7 +248,7 @@ class AfterStep(pl.Callback):
 class StepBatches:
     """The batches with the number of tokens that are predicted in their step, over all of them and all processes."""
 
-    def __init__(self, batches: Iterable[data.Batch], settings: Settings, world: World) -> None:
+    def __init__(self, batches: Iterable[Batch], settings: Settings, world: World) -> None:
         self.batches = batches
         self.accumulation = settings.gradient_accumulation
         self.world = world
@@ -253,6 +256,6 @@ class StepBatches:
     def __iter__(self) -> Iterator[dict[str, typing.Any]]:
         batches = iter(self.batches)
         while step := [batch for _, batch in zip(range(self.accumulation), batches, strict=False)]:
-            (items,) = self.world.total([float(sum(map(data.predicted, step)))])
+            (items,) = self.world.total([float(sum(map(predicted, step)))])
             for batch in step:
                 yield batch | {"num_items_in_batch": max(items, 1)}
