@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from training import layout
-from training.marker import parse
+from training.checkpoint.marker import parse
 from training.storage import Entry
 
 TRAINER = Path(__file__).parents[1]

@@ -9,10 +9,10 @@ import threading
 import pytest
 
 from training import layout
-from training.checkpoint import Checkpoints
+from training.checkpoint.checkpoints import Checkpoints
+from training.checkpoint.marker import parse
 from training.distributed import World
 from training.errors import SupersededError, UserError
-from training.marker import parse
 from training.storage import Folder, WithheldError
 
 OLD, OTHER, MINE = (f"0198000{number}-0000-7000-8000-000000000000" for number in (1, 2, 3))
@@ -93,7 +93,7 @@ def test_saving_writes_files_and_a_marker_of_them(checkpoints, storage, tmp_path
 
 
 def test_more_files_than_a_marker_can_list_are_refused(checkpoints, storage, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.checkpoint.MAX_BYTES", 100)
+    monkeypatch.setattr("training.checkpoint.checkpoints.MAX_BYTES", 100)
     with pytest.raises(UserError, match="a checkpoint of 2 files is more than a marker can list"):
         save(checkpoints(MINE), tmp_path, 1)
     assert storage.list("checkpoints/step-") == []

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from training import attempts, layout, marker, owner, progress
-from training.checkpoint import in_line, lineage
+from training import attempts, layout, owner, progress
+from training.checkpoint import marker
+from training.checkpoint.lineage import in_line, lineage
 from training.storage import Entry, Folder
 
 CONTRACT = Path(__file__).parents[2] / "tests" / "contract"

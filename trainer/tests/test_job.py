@@ -143,7 +143,7 @@ def test_no_flag_is_guessed(flag, capsys):
 def test_a_job_is_read_without_heavy_imports(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("lr: 1e-3")
-    code = "import os, sys, train, training.checkpoint; train.parse([], os.environ); print(*sys.modules)"
+    code = "import os, sys, train, training.checkpoint.checkpoints; train.parse([], os.environ); print(*sys.modules)"
     trainer = Path(__file__).parents[1]
     pod = POD | {"CONFIG_PATH": str(config)}
     loaded = subprocess.run(

@@ -8,7 +8,7 @@ import pytest
 from faults import DiedError, MortalStorage
 
 from training import layout
-from training.checkpoint import Checkpoints
+from training.checkpoint.checkpoints import Checkpoints
 from training.distributed import World
 from training.storage import Folder
 

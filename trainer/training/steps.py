@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 
-from training.checkpoint import Checkpoints
+from training.checkpoint.checkpoints import Checkpoints
 from training.distributed import World
 from training.events import Events
 from training.progress import Progress

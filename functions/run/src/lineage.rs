@@ -1,8 +1,8 @@
 //! Which checkpoints of a run belong together: those of the newest submission and of the submissions from which it came,
 //! each up to the step from which its child went on. The others are superseded: listed, and never chosen.
 //!
-//! The rule is written down in FORMAT.md, "Which checkpoints count". `lineage` of `trainer/training/checkpoint.py`
-//! has it too, and `tests/contract/lineage.json` holds the vectors that both run.
+//! The rule is written down in FORMAT.md, "Which checkpoints count". `lineage` of
+//! `trainer/training/checkpoint/lineage.py` has it too, and `tests/contract/lineage.json` holds the vectors that both run.
 
 use std::collections::{BTreeMap, HashMap};
 

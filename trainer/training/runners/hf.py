@@ -1,7 +1,7 @@
 """The runner for framework=hf: the transformers Trainer on a causal language model.
 
 The Trainer trains, and its checkpoint folders are the files. When to save, what counts as a checkpoint and where to go
-on is decided here and in checkpoint.py, never by the Trainer's own guess.
+on is decided here and in checkpoint/, never by the Trainer's own guess.
 """
 
 import logging
@@ -16,7 +16,7 @@ from transformers.training_args import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from training import configuration, layout, model, random_state, untrusted
-from training.checkpoint import Checkpoints
+from training.checkpoint.checkpoints import Checkpoints
 from training.data.batches import Collator, evaluation_batches, training_batches
 from training.data.order import Order
 from training.data.texts import prepare

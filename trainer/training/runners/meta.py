@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from training import configuration, layout, model, optimizer, random_state, untrusted
-from training.checkpoint import Checkpoints
+from training.checkpoint.checkpoints import Checkpoints
 from training.data.batches import Batch, Collator, evaluation_batches, predicted, training_batches
 from training.data.order import Order
 from training.data.texts import prepare

@@ -15,13 +15,14 @@ import posixpath
 import shutil
 import time
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from training import layout
 from training.background import in_background
+from training.checkpoint.lineage import in_order
+from training.checkpoint.marker import MAX_BYTES, File, Marker, parse, rebuilt
 from training.errors import StorageError, UserError
-from training.marker import MAX_BYTES, File, Marker, parse, rebuilt
 from training.owner import Owner
 from training.storage import Entry, Storage, WithheldError
 
@@ -32,52 +33,6 @@ TRANSFERS = 8  # at a time
 NAMED = 10  # steps, at most, in the message that refuses one
 
 logger = logging.getLogger(__name__)
-
-
-# === choosing where to start ===
-
-
-def lineage(markers: Iterable[Marker]) -> dict[str | None, int]:
-    """The newest submission of some markers, of which there is one at least, and its ancestors, the nearest first; of
-    each the greatest step that counts.
-
-    The rule is that of functions/run/FORMAT.md, "Which checkpoints count"; functions/run/src/lineage.rs has it too.
-    """
-    by_submission: dict[str | None, list[Marker]] = {}
-    for marker in sorted(markers, key=lambda marker: marker.step, reverse=True):
-        by_submission.setdefault(marker.submission, []).append(marker)
-    reach: dict[str | None, int] = {}
-    submission, limit = max(by_submission, key=lambda submission: submission or ""), layout.MAX_STEP
-    while submission not in reach:
-        reach[submission] = limit
-        of_it = by_submission.get(submission, [])
-        # All of them name one parent, unless a restart found them torn and started elsewhere.
-        teller = next((marker for marker in of_it if marker.step <= limit), of_it[-1] if of_it else None)
-        if teller is None or teller.parent is None:
-            break
-        submission, limit = teller.parent["submission"], min(limit, teller.parent["step"])
-    return reach
-
-
-def in_line(markers: Collection[Marker], reach: Mapping[str | None, int]) -> list[Marker]:
-    """Those of a lineage: of its newest submission from the last step down, then of the one it resumed, and so on."""
-    counting = [marker for marker in markers if marker.step <= reach.get(marker.submission, -1)]
-    generations = list(reach)
-    return sorted(counting, key=lambda marker: (generations.index(marker.submission), -marker.step))
-
-
-def in_order(markers: Iterable[Marker]) -> Iterator[Marker]:
-    """Markers, the one to try first at the head: the lineage of the newest submission, then that of the newest one that
-    is left, and so on.
-
-    Not simply from the highest step down: a run that was begun again must not jump to a step of its former life, unless
-    its new one has no complete checkpoint.
-    """
-    left = list(markers)
-    while left:
-        reach = lineage(left)
-        yield from in_line(left, reach)
-        left = [marker for marker in left if marker.submission not in reach]
 
 
 def exactly(step: int, markers: list[Marker], listing: list[Entry]) -> Marker:
