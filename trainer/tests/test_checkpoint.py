@@ -93,7 +93,7 @@ def test_saving_writes_files_and_a_marker_of_them(checkpoints, storage, tmp_path
 
 
 def test_more_files_than_a_marker_can_list_are_refused(checkpoints, storage, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.checkpoint.checkpoints.MAX_BYTES", 100)
+    monkeypatch.setattr("training.checkpoint.saving.MAX_BYTES", 100)
     with pytest.raises(UserError, match="a checkpoint of 2 files is more than a marker can list"):
         save(checkpoints(MINE), tmp_path, 1)
     assert storage.list("checkpoints/step-") == []

@@ -8,6 +8,7 @@ import pytest
 from faults import DiedError, MortalStorage
 
 from training import layout
+from training.checkpoint import snapshot
 from training.checkpoint.checkpoints import Checkpoints
 from training.distributed import World
 from training.storage import Folder
@@ -60,23 +61,18 @@ def scenario(path, storage, submission, steps, keep_last=None, attempt=1):
 
 def sound(storage):
     """Steps that have a marker; each marker's files are there."""
-    listing = storage.list(layout.CHECKPOINTS)
-    markers = checkpoints(storage)._read_markers(listing)
-    assert len(markers) == sum(layout.parse_marker_key(entry.key) is not None for entry in listing)
-    for marker in markers:
-        assert marker.state(listing) == "complete", marker
-    return {marker.step for marker in markers}
+    found = snapshot.read(storage, FORM[0])
+    assert len(found.markers) == sum(layout.parse_marker_key(entry.key) is not None for entry in found.listing)
+    for marker in found.markers:
+        assert marker.state(found.listing) == "complete", marker
+    return {marker.step for marker in found.markers}
 
 
 def rubbish(storage):
     """Files that no marker names, of the submission that was resumed."""
-    listing = storage.list(layout.CHECKPOINTS)
-    named = {
-        layout.CHECKPOINTS + file.path
-        for marker in checkpoints(storage)._read_markers(listing)
-        for file in marker.files
-    }
-    return {entry.key for entry in listing if MINE in entry.key} - named
+    found = snapshot.read(storage, FORM[0])
+    named = {layout.CHECKPOINTS + file.path for marker in found.markers for file in marker.files}
+    return {entry.key for entry in found.listing if MINE in entry.key} - named
 
 
 # What was there before, the saves during which the process dies, and the steps that the next start may go on from.

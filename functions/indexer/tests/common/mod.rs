@@ -1,7 +1,7 @@
 //! A run in a bucket in memory: a trainer that writes and deletes checkpoints step by step, the events that S3 would send
 //! of it, and what the index should be in the end.
 //!
-//! The trainer's order of calls is that of `trainer/training/checkpoint/checkpoints.py`.
+//! The trainer's order of calls is that of `saving.py` and `retention.py` in `trainer/training/checkpoint`.
 
 #![expect(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 

@@ -1,0 +1,89 @@
+"""What is deleted when a checkpoint has been saved, and in which order.
+
+First go files without a marker: those of the same step that the new marker does not name, and those that earlier
+attempts of this submission left. Then go this submission's older checkpoints beyond `keep_last`, each with its marker
+before its files. Other submissions' checkpoints of other steps stay.
+"""
+
+import dataclasses
+from collections.abc import Collection
+
+from training import layout
+from training.checkpoint import snapshot
+from training.checkpoint.snapshot import Snapshot, stored_marker
+from training.storage import Storage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Expired:
+    """A checkpoint beyond `keep_last`, as it was read."""
+
+    step: int
+    marker: bytes | None
+    files: list[str]  # keys
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Removal:
+    """What goes when the checkpoint of a step has been saved."""
+
+    step: int
+    files: list[str]  # keys that no marker names
+    checkpoints: list[Expired]
+
+
+class Retention:
+    """What one submission keeps and deletes, on rank 0 alone."""
+
+    def __init__(self, storage: Storage, *, framework: str, submission: str, keep_last: int | None) -> None:
+        self.storage = storage
+        self.framework = framework
+        self.submission = submission
+        self.keep_last = keep_last
+        self.own: set[int] = set()  # steps that this submission has a marker of
+        self.unfinished: set[str] = set()  # keys of files that its earlier attempts left without a marker
+
+    def note(self, found: Snapshot) -> None:
+        """Remember what this submission's earlier attempts have left."""
+        self.own = {marker.step for marker in found.markers if marker.submission == self.submission}
+        self.unfinished = unfinished(found, self.submission)
+
+    def plan(self, step: int, replaced: Collection[str]) -> Removal:
+        """Read what goes when a step has been saved. `replaced` are the keys that the step had before."""
+        # A higher step is one that this submission could not resume. It does not count as one of the last.
+        reached = sorted(own for own in {*self.own, step} if own <= step)
+        expired = [self._expired(own) for own in (reached[: -self.keep_last] if self.keep_last else [])]
+        return Removal(step=step, files=[*replaced, *self._still_unfinished()], checkpoints=expired)
+
+    def _expired(self, step: int) -> Expired:
+        marker = stored_marker(self.storage, step)
+        entries = self.storage.list(layout.step_prefix(self.framework, step))
+        return Expired(step=step, marker=marker, files=[entry.key for entry in entries])
+
+    def _still_unfinished(self) -> set[str]:
+        """Read again, since an earlier attempt's marker may have been under way when this attempt began."""
+        if not self.unfinished:
+            return set()
+        return self.unfinished & unfinished(snapshot.read(self.storage, self.framework), self.submission)
+
+    def remove(self, removal: Removal) -> None:
+        """Delete what was planned. A marker that another writer has replaced since stays."""
+        self.storage.delete(removal.files)
+        for expired in removal.checkpoints:
+            # The marker first: without its files it would promise what is not there.
+            if expired.marker is not None:
+                self.storage.remove(layout.marker_key(expired.step), expired.marker)
+            self.storage.delete(expired.files)
+        self.own = (self.own | {removal.step}) - {expired.step for expired in removal.checkpoints}
+        self.unfinished = set()
+
+
+def unfinished(found: Snapshot, submission: str) -> set[str]:
+    """Keys of a submission's files that no marker names: an attempt ended before it had saved, or deleted, all.
+
+    Files of a step whose marker cannot be read are not among them.
+    """
+    named = {layout.CHECKPOINTS + file.path for marker in found.markers for file in marker.files or ()}
+    unread = {layout.parse_marker_key(entry.key) for entry in found.listing} - {marker.step for marker in found.markers}
+    saved = {entry.key: layout.parse_checkpoint_key(entry.key) for entry in found.listing if entry.key not in named}
+    return {key for key, file in saved.items() if file and file[1] == submission and file[0] not in unread}
