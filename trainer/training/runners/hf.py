@@ -4,7 +4,6 @@ The Trainer trains, and its checkpoint folders are the files. When to save, what
 on is decided here and in checkpoint/, never by the Trainer's own guess.
 """
 
-import logging
 from pathlib import Path
 
 import torch
@@ -13,80 +12,53 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, Trainer
 from transformers.trainer_callback import PrinterCallback, TrainerState
 from transformers.training_args import TrainingArguments
-from transformers.utils import logging as transformers_logging
 
-from training import configuration, layout, model, random_state, untrusted
-from training.checkpoint.checkpoints import Checkpoints
-from training.data.batches import Collator, evaluation_batches, training_batches
-from training.data.order import Order
-from training.data.texts import prepare
+from training import layout, model, random_state, untrusted
 from training.distributed import World
 from training.errors import UserError
 from training.job import Job
 from training.optimizer import SCHEDULES, follow_settings
-from training.progress import Progress
+from training.runners import prologue
 from training.settings import Settings
-from training.steps import Steps
-from training.storage import open_storage
-
-logger = logging.getLogger(__name__)
 
 
 def train(job: Job, world: World) -> bool:
     """Train to the last step. False when it was told to stop before; what it had reached is saved then."""
-    transformers_logging.disable_progress_bar()
-    if world.rank > 0:
-        transformers_logging.set_verbosity_error()
-    settings = configuration.agree(job.settings, world)
-    storage = open_storage(job.prefix)
-    checkpoints = Checkpoints(
-        storage, world, framework=job.framework, submission=job.submission, keep_last=settings.keep_last
-    )
-    with world.node_directory() as directory:
-        start = checkpoints.choose(job.resume, job.resume_step)
-        texts = prepare(job.dataset_uri, settings, directory / "data", world)
-        if start:
-            source = str(checkpoints.download(start, directory / "resume"))  # it has the model too
-            check_state(Path(source))
-        else:
-            source = model.fetch(job.model_id, directory / "model", world)
+    with prologue.open_run(job, world) as run:
+        resume = run.fetch_checkpoint()  # it has the model too
+        if resume:
+            check_state(resume)
+        source = str(resume) if resume else run.fetch_model()
         network, tokenizer = model.load(source)
-        if start and start.submission != job.submission:
-            config = model.fetch(job.model_id, directory / "model", world, files=["config.json"])
-            model.check_same(job.model_id, model.shapes_of_config(config), model.shapes(network), start.step)
-        settings = configuration.complete(settings, network.config, world)
-        order = Order(texts, settings, world)
-        total = order.steps(settings)
-        if world.rank == 0:
-            configuration.write(storage, job, settings, world, total)
+        if run.start and run.start.submission != job.submission:
+            config = run.fetch_model(files=["config.json"])
+            run.check_same_model(model.shapes_of_config(config), model.shapes(network))
+        plan = prologue.make_plan(run, network, tokenizer)
 
-        progress = Progress(storage, job.submission, world.attempt, total)
-        steps = Steps(settings, world, checkpoints, progress, total, directory)
-        reached = start.step if start else 0
+        steps, reached, total = plan.steps, plan.reached, plan.total
         if reached < total:
-            collator = Collator(tokenizer, settings.max_seq_len)
             trainer = StepTrainer(
                 model=network,
-                args=arguments(settings, world, directory / "work", total),
-                train_dataset=texts,
-                data_collator=collator,
+                args=arguments(plan.settings, world, run.directory / "work", total),
+                train_dataset=run.texts,
+                data_collator=plan.collator,
                 processing_class=tokenizer,
             )
             trainer.world = world
             trainer.remove_callback(PrinterCallback)
-            trainer.batches = training_batches(texts, order, collator, settings, world, reached, total)
-            trainer.add_callback(AfterStep(trainer, steps, order, directory / "work"))
-            with untrusted.data_only(directory / "resume"):
-                trainer.train(resume_from_checkpoint=source if start else None)
+            trainer.batches = plan.batches()
+            trainer.add_callback(AfterStep(trainer, plan, run.directory / "work"))
+            with untrusted.data_only(run.directory / "resume"):
+                trainer.train(resume_from_checkpoint=source if resume else None)
             reached = trainer.state.global_step
         else:
-            steps.reached_before(reached, start.metrics if start else {})
+            steps.reached_before(reached, run.start.metrics if run.start else {})
         steps.finish()
 
         if reached < total:
             return False
         world.together(
-            lambda: model.export(network, tokenizer, directory / "export", storage, job.submission)
+            lambda: model.export(network, tokenizer, run.directory / "export", run.storage, job.submission)
             if world.rank == 0
             else None
         )
@@ -177,10 +149,10 @@ class StepTrainer(Trainer):
 
 
 class AfterStep(TrainerCallback):
-    def __init__(self, trainer: StepTrainer, steps: Steps, order: Order, directory: Path) -> None:
+    def __init__(self, trainer: StepTrainer, plan: prologue.Plan, directory: Path) -> None:
         self.trainer = trainer
-        self.steps = steps
-        self.order = order
+        self.plan = plan
+        self.steps = plan.steps
         self.directory = directory
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -193,11 +165,11 @@ class AfterStep(TrainerCallback):
         self.trainer.step_loss = 0.0
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        state.epoch = self.order.epochs(state.global_step)
+        state.epoch = self.plan.order.epochs(state.global_step)
         then = self.steps.after(state.global_step, self.trainer.step_loss, self.trainer.tokens, kwargs["optimizer"])
         if then.evaluate:
-            batches = evaluation_batches(self.trainer.train_dataset, self.order, self.trainer.data_collator)
-            self.steps.evaluated(state.global_step, *model.evaluate(self.trainer.model, batches, args.device))
+            held_out = self.plan.held_out()
+            self.steps.evaluated(state.global_step, *model.evaluate(self.trainer.model, held_out, args.device))
         control.should_save = then.save
         if then.stop:
             control.should_training_stop = True

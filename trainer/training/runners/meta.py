@@ -5,7 +5,6 @@ goes on: by one process as a file, by several as a folder to which each one writ
 """
 
 import functools
-import logging
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,85 +20,59 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
-from training import configuration, layout, model, optimizer, random_state, untrusted
-from training.checkpoint.checkpoints import Checkpoints
-from training.data.batches import Batch, Collator, evaluation_batches, predicted, training_batches
-from training.data.order import Order
-from training.data.texts import prepare
+from training import layout, model, optimizer, random_state, untrusted
+from training.data.batches import Batch, predicted
 from training.distributed import World, sharding
 from training.errors import UserError
 from training.job import Job
-from training.progress import Progress
+from training.runners import prologue
 from training.settings import Settings
-from training.steps import Steps
-from training.storage import open_storage
 
 ARITHMETIC = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-logger = logging.getLogger(__name__)
 
 
 def train(job: Job, world: World) -> bool:
     """Train to the last step. False when it was told to stop before; what it had reached is saved then."""
-    transformers_logging.disable_progress_bar()
-    if world.rank > 0:
-        transformers_logging.set_verbosity_error()
-    settings = configuration.agree(job.settings, world)
-    storage = open_storage(job.prefix)
-    checkpoints = Checkpoints(
-        storage, world, framework=job.framework, submission=job.submission, keep_last=settings.keep_last
-    )
-    with world.node_directory() as directory, sharding(world):
-        start = checkpoints.choose(job.resume, job.resume_step)
-        texts = prepare(job.dataset_uri, settings, directory / "data", world)
-        source = model.fetch(job.model_id, directory / "model", world)
-        resume = checkpoints.download(start, directory / "resume") if start else None
+    with prologue.open_run(job, world) as run, sharding(world):
+        source = run.fetch_model()
+        resume = run.fetch_checkpoint()
         network, tokenizer = model.load(source)
-        if start and resume:
-            model.check_same(job.model_id, model.shapes(network), model.saved_shapes(resume, "model"), start.step)
-        settings = configuration.complete(settings, network.config, world)
-        order = Order(texts, settings, world)
-        total = order.steps(settings)
-        if world.rank == 0:
-            configuration.write(storage, job, settings, world, total)
+        if resume:
+            run.check_same_model(model.shapes(network), model.saved_shapes(resume, "model"))
+        plan = prologue.make_plan(run, network, tokenizer)
 
-        progress = Progress(storage, job.submission, world.attempt, total)
-        steps = Steps(settings, world, checkpoints, progress, total, directory)
-        training = Training(network, settings, world, total)
+        steps, reached, total = plan.steps, plan.reached, plan.total
+        training = Training(network, plan.settings, world, total)
         if resume:
             training.load(resume)
         else:
-            random_state.begin(settings.seed, world)
-        reached = start.step if start else 0
+            random_state.begin(plan.settings.seed, world)
         if reached < total:
-            collator = Collator(tokenizer, settings.max_seq_len)
-            batches = iter(training_batches(texts, order, collator, settings, world, reached, total))
+            batches = iter(plan.batches())
             steps.begin(reached)
             for step in range(reached + 1, total + 1):
-                training.step([next(batches) for _ in range(settings.gradient_accumulation)])
+                training.step([next(batches) for _ in range(plan.settings.gradient_accumulation)])
                 reached = step
                 then = steps.after(step, training.step_loss, training.tokens, training.optimizer)
                 if then.evaluate:
-                    held_out = evaluation_batches(texts, order, collator)
-                    steps.evaluated(step, *model.evaluate(network, held_out, training.device))
+                    steps.evaluated(step, *model.evaluate(network, plan.held_out(), training.device))
                 if then.save:
-                    path = directory / "work" / layout.checkpoint_name("meta", step, sharded=world.size > 1)
+                    path = run.directory / "work" / layout.checkpoint_name("meta", step, sharded=world.size > 1)
                     write = functools.partial(training.write, training.state(step), path)
-                    checkpoints.begin(path, step=step, metrics=steps.metrics, write=write)
+                    run.checkpoints.begin(path, step=step, metrics=steps.metrics, write=write)
                 if then.stop:
                     break
-            checkpoints.finish()
+            run.checkpoints.finish()
         else:
-            steps.reached_before(reached, start.metrics if start else {})
+            steps.reached_before(reached, run.start.metrics if run.start else {})
         steps.finish()
 
         if reached < total:
             return False
         weights = model.whole_weights(network)
         world.together(
-            lambda: model.export(network, tokenizer, directory / "export", storage, job.submission, weights)
+            lambda: model.export(network, tokenizer, run.directory / "export", run.storage, job.submission, weights)
             if world.rank == 0
             else None
         )

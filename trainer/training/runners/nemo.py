@@ -24,78 +24,53 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
-from training import configuration, layout, model, optimizer, random_state, untrusted
-from training.checkpoint.checkpoints import Checkpoints
-from training.data.batches import Batch, Collator, evaluation_batches, predicted, training_batches
-from training.data.order import Order
-from training.data.texts import prepare
+from training import layout, model, optimizer, random_state, untrusted
+from training.data.batches import Batch, predicted
 from training.distributed import World, sharding
 from training.errors import UserError
 from training.job import Job
-from training.progress import Progress
+from training.runners import prologue
 from training.settings import Settings
 from training.steps import Steps
-from training.storage import open_storage
 
 PRECISIONS: dict[str, typing.Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-
-logger = logging.getLogger(__name__)
 
 
 def train(job: Job, world: World) -> bool:
     """Train to the last step. False when it was told to stop before; what it had reached is saved then."""
-    transformers_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    if world.rank > 0:
-        transformers_logging.set_verbosity_error()
-    settings = configuration.agree(job.settings, world)
-    storage = open_storage(job.prefix)
-    checkpoints = Checkpoints(
-        storage, world, framework=job.framework, submission=job.submission, keep_last=settings.keep_last
-    )
-    with world.node_directory() as directory, sharding(world) if settings.sharded else contextlib.nullcontext():
-        start = checkpoints.choose(job.resume, job.resume_step)
-        texts = prepare(job.dataset_uri, settings, directory / "data", world)
-        source = model.fetch(job.model_id, directory / "model", world)
-        resume = checkpoints.download(start, directory / "resume") if start else None
-        if start and resume and resume.is_dir() != settings.sharded:
+    with prologue.open_run(job, world) as run, sharding(world) if run.settings.sharded else contextlib.nullcontext():
+        source = run.fetch_model()
+        resume = run.fetch_checkpoint()
+        if run.start and resume and resume.is_dir() != run.settings.sharded:
             way = "with" if resume.is_dir() else "without"
             raise UserError(
-                f"step {start.step} was saved {way} sharded: go on from it {way} sharded, or from another step"
+                f"step {run.start.step} was saved {way} sharded: go on from it {way} sharded, or from another step"
             )
         network, tokenizer = model.load(source)
-        if start and resume:
-            saved = model.saved_shapes(resume, "state_dict", "network.")
-            model.check_same(job.model_id, model.shapes(network), saved, start.step)
-        settings = configuration.complete(settings, network.config, world)
-        order = Order(texts, settings, world)
-        total = order.steps(settings)
-        if world.rank == 0:
-            configuration.write(storage, job, settings, world, total)
+        if resume:
+            run.check_same_model(model.shapes(network), model.saved_shapes(resume, "state_dict", "network."))
+        plan = prologue.make_plan(run, network, tokenizer)
 
-        progress = Progress(storage, job.submission, world.attempt, total)
-        steps = Steps(settings, world, checkpoints, progress, total, directory)
-        reached = start.step if start else 0
-        collator = Collator(tokenizer, settings.max_seq_len)
-        batches = training_batches(texts, order, collator, settings, world, reached, total)
-        module = Module(network, settings, world, total)
-        after_step = AfterStep(steps, lambda: evaluation_batches(texts, order, collator), directory / "work")
-        trainer = lightning_trainer(settings, world, total, after_step, directory / "lightning")
-        with untrusted.data_only(directory / "resume"):
-            trainer.fit(module, StepBatches(batches, settings, world), ckpt_path=resume, weights_only=True)
+        steps, reached, total = plan.steps, plan.reached, plan.total
+        batches = StepBatches(plan.batches(), plan.settings, world)
+        module = Module(network, plan.settings, world, total)
+        after_step = AfterStep(steps, plan.held_out, run.directory / "work")
+        trainer = lightning_trainer(plan.settings, world, total, after_step, run.directory / "lightning")
+        with untrusted.data_only(run.directory / "resume"):
+            trainer.fit(module, batches, ckpt_path=resume, weights_only=True)
         if reached < total:
             reached = trainer.global_step
         else:
-            steps.reached_before(reached, start.metrics if start else {})
+            steps.reached_before(reached, run.start.metrics if run.start else {})
         steps.finish()
 
         if reached < total:
             return False
-        weights = model.whole_weights(network) if settings.sharded else None
+        weights = model.whole_weights(network) if plan.settings.sharded else None
         world.together(
-            lambda: model.export(network, tokenizer, directory / "export", storage, job.submission, weights)
+            lambda: model.export(network, tokenizer, run.directory / "export", run.storage, job.submission, weights)
             if world.rank == 0
             else None
         )
