@@ -1,4 +1,4 @@
-"""The checkpoints of a run as the processes of one submission choose, bring and save them together.
+"""The checkpoints of a run as the processes of one submission choose, download and save them together.
 
 Files are written and uploaded in the background. Only the two ends of saving, begin() and finish(), stop the training.
 A framework that can write while it trains goes on training between them.
@@ -85,7 +85,7 @@ class Checkpoints:
         return checkpoint_to_resume(found, self.submission, resume=resume, step=step)
 
     def download(self, marker: Marker, directory: Path) -> Path:
-        """Bring a checkpoint's files below `directory` on each node; together. Returns its file or folder."""
+        """Download a checkpoint's files below `directory` on each node; together. Returns its file or folder."""
         self.world.agreed(
             lambda: download_files(self.storage, marker, directory) if self.world.local_rank == 0 else None
         )

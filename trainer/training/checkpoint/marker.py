@@ -15,10 +15,10 @@ from training.strict_json import is_number, whole
 
 LAYOUT = 1
 MAX_BYTES = 2 * 1024 * 1024  # of a marker; ten thousand files take some 1.5 MB
-MAX_PATH_BYTES = 1024 - len(layout.CHECKPOINTS)  # longer ones are in no key of S3
+MAX_PATH_BYTES = 1024 - len(layout.CHECKPOINTS)  # S3 has no longer keys
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
-# S3 answers lists as XML, which cannot hold these; and halves of characters have no UTF-8.
+# S3 lists keys as XML, which cannot hold control characters. Halves of surrogate pairs have no UTF-8.
 _UNLISTED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -36,9 +36,9 @@ class Marker:
     saved_at: float  # seconds since 1970, by this machine's clock
     submission: str | None = None
     attempt: int | None = None
-    parent: dict[str, typing.Any] | None = None  # {"submission", "step"} that this submission went on from
+    parent: dict[str, typing.Any] | None = None  # {"submission", "step"} that this submission resumed
     world_size: int | None = None
-    files: tuple[File, ...] | None = None  # None in markers of other images
+    files: tuple[File, ...] | None = None  # None in other images' markers
     metrics: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
     metadata: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
 
@@ -94,7 +94,7 @@ def parse(body: bytes) -> Marker:
 
 
 def rebuilt(fields: dict[str, typing.Any]) -> Marker:
-    """The marker that dataclasses.asdict took apart."""
+    """The marker with these dataclasses.asdict() fields."""
     files = fields["files"]
     return Marker(**fields | {"files": None if files is None else tuple(File(**file) for file in files)})
 
@@ -116,12 +116,12 @@ def is_parent(value: typing.Any) -> bool:
 
 
 def are_metrics(value: typing.Any) -> bool:
-    """What can be written again as JSON."""
+    """Whether it can be written as JSON again."""
     return is_object(value) and strict_json.is_sound(value)
 
 
 def are_files(value: typing.Any) -> bool:
-    """One file, or all below one folder, so that a listing of it covers no other checkpoint."""
+    """Whether it is one file, or all are below one folder, so that a listing of it covers no other checkpoint."""
     if not isinstance(value, list) or not all(map(is_file, value)):
         return False
     folders = {file["path"].partition("/")[0] if "/" in file["path"] else None for file in value}
@@ -129,7 +129,7 @@ def are_files(value: typing.Any) -> bool:
 
 
 def is_file(value: typing.Any) -> bool:
-    """A path that stays below checkpoints/ and can be in a key, a size, and perhaps an ETag."""
+    """Whether it has a path that stays below checkpoints/ and can be in a key, a size, and perhaps an ETag."""
     if not is_object(value) or not whole(value.get("size")):
         return False
     path, etag = value.get("path"), value.get("etag")

@@ -1,4 +1,4 @@
-"""Which checkpoint a submission resumes, and bringing its files here."""
+"""Which checkpoint a submission resumes, and downloading its files."""
 
 import concurrent.futures
 import logging
@@ -50,7 +50,7 @@ def exactly(step: int, found: Snapshot) -> Marker:
 
 
 def download_files(storage: Storage, marker: Marker, directory: Path) -> None:
-    """Bring a checkpoint's files below a directory, to where local_path() says."""
+    """Download a checkpoint's files below a directory: local_path() says where they are."""
 
     def download(file: File) -> None:
         target = directory / file.path
@@ -63,7 +63,7 @@ def download_files(storage: Storage, marker: Marker, directory: Path) -> None:
 
 
 def local_path(marker: Marker, directory: Path) -> Path:
-    """The file or folder that download_files() brings below a directory."""
+    """The file or folder that download_files() leaves below a directory."""
     return directory / posixpath.commonpath([file.path for file in files_of(marker)])
 
 

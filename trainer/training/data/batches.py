@@ -20,18 +20,18 @@ Batch = dict[str, "torch.Tensor"]
 
 
 class Collator:
-    """Texts to a batch. Padding never counts in the loss, also where the padding token is the end token."""
+    """Makes a batch of texts. Padding never counts in the loss, even where the padding token is the end token."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_seq_len: int) -> None:
         self.tokenizer = tokenizer
         self.max_seq_len = max_seq_len
         self.end: typing.Any = tokenizer.eos_token_id
-        self.padding: typing.Any = tokenizer.pad_token_id or 0  # any token will do: it is masked
+        self.padding: typing.Any = tokenizer.pad_token_id or 0  # any token serves: padding is masked
 
     def __call__(self, texts: list[str]) -> Batch:
         import torch
 
-        # Truncation and padding by the tokenizer would be saved with it, and so end up in the exported model.
+        # The tokenizer's own truncation and padding would be saved with it, and end up in the exported model.
         rows = [self._ended(row)[: self.max_seq_len] for row in self.tokenizer(texts, verbose=False)["input_ids"]]
         shape = (len(rows), max(len(row) for row in rows))
         batch = {
@@ -45,14 +45,14 @@ class Collator:
         return batch
 
     def _ended(self, row: list[int]) -> list[int]:
-        """With the end token, so that the model learns where a text ends."""
+        """The row with the end token, from which the model learns where a text ends."""
         return row if self.end is None or row[-1:] == [self.end] else [*row, self.end]
 
 
 def training_batches(
     data: Data, order: Order, collator: Collator, settings: "Settings", world: "World", step: int, total: int
 ) -> Iterable[Batch]:
-    """This process's batches from after one step to the end of another."""
+    """This process's batches of the steps after `step`, up to `total`."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -63,12 +63,12 @@ def training_batches(
         num_workers=settings.dataloader_workers,
         worker_init_fn=ignore_sigterm,
         pin_memory=world.gpu,
-        generator=torch.Generator(),  # or it would draw from the one that dropout draws from
+        generator=torch.Generator(),  # of its own: dropout draws from the default one
     )
 
 
 def evaluation_batches(data: Data, order: Order, collator: Collator) -> Iterator[Batch]:
-    """This process's batches of what was held out, as many as the others have."""
+    """This process's batches of the texts that are held out. Each process has the same number of batches."""
     for numbers, filling in order.evaluation():
         batch = collator([data[number] for number in numbers])
         if filling:
@@ -77,10 +77,10 @@ def evaluation_batches(data: Data, order: Order, collator: Collator) -> Iterator
 
 
 def predicted(batch: Batch) -> int:
-    """How many of a batch's tokens the model has to predict: not the first one of a text, and no padding."""
+    """How many of a batch's tokens the model has to predict: all but the first one of each text and padding."""
     return int((batch["labels"][:, 1:] != IGNORED).sum())
 
 
 def ignore_sigterm(worker: int) -> None:
-    """Of a signal to all, the process itself makes a checkpoint, for which it may need its workers."""
+    """SIGTERM may reach all processes of a pod. The one that trains then saves, for which it may need its workers."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The order of the texts: which ones a process has in a step, by the data, the seed and the step alone."""
+"""The order of the texts: which ones a process has in a micro-step."""
 
 import bisect
 import math
@@ -14,17 +14,19 @@ if typing.TYPE_CHECKING:
     from training.distributed import World
     from training.settings import Settings
 
-EVERY = 20  # the how-manieth text of the last object is kept out of training, when there is evaluation
-HELD_OUT = 1000  # of them at most
+EVERY = 20  # with evaluation, every 20th text of the last object is held out of training
+HELD_OUT = 1000  # texts, at most
 
 
 class Order:
     """Which texts a process has in a micro-step.
 
-    Each epoch has all texts that are not held out, in an order of its own, dealt to the processes in turn; the last
-    batches are filled from its beginning. Streamed data are dealt by objects: a process has its objects of the epoch
-    one after the other, and how many texts it has of them differs a little from its share. Those above are not used
-    in that epoch, those below are filled from its beginning.
+    Each epoch has all texts that are not held out, in an order of its own. They are dealt to the processes in turn, and
+    the last batches are filled up from the epoch's beginning.
+
+    Streamed data are dealt by objects. A process has its objects of the epoch one after the other, and their number of
+    texts differs a little from its share. Texts above the share are not used in that epoch. A process with fewer texts
+    begins with its objects again.
     """
 
     def __init__(self, data: Data, settings: "Settings", world: "World") -> None:
@@ -35,7 +37,8 @@ class Order:
         self.streamed = isinstance(data, Streamed)
         *sizes, last = (size for size in data.sizes() if size)
         self.held_out = held_out(sum(sizes), last) if settings.eval_steps else []
-        self.gaps = [number - place for place, number in enumerate(self.held_out)]  # other texts before each of them
+        # For each held-out text, how many texts before it are not held out.
+        self.gaps = [number - place for place, number in enumerate(self.held_out)]
         self.sizes = [*sizes, last - len(self.held_out)]
         if not sum(self.sizes) or (self.streamed and not self.sizes[-1]):
             raise UserError("eval_steps holds a text of the last object out, and that has no other to train on")
@@ -50,11 +53,11 @@ class Order:
         return math.ceil((settings.num_epochs or 1) * self.micro_steps / self.accumulation)
 
     def epochs(self, step: int) -> float:
-        """How often the data have been seen after so many steps."""
+        """How many epochs a number of steps is."""
         return step * self.accumulation / self.micro_steps
 
     def batch(self, micro_step: int) -> list[int]:
-        """Numbers of texts; micro-steps are counted from the training's beginning."""
+        """The numbers of a micro-step's texts. Micro-steps are counted from step 0."""
         epoch, position = divmod(micro_step, self.micro_steps)
         if epoch != self.epoch:
             kind = _Streams if self.streamed else _Shuffled
@@ -62,16 +65,16 @@ class Order:
         return [self._number(index) for index in self.texts.batch(position, self.batch_size)]
 
     def _number(self, index: int) -> int:
-        """Of the text that is the index-th when those held out are not counted."""
+        """The number of the index-th text that is not held out."""
         return index + bisect.bisect(self.gaps, index)
 
     def rest(self, step: int, total: int) -> Iterator[list[int]]:
-        """The batches from after one step to the end of another."""
+        """The batches of the steps after `step`, up to `total`."""
         for micro_step in range(step * self.accumulation, total * self.accumulation):
             yield self.batch(micro_step)
 
     def evaluation(self) -> Iterator[tuple[list[int], bool]]:
-        """Batches of what was held out, as many for each process, and whether a batch only fills up."""
+        """Batches of held-out texts, the same number for each process, and whether a batch only fills up."""
         batches = [
             self.held_out[start : start + self.batch_size] for start in range(0, len(self.held_out), self.batch_size)
         ]
@@ -81,7 +84,7 @@ class Order:
 
 
 def held_out(first: int, size: int) -> list[int]:
-    """Numbers of the texts for evaluation, spread over the last object, which begins with the first one."""
+    """Numbers of the texts for evaluation, spread over the last object. It has `size` texts from number `first` on."""
     every = min(EVERY, size)
     return [first + place for place in range(every - 1, size, every)][:HELD_OUT]
 
@@ -99,7 +102,7 @@ class _Shuffled:
 
 
 class _Streams:
-    """An epoch in which each object is one process's."""
+    """An epoch in which each object belongs to one process."""
 
     def __init__(self, sizes: Sequence[int], seed: int, epoch: int, world: "World") -> None:
         ends = running_total(sizes)
@@ -123,9 +126,10 @@ class _Streams:
 
 
 def shuffled(size: int, *seeds: int) -> "torch.Tensor":
-    """0 to size - 1 in an order that the seeds decide, on any machine."""
+    """0 to size - 1 in an order that depends on the seeds alone, on any machine."""
     import numpy
     import torch
 
-    seed = numpy.random.SeedSequence(seeds).generate_state(1, numpy.uint64)[0]  # not their sum: 1 + 2 is 2 + 1
+    # Not the seeds' sum, which is the same for (1, 2) and (2, 1).
+    seed = numpy.random.SeedSequence(seeds).generate_state(1, numpy.uint64)[0]
     return torch.randperm(size, generator=torch.Generator().manual_seed(int(seed) % 2**63))

@@ -1,6 +1,6 @@
 """The texts of a data set: JSON lines in objects, on disk or streamed, each by its number.
 
-Every line is looked at once before training, so that a bad one is reported at the start and not after hours.
+Every line is read once before training, so that a bad one is reported at the start and not after hours.
 """
 
 import array
@@ -20,23 +20,23 @@ if typing.TYPE_CHECKING:
     from training.distributed import World
     from training.settings import Settings
 
-STREAMED = 16 * 2**30  # bytes of data from which on a process has only a part of them on its disk at a time
-OPEN = 2  # objects that a process has on its disk at a time, when they are streamed
+STREAMED = 16 * 2**30  # bytes; larger data are streamed, where the settings leave it open
+OPEN = 2  # streamed objects that a process has on its disk at a time
 
 
 class Texts(Sequence[str]):
-    """The texts of some JSON lines files, by number. A text that is empty teaches nothing and is left out."""
+    """The texts of JSON lines files, by number. Empty texts are left out, as they teach nothing."""
 
     def __init__(self, names: Sequence[str], paths: Sequence[Path], field: str) -> None:
         self.paths = paths
         self.field = field
-        self.starts = array.array("Q")  # where a line begins, in bytes
-        self.files = array.array("L")  # in which file
+        self.starts = array.array("Q")  # for each text, where its line begins in bytes
+        self.files = array.array("L")  # for each text, the number of its file
         self.handles: dict[tuple[int, int], typing.BinaryIO] = {}
         for number, (name, path) in enumerate(zip(names, paths, strict=True)):
-            self._look_through(name, number, path)
+            self._add(name, number, path)
 
-    def _look_through(self, name: str, number: int, path: Path) -> None:
+    def _add(self, name: str, number: int, path: Path) -> None:
         start = 0
         with path.open("rb") as lines:
             for line_number, line in enumerate(lines, 1):
@@ -64,7 +64,7 @@ class Texts(Sequence[str]):
         return len(self.starts)
 
     def __getitem__(self, index: int) -> str:
-        # A loader's worker is a fork, and would share its parent's position in a file that both have open.
+        # A loader's worker is a fork. In a file that its parent has opened, both would share one position.
         key = os.getpid(), self.files[index]
         if key not in self.handles:
             self.handles[key] = self.paths[key[1]].open("rb")
@@ -78,7 +78,7 @@ class Texts(Sequence[str]):
 
 
 class Streamed(Sequence[str]):
-    """The same texts, of which only the objects that are being read are on disk."""
+    """The same texts. Only the objects that are being read are on disk."""
 
     def __init__(
         self, uri: str, keys: Sequence[str], sizes: Sequence[int], field: str, directory: Path, rank: int
@@ -104,7 +104,7 @@ class Streamed(Sequence[str]):
         return self._open(number)[index - (self.ends[number] - self.counts[number])]
 
     def _open(self, number: int) -> Texts:
-        if self.process != os.getpid():  # a loader's worker is a fork, and what its parent has open is not its own
+        if self.process != os.getpid():  # a loader's worker is a fork: what is open is its parent's
             self.process = os.getpid()
             self.opened.clear()
         if number not in self.opened:
@@ -123,11 +123,12 @@ Data = Texts | Streamed
 
 
 def prepare(uri: str, settings: "Settings", directory: Path, world: "World") -> Data:
-    """Bring the data to this process, or as much as it needs to begin; together.
+    """Bring the data to this process; together.
 
-    All of them to each node's disk, or, when they are large, only to be counted: each process looks through a part.
+    They are downloaded to each node's disk, or streamed. Streamed data are only counted here: each process reads a part
+    of the objects.
     """
-    # The same for all, whatever is written there meanwhile.
+    # Rank 0 lists the objects for all processes, since some may be added or deleted meanwhile.
     entries = world.on_rank_zero(lambda: [(entry.key, entry.size) for entry in find(uri)])
     keys = [key for key, _ in entries]
     size = sum(size for _, size in entries)
@@ -137,10 +138,10 @@ def prepare(uri: str, settings: "Settings", directory: Path, world: "World") -> 
     if not streaming:
         paths = [directory / f"{number:06d}.jsonl" for number in range(len(keys))]
         world.agreed(lambda: download(uri, keys, paths) if world.local_rank == 0 else None)
-        looked_through: list[Texts] = []
+        read: list[Texts] = []
         names = [named(uri, key) for key in keys]
-        world.agreed(lambda: looked_through.append(Texts(names, paths, settings.dataset_text_field)))
-        data: Data = looked_through[0]
+        world.agreed(lambda: read.append(Texts(names, paths, settings.dataset_text_field)))
+        data: Data = read[0]
     else:
         sizes = world.agreed(lambda: count(uri, keys[world.rank :: world.size], directory, settings, world.rank))
         counted = {key: count for counts in sizes for key, count in counts.items()}
@@ -157,15 +158,16 @@ def prepare(uri: str, settings: "Settings", directory: Path, world: "World") -> 
 
 
 def find(uri: str) -> list[Entry]:
-    """The objects of a data set: one, or all below a prefix in the order of their keys."""
+    """The objects of a data set: a single one, or all below a prefix in the order of their keys."""
     folder, _, name = uri.rpartition("/")
     if name:
-        return [Entry(key=name, size=0, etag=None)]  # how large it is does not matter, and may not be the job's to list
+        # Its size is not needed, and the job may have no access to a listing.
+        return [Entry(key=name, size=0, etag=None)]
     try:
         entries = open_storage(f"{folder}/").list("")
     except AccessDeniedError:
         raise UserError(f"DATASET_URI {uri} may not be listed by this job: access denied") from None
-    # Hidden files and what batch systems leave beside their output (_SUCCESS) hold no texts.
+    # Hidden files, and those that batch systems write beside their output (_SUCCESS), hold no texts.
     entries = [entry for entry in entries if entry.size and entry.key.rpartition("/")[2][:1] not in "._"]
     if not entries:
         raise UserError(f"DATASET_URI {uri} holds no objects")
@@ -187,7 +189,7 @@ def download(uri: str, keys: Sequence[str], paths: Sequence[Path]) -> None:
 
 
 def count(uri: str, keys: Sequence[str], directory: Path, settings: "Settings", rank: int) -> dict[str, int]:
-    """How many texts each object has; one at a time is on disk."""
+    """How many texts each object has. One object at a time is on disk."""
     sizes = {}
     for key in keys:
         texts = fetch_object(uri, key, directory / f"counted-{rank}", settings.dataset_text_field)

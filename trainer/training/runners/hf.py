@@ -1,7 +1,7 @@
 """The runner for framework=hf: the transformers Trainer on a causal language model.
 
-The Trainer trains, and its checkpoint folders are the files. When to save, what counts as a checkpoint and where to go
-on is decided here and in checkpoint/, never by the Trainer's own guess.
+The Trainer trains, and the files of a checkpoint are those of its checkpoint folder. steps.py decides when to save.
+checkpoint/ decides what counts as a checkpoint and which one is resumed. The Trainer decides neither.
 """
 
 from pathlib import Path
@@ -23,9 +23,9 @@ from training.settings import Settings
 
 
 def train(job: Job, world: World) -> bool:
-    """Train to the last step. False when it was told to stop before; what it had reached is saved then."""
+    """Train to the last step. Returns False when SIGTERM stopped it earlier; the step that it reached is saved then."""
     with prologue.open_run(job, world) as run:
-        resume = run.fetch_checkpoint()  # it has the model too
+        resume = run.fetch_checkpoint()  # a checkpoint has the model too
         if resume:
             check_state(resume)
         source = str(resume) if resume else run.fetch_model()
@@ -66,7 +66,7 @@ def train(job: Job, world: World) -> bool:
 
 
 def check_state(folder: Path) -> None:
-    """Raises UserError where the file in which the Trainer counts its steps is not the Trainer's."""
+    """Raises UserError where the file of the Trainer's state is not one that the Trainer writes."""
     path = folder / TRAINER_STATE_NAME
     try:
         TrainerState.load_from_json(str(path))
@@ -91,7 +91,7 @@ def arguments(settings: Settings, world: World, directory: Path, total: int) -> 
         "ddp_backend": None if world.size == 1 else "nccl" if world.gpu else "gloo",
         "ddp_find_unused_parameters": False,
         "remove_unused_columns": False,  # the data set gives texts, not columns
-        # What to do after a step is decided in steps.py, and the data begin where they have to.
+        # steps.py decides what follows a step, and the batches begin at the step that is resumed.
         "save_strategy": "no",
         "logging_strategy": "no",
         "logging_nan_inf_filter": False,
@@ -101,12 +101,12 @@ def arguments(settings: Settings, world: World, directory: Path, total: int) -> 
     }
     try:
         return TrainingArguments(**values | settings.training_arguments)
-    except (ValueError, ImportError) as error:  # what only two fields together, or this machine, can tell
+    except (ValueError, ImportError) as error:  # of a combination of fields, or of this machine
         raise UserError(f"the TrainingArguments do not go together: {str(error).splitlines()[0]}") from None
 
 
 class StepTrainer(Trainer):
-    """A Trainer with our batches, that remembers the last step's loss and counts tokens, without waiting for a GPU."""
+    """A Trainer with our batches. It keeps the last step's loss and counts tokens without waiting for a GPU."""
 
     batches: DataLoader
     world: World
@@ -122,7 +122,7 @@ class StepTrainer(Trainer):
         name = "rng_state.pth" if self.world.size == 1 else f"rng_state_{self.world.rank}.pth"
         path = Path(checkpoint) / name
         if not path.is_file():
-            return  # it was another number of processes that saved it
+            return  # another number of processes saved it
         try:
             random_state.restore(random_state.of_trainer(untrusted.load_with_words(path)), self.world)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -157,7 +157,7 @@ class AfterStep(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         follow_settings(kwargs["optimizer"], kwargs["lr_scheduler"], self.steps.settings)
-        # The checkpoint's own states follow, if it has them: those of other processes do not serve.
+        # The Trainer then restores the checkpoint's states, where the same number of processes saved it.
         random_state.begin(self.steps.settings.seed, self.steps.world)
         self.steps.begin(state.global_step)
 

@@ -1,7 +1,7 @@
 """The runner for framework=meta: torch alone, with FSDP2 and torch.distributed.checkpoint.
 
-Weights, gradients and optimizer are split over the processes. A checkpoint is written and uploaded while the training
-goes on: by one process as a file, by several as a folder to which each one writes its own part.
+Weights, gradients and optimizer are split over the processes. A checkpoint is written and uploaded while training goes
+on. One process writes a file; several write a folder, each its own part.
 """
 
 import functools
@@ -33,7 +33,7 @@ ARITHMETIC = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def train(job: Job, world: World) -> bool:
-    """Train to the last step. False when it was told to stop before; what it had reached is saved then."""
+    """Train to the last step. Returns False when SIGTERM stopped it earlier; the step that it reached is saved then."""
     with prologue.open_run(job, world) as run, sharding(world):
         source = run.fetch_model()
         resume = run.fetch_checkpoint()
@@ -92,11 +92,11 @@ class Training:
         arithmetic = ARITHMETIC[settings.precision or "fp32"]
         policy = MixedPrecisionPolicy(param_dtype=arithmetic, reduce_dtype=torch.float32)
         model.shard(network, init_device_mesh(self.device.type, (world.size,)), policy)
-        network.to(self.device)  # the buffers; the weights are there
+        network.to(self.device)  # the buffers; the weights are there already
         self.optimizer = optimizer.adamw(network, settings)
         self.schedule = optimizer.schedule(self.optimizer, settings, total)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
-        # Saving goes on beside training, and their messages must not meet.
+        # Saving runs beside training, and their messages must not mix.
         self.saving_group = dist.new_group(backend="gloo")
         self.step_loss: torch.Tensor | float = 0.0
         self.tokens: torch.Tensor | float = 0.0
@@ -109,7 +109,7 @@ class Training:
             self.network.set_requires_gradient_sync(batch is batches[-1])
             batch = model.to_device(batch, self.device)
             self.tokens = self.tokens + batch["attention_mask"].sum()
-            # Gradients are averaged over the processes, but the items are those of all of them.
+            # Gradients are averaged over the processes, but the loss is divided by the tokens of all of them.
             loss = self.network(**batch, num_items_in_batch=max(items, 1), use_cache=False).loss * self.world.size
             self.scaler.scale(loss).backward()
             self.step_loss = self.step_loss + loss.detach()
@@ -136,7 +136,7 @@ class Training:
             dcp.save(state, storage_writer=dcp.FileSystemWriter(path), process_group=self.saving_group)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint of any number of processes; together."""
+        """Resume a checkpoint of any number of processes; together."""
         options = StateDictOptions(full_state_dict=path.is_file())
         if path.is_file():
             state = untrusted.load(path)
@@ -169,7 +169,7 @@ class Training:
 
 
 def copied(value: typing.Any) -> typing.Any:
-    """With tensors of its own: where training is on the CPU, its state is no copy, and changes with the next step."""
+    """A copy with tensors of its own. On the CPU a state shares its tensors with the training, which changes them."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, Mapping):

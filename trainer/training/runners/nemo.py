@@ -1,8 +1,8 @@
 """The runner for framework=nemo: Lightning on a causal language model.
 
 Each process has the whole model (DDP), or, when `sharded`, a part of it (ModelParallelStrategy, which is FSDP2). A
-checkpoint is Lightning's own, a file or a sharded folder. When to save is decided in steps.py, and no callback of
-Lightning's does.
+checkpoint is Lightning's own: a file or a sharded folder. steps.py decides when to save, and no callback of Lightning's
+does.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ PRECISIONS: dict[str, typing.Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "f
 
 
 def train(job: Job, world: World) -> bool:
-    """Train to the last step. False when it was told to stop before; what it had reached is saved then."""
+    """Train to the last step. Returns False when SIGTERM stopped it earlier; the step that it reached is saved then."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with prologue.open_run(job, world) as run, sharding(world) if run.settings.sharded else contextlib.nullcontext():
         source = run.fetch_model()
@@ -100,7 +100,7 @@ def lightning_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    # Its handler of SIGTERM would talk to the other processes from the middle of anything. Ours only sets a flag.
+    # Lightning's handler of SIGTERM would communicate with other processes at any moment. Ours only sets a flag.
     trainer._signal_connector.register_signal_handlers = lambda: None
     return trainer
 
@@ -114,9 +114,9 @@ def strategy(settings: Settings, world: World) -> Strategy:
 
 
 class Sharded(ModelParallelStrategy):
-    """Each node has the files of its own processes below a path of its own; by itself it takes rank 0's for all.
+    """Lightning's strategy, except that each node has its own path of a checkpoint, not rank 0's.
 
-    It loads as by itself too, but through a reader that takes files for data.
+    It loads a checkpoint as Lightning does, but through a reader that treats files as data.
     """
 
     def broadcast(self, obj, src=0):
@@ -138,7 +138,7 @@ class Sharded(ModelParallelStrategy):
 
 
 class Module(pl.LightningModule):
-    """The model, its optimizer, and the random numbers of all processes, which Lightning would save of rank 0 alone."""
+    """The model, its optimizer, and the random states of all processes. Lightning would save rank 0's alone."""
 
     def __init__(self, network: PreTrainedModel, settings: Settings, world: World, total: int) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Module(pl.LightningModule):
             model.shard(self.network, self.device_mesh["data_parallel"], policy)
 
     def configure_optimizers(self):
-        # In mixed precision Lightning clips no gradients of a fused one.
+        # In mixed precision Lightning does not clip the gradients of a fused optimizer.
         adamw = optimizer.adamw(self.network, self.settings, fused=self.settings.precision == "fp32")
         schedule = optimizer.schedule(adamw, self.settings, self.total)
         return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -177,7 +177,7 @@ class Module(pl.LightningModule):
         if batch_idx % self.settings.gradient_accumulation == 0:
             self.step_loss = 0.0
         self.tokens = self.tokens + batch["attention_mask"].sum()
-        # Gradients are averaged over the processes, but the items are those of all of them.
+        # Gradients are averaged over the processes, but the loss is divided by the tokens of all of them.
         loss = self.network(**batch, use_cache=False).loss * self.world.size
         self.step_loss = self.step_loss + loss.detach()
         return loss * self.settings.gradient_accumulation  # by which Lightning divides it
@@ -187,7 +187,7 @@ class Module(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, typing.Any]) -> None:
         self.random_states = checkpoint["random_states"]
-        # It steps where accumulation divides its count of batches: let that be as if it had always been this one.
+        # Lightning steps where accumulation divides its count of batches: count as if it had never been another one.
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         missing = checkpoint["global_step"] * self.settings.gradient_accumulation - batches["ready"]
         batches |= {name: number + missing for name, number in batches.items()}
@@ -221,7 +221,7 @@ class AfterStep(pl.Callback):
 
 
 class StepBatches:
-    """The batches with the number of tokens that are predicted in their step, over all of them and all processes."""
+    """The batches, each with the number of tokens that its step predicts in all batches of all processes."""
 
     def __init__(self, batches: Iterable[Batch], settings: Settings, world: World) -> None:
         self.batches = batches

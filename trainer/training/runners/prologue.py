@@ -104,7 +104,7 @@ def open_run(job: Job, world: World) -> Iterator[Run]:
 
 
 def make_plan(run: Run, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Plan:
-    """Everything that follows from the model and comes before the first step; together."""
+    """Everything that depends on the model and comes before the first step."""
     settings = configuration.complete(run.settings, network.config, run.world)
     order = Order(run.texts, settings, run.world)
     total = order.steps(settings)
