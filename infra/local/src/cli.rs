@@ -17,9 +17,9 @@ use tokio::{
 };
 
 use crate::{
-    command::tail,
     control::{Reply, Report, Request},
     launch,
+    log_tail::tail,
     paths::Paths,
     processes,
 };

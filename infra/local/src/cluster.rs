@@ -9,10 +9,11 @@ use tokio::process::Command;
 
 use crate::{
     command, components,
-    deploy::{FURTHER_NAMESPACES, NAMESPACE},
+    names::{FURTHER_NAMESPACES, NAMESPACE},
     paths::Paths,
     pki,
     ports::Ports,
+    private_file::write_private,
     stamp::Stamp,
     tools::Tools,
 };
@@ -42,7 +43,7 @@ pub(crate) async fn apply(paths: &Paths, ports: &Ports, tools: &Tools) -> Result
             certificate_secret(paths)?,
             webhook_configuration(paths, ports, &module.join("manifests/base/webhook/manifests.yaml"))?,
         ]});
-        pki::write_private(&file, &list.to_string())?;
+        write_private(&file, &list.to_string())?;
         kubectl(paths, &["apply", "--server-side", "--force-conflicts", "-f"], file).await?;
         for namespace in namespaces {
             let overlay = write_overlay(paths, namespace)?;
@@ -127,7 +128,7 @@ async fn kubectl(paths: &Paths, arguments: &[&str], input: PathBuf) -> Result<()
     let mut command = Command::new(paths.bin("kubectl"));
     command
         .env_clear()
-        .envs(components::clean_environment(paths))
+        .envs(command::clean_environment(paths))
         .arg("--kubeconfig")
         .arg(paths.admin_kubeconfig())
         .args(arguments)

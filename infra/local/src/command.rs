@@ -1,6 +1,7 @@
 //! Runs a tool to its end with its output in a log file; on failure the error carries the end of that log.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, OpenOptions},
     path::Path,
     process::Stdio,
@@ -13,7 +14,7 @@ use nix::{
 };
 use tokio::process::Command;
 
-const TAIL_LINES: usize = 30;
+use crate::{log_tail::tail, paths::Paths};
 
 /// A tool's process group. A step that is given up (Ctrl-C) takes the compilers it started with it.
 struct Group(Option<Pid>);
@@ -55,11 +56,10 @@ async fn wait(command: &mut Command, log: &Path) -> Result<Vec<u8>> {
     bail!("{program} ended with {}; the end of {}:\n{}", output.status, log.display(), tail(log))
 }
 
-/// The last lines of a log, indented for quoting in an error.
-pub(crate) fn tail(log: &Path) -> String {
-    let text = std::fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().collect();
-    let first = lines.len().saturating_sub(TAIL_LINES);
-    lines.iter().skip(first).map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
+/// Components get nothing of the environment in which `twin up` was typed: no proxy, no credentials, no settings.
+pub(crate) fn clean_environment(paths: &Paths) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("PATH".to_string(), "/usr/local/bin:/usr/bin:/bin".to_string()),
+        ("HOME".to_string(), paths.state().join("home").display().to_string()),
+    ])
 }

@@ -6,13 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use anyhow::Result;
 use serde_json::json;
 
-use crate::{
-    deploy::{self, Deployment},
-    ministack,
-    paths::Paths,
-    pki,
-    ports::Ports,
-};
+use crate::{command::clean_environment, deploy::Deployment, ministack, names, paths::Paths, pki, ports::Ports};
 
 pub(crate) const ETCD: &str = "etcd";
 pub(crate) const APISERVER: &str = "kube-apiserver";
@@ -189,12 +183,12 @@ pub(crate) fn node(paths: &Paths, ports: &Ports) -> Result<Spec> {
         "pods_dir": paths.pods(),
         "trainer_dir": paths.source("trainer"),
         "trainer_bin": paths.venv("trainer").join("bin"),
-        "trainer_image": deploy::TRAINER_IMAGE,
+        "trainer_image": names::TRAINER_IMAGE,
         "model_dir": paths.models(),
         "stub_binary": sibling("twin-stub")?,
         "aws_endpoint_url": ministack::url(ports),
-        "aws_region": ministack::REGION,
-        "trainer_role_arn": deploy::TRAINER_ROLE_ARN,
+        "aws_region": names::REGION,
+        "trainer_role_arn": names::TRAINER_ROLE_ARN,
         "running_trainers_limit": 4,
         "back_off_base_seconds": 10,
     });
@@ -254,14 +248,6 @@ fn kubernetes(paths: &Paths, name: &'static str, port: u16) -> Spec {
         grace: Duration::from_secs(1),
         prepare: Prepare::Nothing,
     }
-}
-
-/// Components get nothing of the environment in which `twin up` was typed: no proxy, no credentials, no settings.
-pub(crate) fn clean_environment(paths: &Paths) -> BTreeMap<String, String> {
-    BTreeMap::from([
-        ("PATH".to_string(), "/usr/local/bin:/usr/bin:/bin".to_string()),
-        ("HOME".to_string(), paths.state().join("home").display().to_string()),
-    ])
 }
 
 /// A binary of this crate: cargo puts them next to each other.

@@ -8,25 +8,20 @@ use serde::{Deserialize, Serialize};
 use tokio::{process::Command, time::timeout};
 
 use crate::{
-    command,
-    components::{self, Ready, clean_environment},
-    ministack::{self, CLUSTER_NAME, REGION},
+    command::{self, clean_environment},
+    components::{self, Ready},
+    ministack,
+    names::{CLUSTER_NAME, FURTHER_NAMESPACES, NAMESPACE, REGION, TRAINER_IMAGE},
     paths::Paths,
-    pki::write_private,
     ports::Ports,
+    private_file::write_private,
     stamp::{Stamp, short_hash},
     tools::Tools,
     up::Twin,
 };
 
-/// The namespace of a job that names none.
-pub(crate) const NAMESPACE: &str = "training";
-/// Namespaces that a job may name: for tests with jobs of their own, with very many, and for those that break things.
-pub(crate) const FURTHER_NAMESPACES: [&str; 3] = ["training-two", "training-list", "training-faults"];
 /// Allowed as well and never made: what happens then is tested.
 const ABSENT_NAMESPACE: &str = "training-absent";
-pub(crate) const TRAINER_IMAGE: &str = "trainer:local";
-pub(crate) const TRAINER_ROLE_ARN: &str = "arn:aws:iam::000000000000:role/trainer";
 const STACK: &str = "training";
 const ALLOWED_IMAGES: &str = "trainer:local,stub,unknown.invalid/";
 /// Made by the tests that need them.

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{command::tail, paths::Paths};
+use crate::{log_tail::tail, paths::Paths};
 
 const NAMESPACE: [&str; 4] = ["--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"];
 /// Where only root may make namespaces, everybody else first becomes root of a user namespace.

@@ -19,12 +19,15 @@ mod deploy;
 mod fault;
 mod front;
 mod launch;
+mod log_tail;
 mod ministack;
+mod names;
 mod orphans;
 mod paths;
 mod pki;
 mod pod;
 mod ports;
+mod private_file;
 mod probe;
 mod processes;
 mod progress;
@@ -85,7 +88,7 @@ enum Command {
         signal: String,
         #[arg(long, default_value = "pytorch")]
         container: String,
-        #[arg(long, default_value = deploy::NAMESPACE)]
+        #[arg(long, default_value = names::NAMESPACE)]
         namespace: String,
     },
     /// Lets something go wrong between the functions and what is behind them, for tests; `twin status` shows what does.

@@ -7,11 +7,13 @@ use anyhow::{Context, Result};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
-use crate::{components::clean_environment, paths::Paths, pki::write_private, ports::Ports};
-
-pub(crate) const REGION: &str = "us-east-1";
-pub(crate) const ACCOUNT: &str = "000000000000";
-pub(crate) const CLUSTER_NAME: &str = "training";
+use crate::{
+    command::clean_environment,
+    names::{ACCOUNT, CLUSTER_NAME, REGION},
+    paths::Paths,
+    ports::Ports,
+    private_file::write_private,
+};
 
 /// What `DescribeCluster` is to answer, and the secret part of the `TokenReview` address.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Keys and certificates of the twin's control plane, made once, and the kubeconfig files that name them.
 //! They protect a cluster that listens on 127.0.0.1 only; the folder is readable by its owner alone.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -15,7 +15,7 @@ use rustls::{
 };
 use serde_json::json;
 
-use crate::{paths::Paths, ports::Ports};
+use crate::{paths::Paths, ports::Ports, private_file::write_private};
 
 /// The certificate authority of the API server and its clients, in PEM.
 pub(crate) const CA: &str = "ca.crt";
@@ -170,16 +170,10 @@ fn kubeconfig(cluster: &serde_json::Value, user: &serde_json::Value) -> String {
     .to_string()
 }
 
-/// Writes a file that only its owner can read.
-pub(crate) fn write_private(file: &Path, text: &str) -> Result<()> {
-    let draft = file.with_extension("draft");
-    fs::write(&draft, text)?;
-    fs::set_permissions(&draft, fs::Permissions::from_mode(0o600))?;
-    fs::rename(&draft, file).with_context(|| format!("cannot write {}", file.display()))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use rustls::pki_types::{PrivatePkcs1KeyDer, PrivatePkcs8KeyDer};
 
     use super::*;

@@ -25,8 +25,8 @@ use tokio::{
 };
 
 use crate::{
-    command::tail,
     components::{self, Prepare, Spec},
+    log_tail::tail,
     paths::Paths,
     probe::Probe,
 };
