@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::{
-    command, components,
+    command,
     names::{FURTHER_NAMESPACES, NAMESPACE},
     paths::Paths,
     pki,
@@ -72,7 +72,7 @@ fn write_overlay(paths: &Paths, namespace: &str) -> Result<PathBuf> {
 
 /// Puts the operator's certificate where its webhook server reads it.
 pub(crate) fn make_operator_folders(paths: &Paths) -> Result<()> {
-    let served = components::operator_folder(paths).join("k8s-webhook-server/serving-certs");
+    let served = paths.operator().join("k8s-webhook-server/serving-certs");
     fs::create_dir_all(&served)?;
     for (source, name) in CERTIFICATE_FILES {
         fs::copy(paths.pki(source), served.join(name))?;

@@ -60,6 +60,6 @@ async fn wait(command: &mut Command, log: &Path) -> Result<Vec<u8>> {
 pub(crate) fn clean_environment(paths: &Paths) -> BTreeMap<String, String> {
     BTreeMap::from([
         ("PATH".to_string(), "/usr/local/bin:/usr/bin:/bin".to_string()),
-        ("HOME".to_string(), paths.state().join("home").display().to_string()),
+        ("HOME".to_string(), paths.home().display().to_string()),
     ])
 }

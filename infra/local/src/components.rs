@@ -76,7 +76,7 @@ pub(crate) fn etcd(paths: &Paths, ports: &Ports) -> Spec {
 pub(crate) fn apiserver(paths: &Paths, ports: &Ports) -> Spec {
     let pki = |file: &str| paths.pki(file).display().to_string();
     Spec {
-        ready: Ready::Succeeds(format!("{}/readyz", pki::api_url(ports))),
+        ready: Ready::Succeeds(format!("{}/readyz", ports.apiserver_url())),
         arguments: vec![
             format!("--etcd-servers=http://127.0.0.1:{}", ports.etcd),
             "--bind-address=127.0.0.1".into(),
@@ -89,10 +89,7 @@ pub(crate) fn apiserver(paths: &Paths, ports: &Ports) -> Spec {
             format!("--service-account-signing-key-file={}", pki("service-accounts.key")),
             "--service-account-issuer=https://localhost".into(),
             "--authorization-mode=RBAC".into(),
-            format!(
-                "--authentication-token-webhook-config-file={}",
-                paths.state().join("token-review.kubeconfig").display()
-            ),
+            format!("--authentication-token-webhook-config-file={}", paths.token_review_kubeconfig().display()),
             "--authentication-token-webhook-version=v1".into(),
             "--authentication-token-webhook-cache-ttl=10s".into(),
             "--service-cluster-ip-range=10.0.0.0/24".into(),
@@ -151,12 +148,8 @@ pub(crate) fn operator(paths: &Paths, ports: &Ports) -> Spec {
     spec.environment.insert("KUBECONFIG".into(), paths.admin_kubeconfig().display().to_string());
     spec.environment.insert("MY_POD_NAMESPACE".into(), "kubeflow".into());
     // Its webhook server reads its certificate below this folder.
-    spec.environment.insert("TMPDIR".into(), operator_folder(paths).display().to_string());
+    spec.environment.insert("TMPDIR".into(), paths.operator().display().to_string());
     spec
-}
-
-pub(crate) fn operator_folder(paths: &Paths) -> PathBuf {
-    paths.state().join("operator")
 }
 
 pub(crate) fn ministack(paths: &Paths, ports: &Ports, cluster: ministack::Cluster) -> Spec {
@@ -166,7 +159,7 @@ pub(crate) fn ministack(paths: &Paths, ports: &Ports, cluster: ministack::Cluste
         arguments: Vec::new(),
         environment: ministack::environment(paths, ports),
         port: ports.ministack,
-        ready: Ready::Succeeds(format!("{}/_ministack/ready", ministack::url(ports))),
+        ready: Ready::Succeeds(format!("{}/_ministack/ready", ports.ministack_url())),
         // It saves its state on SIGTERM only.
         grace: Duration::from_secs(30),
         prepare: Prepare::Ministack(cluster),
@@ -186,7 +179,7 @@ pub(crate) fn node(paths: &Paths, ports: &Ports) -> Result<Spec> {
         "trainer_image": names::TRAINER_IMAGE,
         "model_dir": paths.models(),
         "stub_binary": sibling("twin-stub")?,
-        "aws_endpoint_url": ministack::url(ports),
+        "aws_endpoint_url": ports.ministack_url(),
         "aws_region": names::REGION,
         "trainer_role_arn": names::TRAINER_ROLE_ARN,
         "running_trainers_limit": 4,

@@ -10,7 +10,6 @@ use tokio::{process::Command, time::timeout};
 use crate::{
     command::{self, clean_environment},
     components::{self, Ready},
-    ministack,
     names::{CLUSTER_NAME, FURTHER_NAMESPACES, NAMESPACE, REGION, TRAINER_IMAGE},
     paths::Paths,
     ports::Ports,
@@ -49,7 +48,7 @@ pub(crate) struct Deployment {
 impl Deployment {
     /// Where `MiniStack` serves the HTTP API to callers that cannot resolve its host name.
     pub(crate) fn url(&self, ports: &Ports) -> String {
-        format!("{}/_aws/execute-api/{}/$default", ministack::url(ports), self.api_id)
+        format!("{}/_aws/execute-api/{}/$default", ports.ministack_url(), self.api_id)
     }
 }
 
@@ -146,7 +145,7 @@ pub(crate) fn write_env(paths: &Paths, ports: &Ports, deployment: &Deployment) -
         ("RUNS_BUCKET", bucket),
         ("TRAINER_IMAGE", TRAINER_IMAGE.into()),
         ("DEMO_MODEL", DEMO_MODEL.into()),
-        ("AWS_ENDPOINT_URL", ministack::url(ports)),
+        ("AWS_ENDPOINT_URL", ports.ministack_url()),
         ("AWS_REGION", REGION.into()),
         // boto3 reads this one only.
         ("AWS_DEFAULT_REGION", REGION.into()),
@@ -189,7 +188,7 @@ fn architecture() -> &'static str {
 fn aws(paths: &Paths, ports: &Ports, program: &PathBuf) -> Command {
     let mut environment: BTreeMap<String, String> = clean_environment(paths);
     for (name, value) in [
-        ("AWS_ENDPOINT_URL", ministack::url(ports).as_str()),
+        ("AWS_ENDPOINT_URL", ports.ministack_url().as_str()),
         ("AWS_REGION", REGION),
         ("AWS_DEFAULT_REGION", REGION),
         ("AWS_ACCESS_KEY_ID", "test"),

@@ -31,7 +31,7 @@ impl Cluster {
     pub(crate) fn new(paths: &Paths, ports: &Ports) -> Result<Self> {
         use base64::prelude::BASE64_STANDARD;
         Ok(Self {
-            state_file: state_folder(paths).join("eks.json"),
+            state_file: paths.ministack_state().join("eks.json"),
             endpoint: format!("https://127.0.0.1:{}", ports.cluster_proxy),
             authority: BASE64_STANDARD.encode(fs::read(paths.pki(crate::pki::CA))?),
             auth_token: auth_token(paths)?,
@@ -39,7 +39,7 @@ impl Cluster {
     }
 
     pub(crate) fn token_review_url(&self, ports: &Ports) -> String {
-        format!("{}/_ministack/eks-auth/{ACCOUNT}/{REGION}/{CLUSTER_NAME}/{}", url(ports), self.auth_token)
+        format!("{}/_ministack/eks-auth/{ACCOUNT}/{REGION}/{CLUSTER_NAME}/{}", ports.ministack_url(), self.auth_token)
     }
 
     /// Puts the cluster into the stored state and leaves the rest of it (the access entries) as it is.
@@ -73,14 +73,10 @@ impl Cluster {
     }
 }
 
-pub(crate) fn url(ports: &Ports) -> String {
-    format!("http://127.0.0.1:{}", ports.ministack)
-}
-
 /// The functions inherit all of this, so it is as clean as Lambda's own.
 pub(crate) fn environment(paths: &Paths, ports: &Ports) -> BTreeMap<String, String> {
     let mut environment = clean_environment(paths);
-    let folder = paths.state().join("ministack");
+    let folder = paths.ministack();
     let mut set = |name: &str, value: String| environment.insert(name.into(), value);
     set("BIND_HOST", "127.0.0.1".into());
     // A name: with an address, the host name of the HTTP API would be one that lambda_http cannot parse.
@@ -91,7 +87,7 @@ pub(crate) fn environment(paths: &Paths, ports: &Ports) -> BTreeMap<String, Stri
     set("AUTH", "true".into());
     set("PERSIST_STATE", "1".into());
     set("S3_PERSIST", "1".into());
-    set("STATE_DIR", state_folder(paths).display().to_string());
+    set("STATE_DIR", paths.ministack_state().display().to_string());
     set("S3_DATA_DIR", folder.join("s3").display().to_string());
     set("TMPDIR", folder.join("tmp").display().to_string());
     set("LAMBDA_EXECUTOR", "local".into());
@@ -105,13 +101,9 @@ pub(crate) fn environment(paths: &Paths, ports: &Ports) -> BTreeMap<String, Stri
 
 /// Makes the folders that `MiniStack` expects.
 pub(crate) fn make_folders(paths: &Paths) -> Result<()> {
-    fs::create_dir_all(state_folder(paths))?;
-    fs::create_dir_all(paths.state().join("ministack/tmp"))?;
+    fs::create_dir_all(paths.ministack_state())?;
+    fs::create_dir_all(paths.ministack().join("tmp"))?;
     Ok(())
-}
-
-fn state_folder(paths: &Paths) -> PathBuf {
-    paths.state().join("ministack/state")
 }
 
 /// The secret of the `TokenReview` address, made once.

@@ -1,4 +1,4 @@
-//! Where the twin keeps its things: every path below the checkout is named here and nowhere else.
+//! Where the twin keeps its files: every path below the checkout that more than one file of this crate uses.
 
 use std::path::{Path, PathBuf};
 
@@ -87,6 +87,31 @@ impl Paths {
 
     pub(crate) fn admin_kubeconfig(&self) -> PathBuf {
         self.state().join("admin.kubeconfig")
+    }
+
+    /// How the API server reaches the webhook that reviews tokens.
+    pub(crate) fn token_review_kubeconfig(&self) -> PathBuf {
+        self.state().join("token-review.kubeconfig")
+    }
+
+    /// The home folder of the components and of the tools that are given no other one.
+    pub(crate) fn home(&self) -> PathBuf {
+        self.state().join("home")
+    }
+
+    /// The temporary folder of the operator, whose webhook server reads its certificate there.
+    pub(crate) fn operator(&self) -> PathBuf {
+        self.state().join("operator")
+    }
+
+    /// Everything that `MiniStack` stores.
+    pub(crate) fn ministack(&self) -> PathBuf {
+        self.state().join("ministack")
+    }
+
+    /// What `MiniStack` stores of each AWS service when it ends.
+    pub(crate) fn ministack_state(&self) -> PathBuf {
+        self.ministack().join("state")
     }
 
     /// The ready mark and what a shell needs to use the twin; written last.

@@ -140,7 +140,7 @@ fn pkcs1(key: &KeyPair) -> Result<String> {
 pub(crate) fn write_kubeconfigs(paths: &Paths, ports: &Ports, token_review_url: &str) -> Result<()> {
     let admin = kubeconfig(
         &json!({
-            "server": api_url(ports),
+            "server": ports.apiserver_url(),
             "certificate-authority-data": BASE64_STANDARD.encode(fs::read(paths.pki(CA))?),
         }),
         &json!({
@@ -150,12 +150,7 @@ pub(crate) fn write_kubeconfigs(paths: &Paths, ports: &Ports, token_review_url: 
     );
     write_private(&paths.admin_kubeconfig(), &admin)?;
     let review = kubeconfig(&json!({ "server": token_review_url }), &json!({}));
-    write_private(&paths.state().join("token-review.kubeconfig"), &review)
-}
-
-/// Where the API server listens.
-pub(crate) fn api_url(ports: &Ports) -> String {
-    format!("https://127.0.0.1:{}", ports.apiserver)
+    write_private(&paths.token_review_kubeconfig(), &review)
 }
 
 fn kubeconfig(cluster: &serde_json::Value, user: &serde_json::Value) -> String {

@@ -52,6 +52,16 @@ impl Ports {
         Ok(ports)
     }
 
+    /// Where the API server listens.
+    pub(crate) fn apiserver_url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.apiserver)
+    }
+
+    /// Where `MiniStack` listens.
+    pub(crate) fn ministack_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ministack)
+    }
+
     fn each_mut(&mut self) -> [&mut u16; 13] {
         [
             &mut self.etcd,

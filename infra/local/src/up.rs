@@ -87,7 +87,7 @@ impl Twin {
 
 /// What a component reads at its start: made before the first one is started.
 pub(crate) fn prepare(paths: &Paths) -> Result<(Ports, Cluster)> {
-    fs::create_dir_all(paths.state().join("home"))?;
+    fs::create_dir_all(paths.home())?;
     fs::create_dir_all(paths.pods())?;
     let ports = Ports::settle(paths)?;
     pki::make(paths)?;
