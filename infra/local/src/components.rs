@@ -6,24 +6,14 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use anyhow::Result;
 use serde_json::json;
 
-use crate::{command::clean_environment, deploy::Deployment, ministack, names, paths::Paths, pki, ports::Ports};
-
-pub(crate) const ETCD: &str = "etcd";
-pub(crate) const APISERVER: &str = "kube-apiserver";
-pub(crate) const CONTROLLER_MANAGER: &str = "kube-controller-manager";
-pub(crate) const SCHEDULER: &str = "kube-scheduler";
-pub(crate) const OPERATOR: &str = "training-operator";
-pub(crate) const MINISTACK: &str = "ministack";
-pub(crate) const NODE: &str = "twin-node";
-pub(crate) const FRONT: &str = "front";
-
-/// All components, in the order in which they depend on each other.
-pub(crate) const ALL: [&str; 8] = [ETCD, APISERVER, MINISTACK, CONTROLLER_MANAGER, SCHEDULER, OPERATOR, NODE, FRONT];
+use crate::{
+    command::clean_environment, component::Component, deploy::Deployment, ministack, names, paths::Paths, pki,
+    ports::Ports,
+};
 
 /// How a component is started, probed and stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Spec {
-    pub(crate) name: &'static str,
     pub(crate) program: PathBuf,
     pub(crate) arguments: Vec<String>,
     pub(crate) environment: BTreeMap<String, String>,
@@ -69,7 +59,7 @@ pub(crate) fn etcd(paths: &Paths, ports: &Ports) -> Spec {
             // The state must survive the twin's processes, not the machine's power.
             "--unsafe-no-fsync".into(),
         ],
-        ..kubernetes(paths, ETCD, ports.etcd)
+        ..kubernetes(paths, Component::Etcd, ports.etcd)
     }
 }
 
@@ -99,7 +89,7 @@ pub(crate) fn apiserver(paths: &Paths, ports: &Ports) -> Spec {
             format!("--kubelet-client-key={}", pki("admin.key")),
             "--profiling=false".into(),
         ],
-        ..kubernetes(paths, APISERVER, ports.apiserver)
+        ..kubernetes(paths, Component::KubeApiserver, ports.apiserver)
     }
 }
 
@@ -118,7 +108,7 @@ pub(crate) fn controller_manager(paths: &Paths, ports: &Ports) -> Spec {
     Spec {
         ready: Ready::Succeeds(format!("https://127.0.0.1:{}/healthz", ports.controller_manager)),
         arguments,
-        ..kubernetes(paths, CONTROLLER_MANAGER, ports.controller_manager)
+        ..kubernetes(paths, Component::KubeControllerManager, ports.controller_manager)
     }
 }
 
@@ -126,7 +116,7 @@ pub(crate) fn scheduler(paths: &Paths, ports: &Ports) -> Spec {
     Spec {
         ready: Ready::Succeeds(format!("https://127.0.0.1:{}/healthz", ports.scheduler)),
         arguments: control_loop(paths, ports.scheduler),
-        ..kubernetes(paths, SCHEDULER, ports.scheduler)
+        ..kubernetes(paths, Component::KubeScheduler, ports.scheduler)
     }
 }
 
@@ -143,7 +133,7 @@ pub(crate) fn operator(paths: &Paths, ports: &Ports) -> Spec {
             format!("--health-probe-bind-address=127.0.0.1:{}", ports.operator_health),
             format!("--webhook-server-port={}", ports.operator_webhook),
         ],
-        ..kubernetes(paths, OPERATOR, ports.operator_webhook)
+        ..kubernetes(paths, Component::TrainingOperator, ports.operator_webhook)
     };
     spec.environment.insert("KUBECONFIG".into(), paths.admin_kubeconfig().display().to_string());
     spec.environment.insert("MY_POD_NAMESPACE".into(), "kubeflow".into());
@@ -154,7 +144,6 @@ pub(crate) fn operator(paths: &Paths, ports: &Ports) -> Spec {
 
 pub(crate) fn ministack(paths: &Paths, ports: &Ports, cluster: ministack::Cluster) -> Spec {
     Spec {
-        name: MINISTACK,
         program: paths.venv("ministack").join("bin/ministack"),
         arguments: Vec::new(),
         environment: ministack::environment(paths, ports),
@@ -187,7 +176,6 @@ pub(crate) fn node(paths: &Paths, ports: &Ports) -> Result<Spec> {
     });
     std::fs::write(&config, serde_json::to_vec_pretty(&settings)?)?;
     Ok(Spec {
-        name: NODE,
         program: sibling("twin-node")?,
         arguments: vec!["--config".into(), config.display().to_string()],
         environment: clean_environment(paths),
@@ -201,7 +189,6 @@ pub(crate) fn node(paths: &Paths, ports: &Ports) -> Result<Spec> {
 
 pub(crate) fn front(paths: &Paths, ports: &Ports, deployment: &Deployment) -> Result<Spec> {
     Ok(Spec {
-        name: FRONT,
         program: sibling("twin")?,
         arguments: vec![
             "front".into(),
@@ -229,10 +216,9 @@ fn control_loop(paths: &Paths, port: u16) -> Vec<String> {
     ]
 }
 
-fn kubernetes(paths: &Paths, name: &'static str, port: u16) -> Spec {
+fn kubernetes(paths: &Paths, component: Component, port: u16) -> Spec {
     Spec {
-        name,
-        program: paths.bin(name),
+        program: paths.bin(component.name()),
         arguments: Vec::new(),
         environment: clean_environment(paths),
         port,

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::fault::{Fault, Target};
+use crate::{
+    component::Component,
+    fault::{Fault, Target},
+};
 
 /// What can be asked of a running twin.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -16,10 +19,10 @@ pub(crate) enum Request {
     Down,
     Status,
     Start {
-        component: String,
+        component: Component,
     },
     Stop {
-        component: String,
+        component: Component,
     },
     Kill {
         pod: String,

@@ -9,7 +9,8 @@ use tokio::{process::Command, time::timeout};
 
 use crate::{
     command::{self, clean_environment},
-    components::{self, Ready},
+    component::Component,
+    components::Ready,
     names::{CLUSTER_NAME, FURTHER_NAMESPACES, NAMESPACE, REGION, TRAINER_IMAGE},
     paths::Paths,
     ports::Ports,
@@ -122,8 +123,8 @@ pub(crate) async fn deploy(twin: &Twin, tools: &Tools, build: &Stamp) -> Result<
         write_private(&file, &serde_json::to_string(&deployment)?)?;
         // It keeps its state in memory until it ends. After this, a crash costs only what came later.
         let save = async {
-            twin.supervisor.stop(components::MINISTACK).await?;
-            twin.supervisor.start(components::MINISTACK).await
+            twin.supervisor.stop(Component::Ministack).await?;
+            twin.supervisor.start(Component::Ministack).await
         };
         tools.progress.step("saving the deployment", save).await
     };

@@ -12,6 +12,7 @@
 mod cli;
 mod cluster;
 mod command;
+mod component;
 mod components;
 mod control;
 mod demo;
@@ -22,6 +23,7 @@ mod launch;
 mod log_tail;
 mod ministack;
 mod names;
+mod order;
 mod orphans;
 mod paths;
 mod pki;
@@ -44,6 +46,7 @@ use anyhow::{Result, anyhow};
 use clap::{Parser, Subcommand};
 
 use crate::{
+    component::Component,
     control::Request,
     fault::{Fault, Target},
     paths::Paths,
@@ -78,9 +81,9 @@ enum Command {
         json: bool,
     },
     /// Brings back a component that was stopped, and waits until it is ready.
-    Start { component: String },
+    Start { component: Component },
     /// Stops a component and keeps it stopped.
-    Stop { component: String },
+    Stop { component: Component },
     /// Sends a signal to a pod's running container.
     Kill {
         pod: String,

@@ -47,7 +47,7 @@ pub(crate) async fn run(paths: Paths) -> Result<()> {
     let _ = fs::remove_file(&socket);
     let (ports, cluster) = up::prepare(&paths)?;
     let probe = Probe::new(&paths)?;
-    let supervisor = Supervisor::new(&paths, &probe);
+    let supervisor = Supervisor::new(&paths, &probe)?;
     let proxies = Proxies::start(&paths, &ports)?;
     let server = Arc::new(Server {
         twin: Twin { paths, ports, cluster, supervisor, probe },
@@ -162,8 +162,8 @@ impl Server {
                 };
                 return Ok(serde_json::to_value(report)?);
             }
-            Request::Start { component } => supervisor.start(&component).await?,
-            Request::Stop { component } => supervisor.stop(&component).await?,
+            Request::Start { component } => supervisor.start(component).await?,
+            Request::Stop { component } => supervisor.stop(component).await?,
             Request::Kill { pod, container, namespace, signal } => {
                 let pid = pod::kill(&self.twin.paths, &namespace, &pod, &container, &signal)?;
                 return Ok(json!({ "pid": pid }));

@@ -25,8 +25,10 @@ use tokio::{
 };
 
 use crate::{
-    components::{self, Prepare, Spec},
+    component::Component,
+    components::{Prepare, Spec},
     log_tail::tail,
+    order::Order,
     paths::Paths,
     probe::Probe,
 };
@@ -75,17 +77,18 @@ struct Launch {
     number: u64,
 }
 
-struct Component {
+struct Supervised {
     wanted: watch::Sender<Wanted>,
     status: watch::Sender<Status>,
     /// Kept for `start` after `stop`.
     last: Mutex<Option<Spec>>,
 }
 
-/// All components by name.
+/// All components.
 pub(crate) struct Supervisor {
     paths: Paths,
-    components: BTreeMap<&'static str, Component>,
+    order: Order<Component>,
+    components: BTreeMap<Component, Supervised>,
     launches: AtomicU64,
 }
 
@@ -93,11 +96,11 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     /// One idle task per component.
-    pub(crate) fn new(paths: &Paths, probe: &Probe) -> Self {
-        let components = components::ALL.map(|name| {
+    pub(crate) fn new(paths: &Paths, probe: &Probe) -> Result<Self> {
+        let components = Component::ALL.map(|component| {
             let (wanted, wants) = watch::channel(None);
             let status = watch::Sender::new(Status {
-                name: name.to_string(),
+                name: component.to_string(),
                 state: State::Stopped,
                 pid: None,
                 port: 0,
@@ -105,78 +108,49 @@ impl Supervisor {
                 last_exit: None,
                 launch: 0,
             });
-            let task = Task { paths: paths.clone(), probe: probe.clone(), wanted: wants, status: status.clone() };
+            let task =
+                Task { component, paths: paths.clone(), probe: probe.clone(), wanted: wants, status: status.clone() };
             tokio::spawn(task.run());
-            (name, Component { wanted, status, last: Mutex::new(None) })
+            (component, Supervised { wanted, status, last: Mutex::new(None) })
         });
-        Self { paths: paths.clone(), components: components.into(), launches: AtomicU64::new(0) }
+        Ok(Self {
+            paths: paths.clone(),
+            order: Component::order()?,
+            components: components.into(),
+            launches: AtomicU64::new(0),
+        })
     }
 
-    /// In the order of dependence.
+    /// In the order of starting.
     pub(crate) fn status(&self) -> Vec<Status> {
-        components::ALL
+        self.order
+            .sequence()
             .iter()
-            .filter_map(|name| self.components.get(name))
-            .map(|component| component.status.borrow().clone())
+            .filter_map(|component| self.components.get(component))
+            .map(|supervised| supervised.status.borrow().clone())
             .collect()
     }
 
     /// Whether the component runs from exactly this specification and program.
-    pub(crate) fn runs(&self, spec: &Spec) -> bool {
-        let Some(component) = self.components.get(spec.name) else { return false };
-        let same = component
+    pub(crate) fn runs(&self, component: Component, spec: &Spec) -> bool {
+        let Some(supervised) = self.components.get(&component) else { return false };
+        let same = supervised
             .wanted
             .borrow()
             .as_ref()
             .is_some_and(|launch| launch.spec == *spec && launch.built == built(spec));
-        same && component.status.borrow().state == State::Ready
+        same && supervised.status.borrow().state == State::Ready
     }
 
     /// Starts a component, or restarts one that runs from another specification or an older program, and waits until
     /// it is ready.
-    pub(crate) async fn ensure(&self, spec: Spec) -> Result<()> {
-        self.launch(self.component(spec.name)?, spec).await
-    }
-
-    /// Brings back a component that was stopped, and waits until it is ready.
-    pub(crate) async fn start(&self, name: &str) -> Result<()> {
-        let component = self.component(name)?;
-        let last = component.last.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.clone();
-        let Some(spec) = last else { bail!("{name} has not been part of this twin yet; run `twin up`") };
-        self.launch(component, spec).await
-    }
-
-    /// Stops a component and keeps it stopped; returns when its process is gone.
-    pub(crate) async fn stop(&self, name: &str) -> Result<()> {
-        let component = self.component(name)?;
-        let mut status = component.status.subscribe();
-        component.wanted.send_replace(None);
-        status.wait_for(|status| status.state == State::Stopped).await?;
-        Ok(())
-    }
-
-    /// Stops everything: the node first, so that pods can end while there is an API server to hear of it, etcd last.
-    pub(crate) async fn stop_all(&self) -> Result<()> {
-        self.stop(components::NODE).await?;
-        let middle = [
-            components::FRONT,
-            components::OPERATOR,
-            components::SCHEDULER,
-            components::CONTROLLER_MANAGER,
-            components::MINISTACK,
-        ];
-        futures::future::try_join_all(middle.map(|name| self.stop(name))).await?;
-        self.stop(components::APISERVER).await?;
-        self.stop(components::ETCD).await
-    }
-
-    async fn launch(&self, component: &Component, spec: Spec) -> Result<()> {
+    pub(crate) async fn ensure(&self, component: Component, spec: Spec) -> Result<()> {
         ensure!(spec.program.exists(), "{} is not built", spec.program.display());
-        *component.last.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = Some(spec.clone());
+        let supervised = self.supervised(component)?;
+        *supervised.last.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = Some(spec.clone());
         let built = built(&spec);
-        let name = spec.name;
         let mut number = 0;
-        component.wanted.send_if_modified(|wanted| {
+        supervised.wanted.send_if_modified(|wanted| {
             let running = wanted.as_ref().filter(|launch| launch.spec == spec && launch.built == built);
             number = running.map_or_else(|| self.launches.fetch_add(1, Ordering::Relaxed) + 1, |launch| launch.number);
             let changed = running.is_none();
@@ -185,24 +159,45 @@ impl Supervisor {
             }
             changed
         });
-        let mut status = component.status.subscribe();
+        let mut status = supervised.status.subscribe();
         let ready = status.wait_for(|status| status.state == State::Ready && status.launch == number);
         if let Ok(result) = timeout(READY_WITHIN, ready).await {
             return result.map(|_| ()).context("the supervisor's task has ended");
         }
-        let log = self.paths.log(name);
-        bail!("{name} is not ready after {} s; the end of {}:\n{}", READY_WITHIN.as_secs(), log.display(), tail(&log))
+        let log = self.paths.log(component.name());
+        let seconds = READY_WITHIN.as_secs();
+        bail!("{component} is not ready after {seconds} s; the end of {}:\n{}", log.display(), tail(&log))
     }
 
-    fn component(&self, name: &str) -> Result<&Component> {
-        self.components
-            .get(name)
-            .with_context(|| format!("no component `{name}`; there are {}", components::ALL.join(", ")))
+    /// Brings back a component that was stopped, and waits until it is ready.
+    pub(crate) async fn start(&self, component: Component) -> Result<()> {
+        let last = self.supervised(component)?.last.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.clone();
+        let Some(spec) = last else { bail!("{component} has not been part of this twin yet; run `twin up`") };
+        self.ensure(component, spec).await
+    }
+
+    /// Stops a component and keeps it stopped; returns when its process is gone.
+    pub(crate) async fn stop(&self, component: Component) -> Result<()> {
+        let supervised = self.supervised(component)?;
+        let mut status = supervised.status.subscribe();
+        supervised.wanted.send_replace(None);
+        status.wait_for(|status| status.state == State::Stopped).await?;
+        Ok(())
+    }
+
+    /// Stops everything, each component before those that it depends on.
+    pub(crate) async fn stop_all(&self) -> Result<()> {
+        self.order.stop(|component| self.stop(component)).await
+    }
+
+    fn supervised(&self, component: Component) -> Result<&Supervised> {
+        self.components.get(&component).with_context(|| format!("{component} is not supervised"))
     }
 }
 
 /// The task of one component.
 struct Task {
+    component: Component,
     paths: Paths,
     probe: Probe,
     wanted: watch::Receiver<Wanted>,
@@ -237,7 +232,7 @@ impl Task {
                 Err(error) => Ended::Died(format!("{error:#}")),
             };
             let Ended::Died(reason) = ended else { continue };
-            tracing::warn!("{} died: {reason}", launch.spec.name);
+            tracing::warn!("{} died: {reason}", self.component);
             if started.elapsed() > STABLE_AFTER {
                 back_off = FIRST_BACK_OFF;
             }
@@ -259,7 +254,7 @@ impl Task {
             Prepare::Ministack(cluster) => cluster.seed()?,
         }
         self.status.send_modify(|status| status.port = spec.port);
-        let log = self.open_log(spec.name)?;
+        let log = self.open_log()?;
         Command::new(&spec.program)
             .args(&spec.arguments)
             .env_clear()
@@ -299,7 +294,7 @@ impl Task {
         self.set(State::Stopping, pid);
         signal(pid, Signal::SIGTERM);
         if timeout(spec.grace, child.wait()).await.is_err() {
-            tracing::info!("{} did not end within {} s of SIGTERM: killed", spec.name, spec.grace.as_secs());
+            tracing::info!("{} did not end within {} s of SIGTERM: killed", self.component, spec.grace.as_secs());
             signal(pid, Signal::SIGKILL);
             let _ = child.wait().await;
         }
@@ -312,8 +307,8 @@ impl Task {
     }
 
     /// Appends; a log that has grown large becomes the old one first.
-    fn open_log(&self, name: &str) -> Result<File> {
-        let log = self.paths.log(name);
+    fn open_log(&self) -> Result<File> {
+        let log = self.paths.log(self.component.name());
         if fs::metadata(&log).is_ok_and(|metadata| metadata.len() > LONGEST_LOG_BYTES) {
             fs::rename(&log, log.with_extension("log.old"))?;
         }
@@ -353,11 +348,10 @@ mod tests {
     use crate::{components::Ready, pki};
 
     /// A process that does nothing, known as ready by a port of the test's.
-    async fn spec(name: &'static str, program: &str, arguments: &[&str]) -> (Spec, TcpListener) {
+    async fn spec(program: &str, arguments: &[&str]) -> (Spec, TcpListener) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let spec = Spec {
-            name,
             program: program.into(),
             arguments: arguments.iter().map(ToString::to_string).collect(),
             environment: BTreeMap::new(),
@@ -375,7 +369,7 @@ mod tests {
         let paths = Paths::at(folder);
         fs::create_dir_all(paths.logs()).unwrap();
         pki::make(&paths).unwrap();
-        Supervisor::new(&paths, &Probe::new(&paths).unwrap())
+        Supervisor::new(&paths, &Probe::new(&paths).unwrap()).unwrap()
     }
 
     fn lives(pid: u32) -> bool {
@@ -386,25 +380,25 @@ mod tests {
     async fn a_component_that_dies_is_restarted_and_one_that_is_stopped_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let supervisor = supervisor(folder.path());
-        let (spec, _listener) = spec(components::ETCD, "/bin/sleep", &["60"]).await;
-        supervisor.ensure(spec.clone()).await.unwrap();
+        let (spec, _listener) = spec("/bin/sleep", &["60"]).await;
+        supervisor.ensure(Component::Etcd, spec.clone()).await.unwrap();
         let first = supervisor.status()[0].pid.unwrap();
-        supervisor.ensure(spec).await.unwrap();
+        supervisor.ensure(Component::Etcd, spec).await.unwrap();
         assert_eq!(supervisor.status()[0].pid, Some(first), "the same again changes nothing");
 
         signal(Some(first), Signal::SIGKILL);
-        let mut status = supervisor.component(components::ETCD).unwrap().status.subscribe();
+        let mut status = supervisor.supervised(Component::Etcd).unwrap().status.subscribe();
         let status =
             status.wait_for(|status| status.restarts == 1 && status.state == State::Ready).await.unwrap().clone();
         let second = status.pid.unwrap();
         assert_ne!(second, first);
         assert!(status.last_exit.unwrap().contains('9'));
 
-        supervisor.stop(components::ETCD).await.unwrap();
+        supervisor.stop(Component::Etcd).await.unwrap();
         assert!(!lives(second));
-        supervisor.start(components::ETCD).await.unwrap();
+        supervisor.start(Component::Etcd).await.unwrap();
         assert_eq!(supervisor.status()[0].state, State::Ready);
-        supervisor.stop(components::ETCD).await.unwrap();
+        supervisor.stop(Component::Etcd).await.unwrap();
     }
 
     #[tokio::test]
@@ -413,15 +407,15 @@ mod tests {
         let supervisor = supervisor(folder.path());
         let note = folder.path().join("child");
         let script = format!("trap '' TERM; sleep 60 & echo $! > {}; wait; sleep 60", note.display());
-        let (spec, _listener) = spec(components::FRONT, "/bin/sh", &["-c", &script]).await;
+        let (spec, _listener) = spec("/bin/sh", &["-c", &script]).await;
         fs::create_dir_all(Paths::at(folder.path()).state()).unwrap();
-        supervisor.ensure(spec).await.unwrap();
+        supervisor.ensure(Component::Front, spec).await.unwrap();
         while fs::read_to_string(&note).unwrap_or_default().is_empty() {
             sleep(Duration::from_millis(10)).await;
         }
         let child: u32 = fs::read_to_string(&note).unwrap().trim().parse().unwrap();
         let started = Instant::now();
-        supervisor.stop(components::FRONT).await.unwrap();
+        supervisor.stop(Component::Front).await.unwrap();
         assert!(started.elapsed() < Duration::from_secs(5));
         let gone = async {
             // It may stay as a zombie of whoever inherits it.
@@ -436,8 +430,8 @@ mod tests {
     async fn a_program_that_is_not_there_is_an_error_at_once() {
         let folder = tempfile::tempdir().unwrap();
         let supervisor = supervisor(folder.path());
-        let (spec, _listener) = spec(components::NODE, "/nonexistent", &[]).await;
-        let error = supervisor.ensure(spec).await.unwrap_err().to_string();
+        let (spec, _listener) = spec("/nonexistent", &[]).await;
+        let error = supervisor.ensure(Component::TwinNode, spec).await.unwrap_err().to_string();
         assert!(error.contains("is not built"), "{error}");
     }
 }

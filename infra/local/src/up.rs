@@ -3,19 +3,29 @@
 
 use std::fs;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use tokio::sync::SetOnce;
 
 use crate::{
-    cluster, components, deploy,
+    cluster,
+    component::Component,
+    components,
+    deploy::{self, Deployment},
     ministack::{self, Cluster},
+    order::Order,
     paths::Paths,
     pki,
     ports::Ports,
     probe::Probe,
     progress::Progress,
+    stamp::Stamp,
     supervisor::Supervisor,
     tools::Tools,
 };
+
+/// What a bare twin is asked for. What these depend on comes with them.
+const BARE: [Component; 4] =
+    [Component::Ministack, Component::KubeControllerManager, Component::KubeScheduler, Component::TrainingOperator];
 
 /// Everything that a request works on.
 pub(crate) struct Twin {
@@ -26,6 +36,16 @@ pub(crate) struct Twin {
     pub(crate) probe: Probe,
 }
 
+/// One `twin up`.
+struct Up<'a> {
+    twin: &'a Twin,
+    tools: Tools,
+    /// What the functions were built from, once they are built.
+    build: SetOnce<Stamp>,
+    /// Set before the front is started.
+    deployment: SetOnce<Deployment>,
+}
+
 // === impl Twin ===
 
 impl Twin {
@@ -33,55 +53,70 @@ impl Twin {
     pub(crate) async fn up(&self, progress: &Progress, bare: bool) -> Result<()> {
         let tools = Tools { paths: self.paths.clone(), progress: progress.clone() };
         tools.uv().await?;
-        let control_plane = async {
-            tools.go_binaries().await?;
-            self.start_control_plane(&tools).await
-        };
-        let aws = async {
-            tools.virtual_env("ministack").await?;
-            self.start(progress, components::ministack(&self.paths, &self.ports, self.cluster.clone())).await
-        };
+        let up = Up { twin: self, tools, build: SetOnce::new(), deployment: SetOnce::new() };
         if bare {
-            tokio::try_join!(control_plane, aws)?;
-            return Ok(());
+            let order = Order::of(&BARE, Component::depends_on)?;
+            return order.start(|component| up.start(component)).await;
         }
-        let control_plane = async {
-            control_plane.await?;
-            self.start(progress, components::node(&self.paths, &self.ports)?).await
-        };
-        let functions = async {
-            tools.virtual_env("sam").await?;
-            tools.virtual_env("lambda").await?;
-            deploy::build(&self.paths, &tools).await
-        };
-        let ((), (), build, ()) = tokio::try_join!(control_plane, aws, functions, tools.trainer())?;
-
-        let deployment = deploy::deploy(self, &tools, &build).await?;
-        self.start(progress, components::front(&self.paths, &self.ports, &deployment)?).await?;
-        deploy::write_env(&self.paths, &self.ports, &deployment)?;
+        let order = Component::order()?;
+        tokio::try_join!(order.start(|component| up.start(component)), up.build(), up.tools.trainer())?;
+        let deployment = up.deployment.get().context("the front was started without a deployment")?;
+        deploy::write_env(&self.paths, &self.ports, deployment)?;
         progress.say("ready: .local/env is written");
         Ok(())
     }
+}
 
-    async fn start_control_plane(&self, tools: &Tools) -> Result<()> {
-        let (paths, ports, progress) = (&self.paths, &self.ports, &tools.progress);
-        self.start(progress, components::etcd(paths, ports)).await?;
-        self.start(progress, components::apiserver(paths, ports)).await?;
-        cluster::apply(paths, ports, tools).await?;
-        tokio::try_join!(
-            self.start(progress, components::controller_manager(paths, ports)),
-            self.start(progress, components::scheduler(paths, ports)),
-            self.start(progress, components::operator(paths, ports)),
-        )?;
+// === impl Up ===
+
+impl Up<'_> {
+    /// Makes what a component needs beside the components that it depends on, and starts it.
+    async fn start(&self, component: Component) -> Result<()> {
+        let (paths, ports) = (&self.twin.paths, &self.twin.ports);
+        let spec = match component {
+            Component::Etcd => {
+                // The programs of the others too: those depend on etcd.
+                self.tools.go_binaries().await?;
+                components::etcd(paths, ports)
+            }
+            Component::KubeApiserver => components::apiserver(paths, ports),
+            Component::Ministack => {
+                self.tools.virtual_env("ministack").await?;
+                components::ministack(paths, ports, self.twin.cluster.clone())
+            }
+            Component::KubeControllerManager => components::controller_manager(paths, ports),
+            Component::KubeScheduler => components::scheduler(paths, ports),
+            Component::TrainingOperator => components::operator(paths, ports),
+            Component::TwinNode => components::node(paths, ports)?,
+            Component::Front => {
+                let deployment = deploy::deploy(self.twin, &self.tools, self.build.wait().await).await?;
+                let spec = components::front(paths, ports, &deployment)?;
+                self.deployment.set(deployment).ok().context("deployed twice")?;
+                spec
+            }
+        };
+        self.ensure(component, spec).await?;
+        if component == Component::KubeApiserver {
+            // The components that depend on the API server come to a cluster that has its objects.
+            cluster::apply(paths, ports, &self.tools).await?;
+        }
         Ok(())
     }
 
-    async fn start(&self, progress: &Progress, spec: components::Spec) -> Result<()> {
-        if self.supervisor.runs(&spec) {
+    async fn ensure(&self, component: Component, spec: components::Spec) -> Result<()> {
+        let supervisor = &self.twin.supervisor;
+        if supervisor.runs(component, &spec) {
             return Ok(());
         }
-        let name = spec.name;
-        progress.step(&format!("starting {name}"), self.supervisor.ensure(spec)).await
+        self.tools.progress.step(&format!("starting {component}"), supervisor.ensure(component, spec)).await
+    }
+
+    /// Builds the functions.
+    async fn build(&self) -> Result<()> {
+        self.tools.virtual_env("sam").await?;
+        self.tools.virtual_env("lambda").await?;
+        let build = deploy::build(&self.twin.paths, &self.tools).await?;
+        self.build.set(build).ok().context("built twice")
     }
 }
 
