@@ -6,10 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use anyhow::Result;
 use serde_json::json;
 
-use crate::{
-    command::clean_environment, component::Component, deploy::Deployment, ministack, names, paths::Paths, pki,
-    ports::Ports,
-};
+use crate::{command::clean_environment, component::Component, ministack, names, paths::Paths, pki, ports::Ports};
 
 /// How a component is started, probed and stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,13 +184,13 @@ pub(crate) fn node(paths: &Paths, ports: &Ports) -> Result<Spec> {
     })
 }
 
-pub(crate) fn front(paths: &Paths, ports: &Ports, deployment: &Deployment) -> Result<Spec> {
+pub(crate) fn front(paths: &Paths, ports: &Ports, upstream: &str) -> Result<Spec> {
     Ok(Spec {
         program: sibling("twin")?,
         arguments: vec![
             "front".into(),
             format!("--listen=127.0.0.1:{}", ports.front),
-            format!("--upstream={}", deployment.url(ports)),
+            format!("--upstream={upstream}"),
         ],
         environment: clean_environment(paths),
         port: ports.front,

@@ -1,23 +1,20 @@
 //! `sam build` and `sam deploy` of the unchanged template into MiniStack, what MiniStack's CloudFormation leaves out,
 //! and `.local/env` at the end.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use tokio::{process::Command, time::timeout};
+use tokio::process::Command;
 
 use crate::{
     command::{self, clean_environment},
-    component::Component,
-    components::Ready,
     names::{CLUSTER_NAME, FURTHER_NAMESPACES, NAMESPACE, REGION, TRAINER_IMAGE},
     paths::Paths,
     ports::Ports,
     private_file::write_private,
     stamp::{Stamp, short_hash},
     tools::Tools,
-    up::Twin,
 };
 
 /// Allowed as well and never made: what happens then is tested.
@@ -26,8 +23,6 @@ const STACK: &str = "training";
 const ALLOWED_IMAGES: &str = "trainer:local,stub,unknown.invalid/";
 /// Made by the tests that need them.
 const ALLOWED_SECRETS: &str = "hugging-face,second-secret";
-/// The first request after a start also starts the function.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 const DEMO_MODEL: &str = "tiny";
 /// The production profile optimises for size, for more than a minute of linking a function.
 const QUICK_BUILD: [(&str, &str); 3] = [
@@ -87,23 +82,30 @@ pub(crate) async fn build(paths: &Paths, tools: &Tools) -> Result<Stamp> {
     Ok(stamp)
 }
 
-/// Deploys unless the same is deployed and answers.
-pub(crate) async fn deploy(twin: &Twin, tools: &Tools, build: &Stamp) -> Result<Deployment> {
-    let (paths, ports) = (&twin.paths, &twin.ports);
+/// What a deployment of these functions is made from.
+pub(crate) fn stamp(paths: &Paths, build: &Stamp) -> Result<Stamp> {
     let parameters = parameters(paths);
     let settings: Vec<&str> = parameters.iter().map(String::as_str).chain([build.hash()]).collect();
-    let script = paths.source("infra/local/deploy.py");
-    let stamp = Stamp::new(paths.state_stamp("deploy"), std::slice::from_ref(&script), &settings)?;
-    let file = paths.state().join("deployment.json");
-    if stamp.is_current() {
-        let deployment: Deployment = serde_json::from_slice(&fs::read(&file)?).context("deployment.json is damaged")?;
-        // MiniStack forgets what it had not saved when it is killed.
-        let answers = Ready::Succeeds(format!("{}/healthz", deployment.url(ports)));
-        if timeout(ANSWERS_WITHIN, twin.probe.until(&answers)).await.is_ok() {
-            return Ok(deployment);
-        }
-        tools.progress.say("the deployment does not answer: deploying again");
+    Stamp::new(paths.state_stamp("deploy"), &[script(paths)], &settings)
+}
+
+/// The deployment that was made from the same.
+pub(crate) fn present(paths: &Paths, stamp: &Stamp) -> Result<Option<Deployment>> {
+    if !stamp.is_current() {
+        return Ok(None);
     }
+    serde_json::from_slice(&fs::read(file(paths))?).map(Some).context("deployment.json is damaged")
+}
+
+/// Deploys, and carries out `save`, which has `MiniStack` write its state to disk.
+pub(crate) async fn deploy(
+    paths: &Paths,
+    ports: &Ports,
+    tools: &Tools,
+    stamp: &Stamp,
+    save: impl Future<Output = Result<()>>,
+) -> Result<Deployment> {
+    let file = file(paths);
     let work = async {
         let mut sam = aws(paths, ports, &paths.venv("sam").join("bin/sam"));
         sam.args(["deploy", "--config-env", "twin", "--stack-name", STACK, "--region", REGION])
@@ -111,25 +113,28 @@ pub(crate) async fn deploy(twin: &Twin, tools: &Tools, build: &Stamp) -> Result<
             .args(["--no-fail-on-empty-changeset", "--no-progressbar", "--template-file"])
             .arg(build_folder(paths).join("template.yaml"))
             .arg("--parameter-overrides")
-            .args(&parameters);
+            .args(parameters(paths));
         tools.progress.step("sam deploy", command::run(&mut sam, &paths.log("sam-deploy"))).await?;
 
         let mut complete = aws(paths, ports, &paths.venv("sam").join("bin/python3"));
-        complete.arg(&script).args([STACK, CLUSTER_NAME, &bucket(paths)]);
+        complete.arg(script(paths)).args([STACK, CLUSTER_NAME, &bucket(paths)]);
         let log = paths.log("deploy");
         let printed = command::output(&mut complete, &log);
         let printed = tools.progress.step("routes, access entries and the trainer's role", printed).await?;
         let deployment: Deployment = serde_json::from_slice(&printed).context("deploy.py printed no deployment")?;
         write_private(&file, &serde_json::to_string(&deployment)?)?;
-        // It keeps its state in memory until it ends. After this, a crash costs only what came later.
-        let save = async {
-            twin.supervisor.stop(Component::Ministack).await?;
-            twin.supervisor.start(Component::Ministack).await
-        };
         tools.progress.step("saving the deployment", save).await
     };
     stamp.make(work).await?;
     Ok(serde_json::from_slice(&fs::read(&file)?)?)
+}
+
+fn script(paths: &Paths) -> PathBuf {
+    paths.source("infra/local/deploy.py")
+}
+
+fn file(paths: &Paths) -> PathBuf {
+    paths.state().join("deployment.json")
 }
 
 /// Writes what a shell needs to use the twin: the mark that it is ready.

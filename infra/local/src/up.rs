@@ -1,15 +1,15 @@
 //! `twin up` from the supervisor's side: tools, components, deployment, `.local/env`. Every step is skipped when what
 //! it would make is there, so the same sequence serves the first start, a second one, and a redeployment.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result};
-use tokio::sync::SetOnce;
+use tokio::{sync::SetOnce, time::timeout};
 
 use crate::{
     cluster,
     component::Component,
-    components,
+    components::{self, Ready},
     deploy::{self, Deployment},
     ministack::{self, Cluster},
     order::Order,
@@ -23,6 +23,8 @@ use crate::{
     tools::Tools,
 };
 
+/// The first request after a start also starts the function.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// What a bare twin is asked for. What these depend on comes with them.
 const BARE: [Component; 4] =
     [Component::Ministack, Component::KubeControllerManager, Component::KubeScheduler, Component::TrainingOperator];
@@ -89,8 +91,8 @@ impl Up<'_> {
             Component::TrainingOperator => components::operator(paths, ports),
             Component::TwinNode => components::node(paths, ports)?,
             Component::Front => {
-                let deployment = deploy::deploy(self.twin, &self.tools, self.build.wait().await).await?;
-                let spec = components::front(paths, ports, &deployment)?;
+                let deployment = self.deploy(self.build.wait().await).await?;
+                let spec = components::front(paths, ports, &deployment.url(ports))?;
                 self.deployment.set(deployment).ok().context("deployed twice")?;
                 spec
             }
@@ -117,6 +119,26 @@ impl Up<'_> {
         self.tools.virtual_env("lambda").await?;
         let build = deploy::build(&self.twin.paths, &self.tools).await?;
         self.build.set(build).ok().context("built twice")
+    }
+
+    /// Deploys unless the same is deployed and answers.
+    async fn deploy(&self, build: &Stamp) -> Result<Deployment> {
+        let Twin { paths, ports, supervisor, probe, .. } = self.twin;
+        let stamp = deploy::stamp(paths, build)?;
+        if let Some(deployment) = deploy::present(paths, &stamp)? {
+            // MiniStack forgets what it had not saved when it is killed.
+            let answers = Ready::Succeeds(format!("{}/healthz", deployment.url(ports)));
+            if timeout(ANSWERS_WITHIN, probe.until(&answers)).await.is_ok() {
+                return Ok(deployment);
+            }
+            self.tools.progress.say("the deployment does not answer: deploying again");
+        }
+        // MiniStack keeps its state in memory until it ends. After this, a crash costs only what came later.
+        let save = async {
+            supervisor.stop(Component::Ministack).await?;
+            supervisor.start(Component::Ministack).await
+        };
+        deploy::deploy(paths, ports, &self.tools, &stamp, save).await
     }
 }
 
