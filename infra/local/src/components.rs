@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use anyhow::Result;
 use serde_json::json;
 
-use crate::{command::clean_environment, component::Component, ministack, names, paths::Paths, pki, ports::Ports};
+use crate::{
+    command::clean_environment, component::Component, ministack, names, paths::Paths, pki, ports::Ports, seed::Seed,
+};
 
 /// How a component is started, probed and stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,8 +20,8 @@ pub(crate) struct Spec {
     pub(crate) ready: Ready,
     /// How long a SIGTERM may take before SIGKILL follows.
     pub(crate) grace: Duration,
-    /// What must be done each time before the process starts.
-    pub(crate) prepare: Prepare,
+    /// What is written into the component's stored state each time before the process starts.
+    pub(crate) seed: Option<Seed>,
 }
 
 /// The probe that tells that a component serves.
@@ -31,13 +33,6 @@ pub(crate) enum Ready {
     Routed(String),
     /// The port accepts connections.
     Accepts(u16),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Prepare {
-    Nothing,
-    /// Write the cluster's endpoint and authority into `MiniStack`'s stored state.
-    Ministack(ministack::Cluster),
 }
 
 pub(crate) fn etcd(paths: &Paths, ports: &Ports) -> Spec {
@@ -139,8 +134,8 @@ pub(crate) fn operator(paths: &Paths, ports: &Ports) -> Spec {
     spec
 }
 
-pub(crate) fn ministack(paths: &Paths, ports: &Ports, cluster: ministack::Cluster) -> Spec {
-    Spec {
+pub(crate) fn ministack(paths: &Paths, ports: &Ports) -> Result<Spec> {
+    Ok(Spec {
         program: paths.venv("ministack").join("bin/ministack"),
         arguments: Vec::new(),
         environment: ministack::environment(paths, ports),
@@ -148,8 +143,8 @@ pub(crate) fn ministack(paths: &Paths, ports: &Ports, cluster: ministack::Cluste
         ready: Ready::Succeeds(format!("{}/_ministack/ready", ports.ministack_url())),
         // It saves its state on SIGTERM only.
         grace: Duration::from_secs(30),
-        prepare: Prepare::Ministack(cluster),
-    }
+        seed: Some(ministack::seed(paths, ports)?),
+    })
 }
 
 pub(crate) fn node(paths: &Paths, ports: &Ports) -> Result<Spec> {
@@ -180,7 +175,7 @@ pub(crate) fn node(paths: &Paths, ports: &Ports) -> Result<Spec> {
         ready: Ready::Accepts(ports.node),
         // Its pods get five seconds of these.
         grace: Duration::from_secs(8),
-        prepare: Prepare::Nothing,
+        seed: None,
     })
 }
 
@@ -196,7 +191,7 @@ pub(crate) fn front(paths: &Paths, ports: &Ports, upstream: &str) -> Result<Spec
         port: ports.front,
         ready: Ready::Accepts(ports.front),
         grace: Duration::from_secs(2),
-        prepare: Prepare::Nothing,
+        seed: None,
     })
 }
 
@@ -222,7 +217,7 @@ fn kubernetes(paths: &Paths, component: Component, port: u16) -> Spec {
         ready: Ready::Accepts(port),
         // The API server drains its watches for a minute; whoever stops it here means now.
         grace: Duration::from_secs(1),
-        prepare: Prepare::Nothing,
+        seed: None,
     }
 }
 

@@ -34,6 +34,7 @@ mod probe;
 mod processes;
 mod progress;
 mod proxy;
+mod seed;
 mod stamp;
 mod supervise;
 mod supervisor;

@@ -1,76 +1,58 @@
 //! `MiniStack`: its environment, and the EKS cluster that is written into its state while it is stopped.
 //! The cluster is never made with `CreateCluster`: where a Docker daemon answers, that would start a container.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs};
 
-use anyhow::{Context, Result};
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use serde_json::{Value, json};
+use anyhow::Result;
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
+use serde_json::json;
 
 use crate::{
     command::clean_environment,
     names::{ACCOUNT, CLUSTER_NAME, REGION},
     paths::Paths,
+    pki,
     ports::Ports,
     private_file::write_private,
+    seed::Seed,
 };
 
-/// What `DescribeCluster` is to answer, and the secret part of the `TokenReview` address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Cluster {
-    pub(crate) state_file: PathBuf,
-    pub(crate) endpoint: String,
-    /// The authority's PEM in base64.
-    pub(crate) authority: String,
-    pub(crate) auth_token: String,
+/// The cluster that `DescribeCluster` answers with. The rest of the stored state, the access entries, stays as it is.
+pub(crate) fn seed(paths: &Paths, ports: &Ports) -> Result<Seed> {
+    let cluster = json!({
+        "name": CLUSTER_NAME,
+        "arn": format!("arn:aws:eks:{REGION}:{ACCOUNT}:cluster/{CLUSTER_NAME}"),
+        "createdAt": 0,
+        "version": "1.36",
+        "endpoint": format!("https://127.0.0.1:{}", ports.cluster_proxy),
+        "roleArn": format!("arn:aws:iam::{ACCOUNT}:role/eks"),
+        "resourcesVpcConfig": {},
+        "status": "ACTIVE",
+        "certificateAuthority": {"data": BASE64_STANDARD.encode(fs::read(paths.pki(pki::CA))?)},
+        "platformVersion": "eks.1",
+        "tags": {},
+        "accessConfig": {"authenticationMode": "API"},
+        "_auth_token": auth_token(paths)?,
+    });
+    let keys = |keys: &[&str]| keys.iter().map(ToString::to_string).collect();
+    let id = format!("{ACCOUNT}\0{REGION}\0'{CLUSTER_NAME}'");
+    Ok(Seed {
+        file: paths.ministack_state().join("eks.json"),
+        empty: json!({"__ministack_format__": 3, "payload": {}}),
+        values: vec![
+            (keys(&["payload", "clusters", "__account_region_scoped__"]), json!(true)),
+            (keys(&["payload", "clusters", "data", &id]), cluster),
+        ],
+    })
 }
 
-// === impl Cluster ===
-
-impl Cluster {
-    pub(crate) fn new(paths: &Paths, ports: &Ports) -> Result<Self> {
-        use base64::prelude::BASE64_STANDARD;
-        Ok(Self {
-            state_file: paths.ministack_state().join("eks.json"),
-            endpoint: format!("https://127.0.0.1:{}", ports.cluster_proxy),
-            authority: BASE64_STANDARD.encode(fs::read(paths.pki(crate::pki::CA))?),
-            auth_token: auth_token(paths)?,
-        })
-    }
-
-    pub(crate) fn token_review_url(&self, ports: &Ports) -> String {
-        format!("{}/_ministack/eks-auth/{ACCOUNT}/{REGION}/{CLUSTER_NAME}/{}", ports.ministack_url(), self.auth_token)
-    }
-
-    /// Puts the cluster into the stored state and leaves the rest of it (the access entries) as it is.
-    /// Only while `MiniStack` is stopped: it reads the file at its start and writes it at its end.
-    pub(crate) fn seed(&self) -> Result<()> {
-        let mut state: Value = match fs::read(&self.state_file) {
-            Ok(text) => serde_json::from_slice(&text).context("MiniStack's eks.json is not JSON")?,
-            Err(_) => json!({"__ministack_format__": 3, "payload": {}}),
-        };
-        let clusters = &mut state["payload"]["clusters"];
-        clusters["__account_region_scoped__"] = json!(true);
-        clusters["data"][format!("{ACCOUNT}\0{REGION}\0'{CLUSTER_NAME}'")] = json!({
-            "name": CLUSTER_NAME,
-            "arn": format!("arn:aws:eks:{REGION}:{ACCOUNT}:cluster/{CLUSTER_NAME}"),
-            "createdAt": 0,
-            "version": "1.36",
-            "endpoint": self.endpoint,
-            "roleArn": format!("arn:aws:iam::{ACCOUNT}:role/eks"),
-            "resourcesVpcConfig": {},
-            "status": "ACTIVE",
-            "certificateAuthority": {"data": self.authority},
-            "platformVersion": "eks.1",
-            "tags": {},
-            "accessConfig": {"authenticationMode": "API"},
-            "_auth_token": self.auth_token,
-        });
-        if let Some(folder) = self.state_file.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        write_private(&self.state_file, &state.to_string())
-    }
+/// Where the API server has tokens reviewed. The address has a part that only the two sides know.
+pub(crate) fn token_review_url(paths: &Paths, ports: &Ports) -> Result<String> {
+    let secret = auth_token(paths)?;
+    Ok(format!("{}/_ministack/eks-auth/{ACCOUNT}/{REGION}/{CLUSTER_NAME}/{secret}", ports.ministack_url()))
 }
 
 /// The functions inherit all of this, so it is as clean as Lambda's own.

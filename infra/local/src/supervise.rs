@@ -45,12 +45,12 @@ pub(crate) async fn run(paths: Paths) -> Result<()> {
     let _ = fs::remove_file(paths.env());
     let socket = Paths::socket();
     let _ = fs::remove_file(&socket);
-    let (ports, cluster) = up::prepare(&paths)?;
+    let ports = up::prepare(&paths)?;
     let probe = Probe::new(&paths)?;
     let supervisor = Supervisor::new(&paths, &probe)?;
     let proxies = Proxies::start(&paths, &ports)?;
     let server = Arc::new(Server {
-        twin: Twin { paths, ports, cluster, supervisor, probe },
+        twin: Twin { paths, ports, supervisor, probe },
         proxies,
         ready: watch::Sender::new(false),
         up: Mutex::new(()),

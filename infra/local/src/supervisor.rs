@@ -24,14 +24,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{
-    component::Component,
-    components::{Prepare, Spec},
-    log_tail::tail,
-    order::Order,
-    paths::Paths,
-    probe::Probe,
-};
+use crate::{component::Component, components::Spec, log_tail::tail, order::Order, paths::Paths, probe::Probe};
 
 const READY_WITHIN: Duration = Duration::from_mins(1);
 /// A component that ran for so long has recovered: its next restart is quick again.
@@ -249,9 +242,8 @@ impl Task {
     }
 
     fn spawn(&self, spec: &Spec) -> Result<Child> {
-        match &spec.prepare {
-            Prepare::Nothing => {}
-            Prepare::Ministack(cluster) => cluster.seed()?,
+        if let Some(seed) = &spec.seed {
+            seed.write()?;
         }
         self.status.send_modify(|status| status.port = spec.port);
         let log = self.open_log()?;
@@ -358,7 +350,7 @@ mod tests {
             port,
             ready: Ready::Accepts(port),
             grace: Duration::from_millis(200),
-            prepare: Prepare::Nothing,
+            seed: None,
         };
         (spec, listener)
     }

@@ -11,7 +11,7 @@ use crate::{
     component::Component,
     components::{self, Ready},
     deploy::{self, Deployment},
-    ministack::{self, Cluster},
+    ministack,
     order::Order,
     paths::Paths,
     pki,
@@ -33,7 +33,6 @@ const BARE: [Component; 4] =
 pub(crate) struct Twin {
     pub(crate) paths: Paths,
     pub(crate) ports: Ports,
-    pub(crate) cluster: Cluster,
     pub(crate) supervisor: Supervisor,
     pub(crate) probe: Probe,
 }
@@ -84,7 +83,7 @@ impl Up<'_> {
             Component::KubeApiserver => components::apiserver(paths, ports),
             Component::Ministack => {
                 self.tools.virtual_env("ministack").await?;
-                components::ministack(paths, ports, self.twin.cluster.clone())
+                components::ministack(paths, ports)?
             }
             Component::KubeControllerManager => components::controller_manager(paths, ports),
             Component::KubeScheduler => components::scheduler(paths, ports),
@@ -123,7 +122,7 @@ impl Up<'_> {
 
     /// Deploys unless the same is deployed and answers.
     async fn deploy(&self, build: &Stamp) -> Result<Deployment> {
-        let Twin { paths, ports, supervisor, probe, .. } = self.twin;
+        let Twin { paths, ports, supervisor, probe } = self.twin;
         let stamp = deploy::stamp(paths, build)?;
         if let Some(deployment) = deploy::present(paths, &stamp)? {
             // MiniStack forgets what it had not saved when it is killed.
@@ -143,15 +142,14 @@ impl Up<'_> {
 }
 
 /// What a component reads at its start: made before the first one is started.
-pub(crate) fn prepare(paths: &Paths) -> Result<(Ports, Cluster)> {
+pub(crate) fn prepare(paths: &Paths) -> Result<Ports> {
     fs::create_dir_all(paths.home())?;
     fs::create_dir_all(paths.pods())?;
     let ports = Ports::settle(paths)?;
     pki::make(paths)?;
     pki::make_other(paths)?;
-    let cluster = Cluster::new(paths, &ports)?;
-    pki::write_kubeconfigs(paths, &ports, &cluster.token_review_url(&ports))?;
+    pki::write_kubeconfigs(paths, &ports, &ministack::token_review_url(paths, &ports)?)?;
     ministack::make_folders(paths)?;
-    crate::cluster::make_operator_folders(paths)?;
-    Ok((ports, cluster))
+    cluster::make_operator_folders(paths)?;
+    Ok(ports)
 }
