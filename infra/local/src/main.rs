@@ -10,36 +10,18 @@
 //! Servers listen on 127.0.0.1 only; everything is below `.local`; nothing outlives the supervisor.
 
 mod cli;
-mod cluster;
-mod command;
-mod component;
 mod components;
 mod control;
-mod demo;
-mod deploy;
-mod fault;
+mod faults;
 mod front;
-mod launch;
 mod log_tail;
-mod ministack;
 mod names;
-mod order;
-mod orphans;
 mod paths;
-mod pki;
-mod pod;
 mod ports;
 mod private_file;
-mod probe;
-mod processes;
-mod progress;
-mod proxy;
-mod seed;
-mod stamp;
-mod supervise;
+mod setup;
+mod spec;
 mod supervisor;
-mod tools;
-mod up;
 
 use std::{net::SocketAddr, process::ExitCode};
 
@@ -47,10 +29,12 @@ use anyhow::{Result, anyhow};
 use clap::{Parser, Subcommand};
 
 use crate::{
-    component::Component,
+    cli::{commands, demo},
+    components::component::Component,
     control::Request,
-    fault::{Fault, Target},
+    faults::fault::{Fault, Target},
     paths::Paths,
+    supervisor::server,
 };
 
 #[derive(Parser)]
@@ -145,10 +129,10 @@ async fn run(command: Command) -> Result<()> {
         .install_default()
         .map_err(|_| anyhow!("a TLS provider is there already"))?;
     match command {
-        Command::Up { bare } => cli::up(&Paths::find()?, bare).await,
-        Command::Down => cli::down(&Paths::find()?).await,
-        Command::Clean { all } => cli::clean(&Paths::find()?, all).await,
-        Command::Status { json } => Paths::find().map(|_| cli::status(json))?.await,
+        Command::Up { bare } => commands::up(&Paths::find()?, bare).await,
+        Command::Down => commands::down(&Paths::find()?).await,
+        Command::Clean { all } => commands::clean(&Paths::find()?, all).await,
+        Command::Status { json } => Paths::find().map(|_| commands::status(json))?.await,
         Command::Start { component } => ask(Request::Start { component }).await,
         Command::Stop { component } => ask(Request::Stop { component }).await,
         Command::Kill { pod, signal, container, namespace } => {
@@ -162,12 +146,12 @@ async fn run(command: Command) -> Result<()> {
         }
         Command::Fault { command: FaultCommand::Clear } => ask(Request::ClearFaults).await,
         Command::Demo => demo::run(&Paths::find()?).await,
-        Command::Supervise => supervise::run(Paths::find()?).await,
+        Command::Supervise => server::run(Paths::find()?).await,
         Command::Front { listen, upstream } => front::serve(listen, upstream).await,
     }
 }
 
 async fn ask(request: Request) -> Result<()> {
     Paths::find()?;
-    cli::request(&request).await.map(|_| ())
+    commands::request(&request).await.map(|_| ())
 }

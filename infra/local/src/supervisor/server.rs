@@ -14,15 +14,18 @@ use tokio::{
 };
 
 use crate::{
+    cli::launch,
     control::{Reply, Report, Request},
-    launch, orphans,
+    faults::proxy::Proxies,
     paths::Paths,
-    pod,
-    probe::Probe,
-    progress::Progress,
-    proxy::Proxies,
-    supervisor::Supervisor,
-    up::{self, Twin},
+    setup::progress::Progress,
+    supervisor::{
+        kill,
+        lifecycle::Supervisor,
+        probe::Probe,
+        reaper,
+        up::{self, Twin},
+    },
 };
 
 /// Whoever started this asks for something at once; a twin that nobody asked for goes away again.
@@ -57,7 +60,7 @@ pub(crate) async fn run(paths: Paths) -> Result<()> {
         closing: watch::Sender::new(false),
         asked: Notify::new(),
     });
-    tokio::spawn(orphans::reap());
+    tokio::spawn(reaper::reap());
 
     let listener = UnixListener::bind(&socket).context("cannot make the control socket")?;
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
@@ -165,7 +168,7 @@ impl Server {
             Request::Start { component } => supervisor.start(component).await?,
             Request::Stop { component } => supervisor.stop(component).await?,
             Request::Kill { pod, container, namespace, signal } => {
-                let pid = pod::kill(&self.twin.paths, &namespace, &pod, &container, &signal)?;
+                let pid = kill::kill(&self.twin.paths, &namespace, &pod, &container, &signal)?;
                 return Ok(json!({ "pid": pid }));
             }
             Request::Fault { target, fault } => self.proxies.add(target, fault)?,

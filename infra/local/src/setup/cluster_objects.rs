@@ -8,14 +8,11 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::{
-    command,
     names::{FURTHER_NAMESPACES, NAMESPACE},
     paths::Paths,
-    pki,
     ports::Ports,
     private_file::write_private,
-    stamp::Stamp,
-    tools::Tools,
+    setup::{command, pki, stamp::Stamp, tools::Tools},
 };
 
 const OPERATOR_MODULE: &str = "github.com/kubeflow/training-operator";

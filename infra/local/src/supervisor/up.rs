@@ -7,20 +7,23 @@ use anyhow::{Context, Result};
 use tokio::{sync::SetOnce, time::timeout};
 
 use crate::{
-    cluster,
-    component::Component,
-    components::{self, Ready},
-    deploy::{self, Deployment},
-    ministack,
-    order::Order,
+    components::{
+        component::Component,
+        control_plane::{self, Ready},
+        ministack,
+    },
     paths::Paths,
-    pki,
     ports::Ports,
-    probe::Probe,
-    progress::Progress,
-    stamp::Stamp,
-    supervisor::Supervisor,
-    tools::Tools,
+    setup::{
+        cluster_objects,
+        deploy::{self, Deployment},
+        pki,
+        progress::Progress,
+        stamp::Stamp,
+        tools::Tools,
+    },
+    spec::order::Order,
+    supervisor::{lifecycle::Supervisor, probe::Probe},
 };
 
 /// The first request after a start also starts the function.
@@ -78,20 +81,20 @@ impl Up<'_> {
             Component::Etcd => {
                 // The programs of the others too: those depend on etcd.
                 self.tools.go_binaries().await?;
-                components::etcd(paths, ports)
+                control_plane::etcd(paths, ports)
             }
-            Component::KubeApiserver => components::apiserver(paths, ports),
+            Component::KubeApiserver => control_plane::apiserver(paths, ports),
             Component::Ministack => {
                 self.tools.virtual_env("ministack").await?;
-                components::ministack(paths, ports)?
+                control_plane::ministack(paths, ports)?
             }
-            Component::KubeControllerManager => components::controller_manager(paths, ports),
-            Component::KubeScheduler => components::scheduler(paths, ports),
-            Component::TrainingOperator => components::operator(paths, ports),
-            Component::TwinNode => components::node(paths, ports)?,
+            Component::KubeControllerManager => control_plane::controller_manager(paths, ports),
+            Component::KubeScheduler => control_plane::scheduler(paths, ports),
+            Component::TrainingOperator => control_plane::operator(paths, ports),
+            Component::TwinNode => control_plane::node(paths, ports)?,
             Component::Front => {
                 let deployment = self.deploy(self.build.wait().await).await?;
-                let spec = components::front(paths, ports, &deployment.url(ports))?;
+                let spec = control_plane::front(paths, ports, &deployment.url(ports))?;
                 self.deployment.set(deployment).ok().context("deployed twice")?;
                 spec
             }
@@ -99,12 +102,12 @@ impl Up<'_> {
         self.ensure(component, spec).await?;
         if component == Component::KubeApiserver {
             // The components that depend on the API server come to a cluster that has its objects.
-            cluster::apply(paths, ports, &self.tools).await?;
+            cluster_objects::apply(paths, ports, &self.tools).await?;
         }
         Ok(())
     }
 
-    async fn ensure(&self, component: Component, spec: components::Spec) -> Result<()> {
+    async fn ensure(&self, component: Component, spec: control_plane::Spec) -> Result<()> {
         let supervisor = &self.twin.supervisor;
         if supervisor.runs(component, &spec) {
             return Ok(());
@@ -150,6 +153,6 @@ pub(crate) fn prepare(paths: &Paths) -> Result<Ports> {
     pki::make_other(paths)?;
     pki::write_kubeconfigs(paths, &ports, &ministack::token_review_url(paths, &ports)?)?;
     ministack::make_folders(paths)?;
-    cluster::make_operator_folders(paths)?;
+    cluster_objects::make_operator_folders(paths)?;
     Ok(ports)
 }

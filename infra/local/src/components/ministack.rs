@@ -11,13 +11,12 @@ use base64::{
 use serde_json::json;
 
 use crate::{
-    command::clean_environment,
     names::{ACCOUNT, CLUSTER_NAME, REGION},
     paths::Paths,
-    pki,
     ports::Ports,
     private_file::write_private,
-    seed::Seed,
+    setup::{command::clean_environment, pki},
+    spec::seed::Seed,
 };
 
 /// The cluster that `DescribeCluster` answers with. The rest of the stored state, the access entries, stays as it is.

@@ -24,7 +24,13 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{component::Component, components::Spec, log_tail::tail, order::Order, paths::Paths, probe::Probe};
+use crate::{
+    components::{component::Component, control_plane::Spec},
+    log_tail::tail,
+    paths::Paths,
+    spec::order::Order,
+    supervisor::probe::Probe,
+};
 
 const READY_WITHIN: Duration = Duration::from_mins(1);
 /// A component that ran for so long has recovered: its next restart is quick again.
@@ -337,7 +343,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::{components::Ready, pki};
+    use crate::{components::control_plane::Ready, setup::pki};
 
     /// A process that does nothing, known as ready by a port of the test's.
     async fn spec(program: &str, arguments: &[&str]) -> (Spec, TcpListener) {

@@ -8,13 +8,15 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 use crate::{
-    command::{self, clean_environment},
     names::{CLUSTER_NAME, FURTHER_NAMESPACES, NAMESPACE, REGION, TRAINER_IMAGE},
     paths::Paths,
     ports::Ports,
     private_file::write_private,
-    stamp::{Stamp, short_hash},
-    tools::Tools,
+    setup::{
+        command::{self, clean_environment},
+        stamp::{Stamp, short_hash},
+        tools::Tools,
+    },
 };
 
 /// Allowed as well and never made: what happens then is tested.

@@ -17,11 +17,10 @@ use tokio::{
 };
 
 use crate::{
+    cli::{launch, process_ids},
     control::{Reply, Report, Request},
-    launch,
     log_tail::tail,
     paths::Paths,
-    processes,
 };
 
 /// Longer than `MiniStack` may take to save its state.
@@ -81,7 +80,7 @@ pub(crate) async fn status(as_json: bool) -> Result<()> {
     let Some(stream) = connect().await else { bail!("the twin is not running; `make up` starts it") };
     let supervisor = stream.peer_cred()?.pid();
     let mut report: Report = serde_json::from_value(ask(stream, &Request::Status).await?)?;
-    processes::translate(supervisor, &mut report.components);
+    process_ids::translate(supervisor, &mut report.components);
     if as_json {
         say(&serde_json::to_string_pretty(&report)?);
         return Ok(());

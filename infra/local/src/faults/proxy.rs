@@ -27,10 +27,10 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::{
-    fault::{Door, Fault, Faults, Kind, Target, parse_header},
+    faults::fault::{Door, Fault, Faults, Kind, Target, parse_header},
     paths::Paths,
-    pki,
     ports::Ports,
+    setup::pki,
 };
 
 /// Longest request that is read and answered here.

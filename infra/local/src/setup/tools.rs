@@ -10,7 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::{command, paths::Paths, progress::Progress, stamp::Stamp};
+use crate::{
+    paths::Paths,
+    setup::{command, progress::Progress, stamp::Stamp},
+};
 
 const OLDEST_GO: (u32, u32) = (1, 26);
 const OLDEST_PYTHON: (u32, u32) = (3, 11);

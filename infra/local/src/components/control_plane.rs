@@ -7,7 +7,12 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::{
-    command::clean_environment, component::Component, ministack, names, paths::Paths, pki, ports::Ports, seed::Seed,
+    components::{component::Component, ministack},
+    names,
+    paths::Paths,
+    ports::Ports,
+    setup::{command::clean_environment, pki},
+    spec::seed::Seed,
 };
 
 /// How a component is started, probed and stopped.

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::order::Order;
+use crate::spec::order::Order;
 
 /// A process that the supervisor keeps running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

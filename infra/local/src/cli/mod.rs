@@ -1,0 +1,4 @@
+pub(crate) mod commands;
+pub(crate) mod demo;
+pub(crate) mod launch;
+pub(crate) mod process_ids;

@@ -1,0 +1,2 @@
+pub(crate) mod fault;
+pub(crate) mod proxy;

@@ -1,0 +1,6 @@
+pub(crate) mod kill;
+pub(crate) mod lifecycle;
+pub(crate) mod probe;
+pub(crate) mod reaper;
+pub(crate) mod server;
+pub(crate) mod up;
