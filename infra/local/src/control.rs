@@ -53,7 +53,7 @@ pub(crate) struct Report {
     pub(crate) ready: bool,
     /// Age and size of the program that the supervisor was started from.
     pub(crate) program: String,
-    pub(crate) components: Vec<crate::supervisor::lifecycle::Status>,
+    pub(crate) components: Vec<crate::supervisor::status::Status>,
     /// Each with the seconds that it has left. A supervisor of an earlier build tells of none.
     #[serde(default)]
     pub(crate) faults: Vec<(Target, Fault, u64)>,

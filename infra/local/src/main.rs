@@ -19,98 +19,26 @@ mod names;
 mod paths;
 mod ports;
 mod private_file;
+mod program;
 mod setup;
 mod spec;
 mod supervisor;
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
 use crate::{
-    cli::{commands, demo},
-    components::component::Component,
+    cli::{
+        arguments::{Arguments, Command, FaultCommand},
+        commands, connection, demo,
+    },
     control::Request,
-    faults::fault::{Fault, Target},
+    faults::fault::Target,
     paths::Paths,
     supervisor::server,
 };
-
-#[derive(Parser)]
-#[command(name = "twin", about = "The whole system on this machine: the real components, simulated machines.")]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Makes the tools, starts everything and deploys; on a running twin, brings up to date what has changed.
-    Up {
-        /// The control plane, the operator and MiniStack only: no node, no functions, no .local/env.
-        #[arg(long, hide = true)]
-        bare: bool,
-    },
-    /// Stops everything and keeps the state (ports, cluster, bucket, deployment).
-    Down,
-    /// Stops everything and deletes the state.
-    Clean {
-        /// Deletes the tools too: the next start takes minutes.
-        #[arg(long)]
-        all: bool,
-    },
-    /// Shows each component: state, process id, port, restarts.
-    Status {
-        #[arg(long)]
-        json: bool,
-    },
-    /// Brings back a component that was stopped, and waits until it is ready.
-    Start { component: Component },
-    /// Stops a component and keeps it stopped.
-    Stop { component: Component },
-    /// Sends a signal to a pod's running container.
-    Kill {
-        pod: String,
-        #[arg(long, default_value = "KILL")]
-        signal: String,
-        #[arg(long, default_value = "pytorch")]
-        container: String,
-        #[arg(long, default_value = names::NAMESPACE)]
-        namespace: String,
-    },
-    /// Lets something go wrong between the functions and what is behind them, for tests; `twin status` shows what does.
-    ///
-    /// For example: `twin fault cluster answer 429 --header retry-after:7 --seconds 10`,
-    /// `twin fault cluster lose --method POST --path /pytorchjobs --times 1`, `twin fault aws cut --service s3`.
-    Fault {
-        #[command(subcommand)]
-        command: FaultCommand,
-    },
-    /// Runs the main job on a twin that is up, and shows each step.
-    Demo,
-    /// The detached process behind `up`.
-    #[command(hide = true)]
-    Supervise,
-    /// The listener in front of the HTTP API.
-    #[command(hide = true)]
-    Front {
-        #[arg(long)]
-        listen: SocketAddr,
-        #[arg(long)]
-        upstream: String,
-    },
-}
-
-#[derive(Subcommand)]
-enum FaultCommand {
-    /// Between the functions and the Kubernetes API.
-    Cluster(Fault),
-    /// Between the functions and AWS (S3, Secrets Manager, EKS).
-    Aws(Fault),
-    /// Ends all faults now.
-    Clear,
-}
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -153,5 +81,5 @@ async fn run(command: Command) -> Result<()> {
 
 async fn ask(request: Request) -> Result<()> {
     Paths::find()?;
-    commands::request(&request).await.map(|_| ())
+    connection::request(&request).await.map(|_| ())
 }

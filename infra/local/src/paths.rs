@@ -129,3 +129,8 @@ impl Paths {
         PathBuf::from(".local/state/twin.sock")
     }
 }
+
+/// A binary of this crate: cargo puts them next to each other.
+pub(crate) fn sibling(name: &str) -> Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name(name))
+}

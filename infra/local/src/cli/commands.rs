@@ -2,25 +2,23 @@
 
 use std::{
     fs,
-    io::Write as _,
     process::Child,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
-use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    net::UnixStream,
-    signal::unix::{SignalKind, signal},
-    time::sleep,
-};
+use tokio::{net::UnixStream, time::sleep};
 
 use crate::{
-    cli::{launch, process_ids},
-    control::{Reply, Report, Request},
+    cli::{
+        connection::{ask, connect},
+        launch, process_ids,
+        terminal::say,
+    },
+    control::{Report, Request},
     log_tail::tail,
     paths::Paths,
+    program,
 };
 
 /// Longer than `MiniStack` may take to save its state.
@@ -30,7 +28,7 @@ const SOCKET_WITHIN: Duration = Duration::from_secs(15);
 /// Starts a twin, or brings the running one up to date.
 pub(crate) async fn up(paths: &Paths, bare: bool) -> Result<()> {
     if let Some(report) = report().await?
-        && report.program != launch::program()?
+        && report.program != program::build()?
     {
         say("the twin itself was rebuilt: restarting it");
         down(paths).await?;
@@ -106,16 +104,6 @@ pub(crate) async fn status(as_json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Asks a running twin for something that has no answer but success.
-pub(crate) async fn request(request: &Request) -> Result<Value> {
-    let Some(stream) = connect().await else { bail!("the twin is not running; `make up` starts it") };
-    ask(stream, request).await
-}
-
-async fn connect() -> Option<UnixStream> {
-    UnixStream::connect(Paths::socket()).await.ok()
-}
-
 async fn report() -> Result<Option<Report>> {
     let Some(stream) = connect().await else { return Ok(None) };
     Ok(Some(serde_json::from_value(ask(stream, &Request::Status).await?)?))
@@ -140,33 +128,4 @@ async fn start(paths: &Paths) -> Result<UnixStream> {
 
 fn ended(child: &mut Child) -> Result<bool> {
     Ok(child.try_wait()?.is_some())
-}
-
-/// Sends a request and prints what comes back until the result. Ctrl-C ends the request by ending the connection.
-async fn ask(stream: UnixStream, request: &Request) -> Result<Value> {
-    let (reader, mut writer) = stream.into_split();
-    let mut line = serde_json::to_vec(request)?;
-    line.push(b'\n');
-    writer.write_all(&line).await?;
-    let mut lines = BufReader::new(reader).lines();
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    loop {
-        let line = tokio::select! {
-            line = lines.next_line() => line?.context("the supervisor is gone")?,
-            _ = interrupt.recv() => bail!("interrupted"),
-            _ = terminate.recv() => bail!("terminated"),
-        };
-        match serde_json::from_str(&line)? {
-            Reply::Say(text) => say(&text),
-            Reply::Done(value) => return Ok(value),
-            Reply::Failed(reason) => bail!(reason),
-        }
-    }
-}
-
-/// Prints a line.
-pub(crate) fn say(text: &str) {
-    // A closed terminal is no reason to fail.
-    let _ = writeln!(std::io::stdout(), "{text}");
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::time::sleep;
 use twin::client::{Answer, Twin};
 
-use crate::{cli::commands::say, paths::Paths};
+use crate::{cli::terminal::say, paths::Paths};
 
 const STEPS: u64 = 80;
 const STEPS_AFTER_RESUME: u64 = 120;

@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -92,14 +92,6 @@ pub(crate) fn wait_for_end(paths: &Paths, longest: Duration) -> Result<()> {
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
-}
-
-/// Tells one build of this program from another.
-pub(crate) fn program() -> Result<String> {
-    // Of the file that this process was started from, which may have been replaced since.
-    let metadata = fs::metadata("/proc/self/exe")?;
-    let modified = metadata.modified()?.duration_since(UNIX_EPOCH)?;
-    Ok(format!("{}-{}", modified.as_nanos(), metadata.len()))
 }
 
 /// State, logs and pods hold keys and tokens: for the owner only.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::supervisor::lifecycle::Status;
+use crate::supervisor::status::Status;
 
 /// Replaces the ids of the supervisor's namespace by the ones of this process's.
 pub(crate) fn translate(supervisor: Option<i32>, components: &mut [Status]) {

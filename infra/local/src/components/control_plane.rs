@@ -1,44 +1,15 @@
 //! What each component of the twin is: its program, its flags, its ports, and how it is known to be ready.
 //! Starting and stopping them is the supervisor's business.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
-
-use anyhow::Result;
-use serde_json::json;
+use std::time::Duration;
 
 use crate::{
-    components::{component::Component, ministack},
-    names,
+    components::component::Component,
     paths::Paths,
     ports::Ports,
     setup::{command::clean_environment, pki},
-    spec::seed::Seed,
+    spec::{Ready, Spec},
 };
-
-/// How a component is started, probed and stopped.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Spec {
-    pub(crate) program: PathBuf,
-    pub(crate) arguments: Vec<String>,
-    pub(crate) environment: BTreeMap<String, String>,
-    pub(crate) port: u16,
-    pub(crate) ready: Ready,
-    /// How long a SIGTERM may take before SIGKILL follows.
-    pub(crate) grace: Duration,
-    /// What is written into the component's stored state each time before the process starts.
-    pub(crate) seed: Option<Seed>,
-}
-
-/// The probe that tells that a component serves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Ready {
-    /// The URL answers with success.
-    Succeeds(String),
-    /// The URL is served: it answers with anything but 404.
-    Routed(String),
-    /// The port accepts connections.
-    Accepts(u16),
-}
 
 pub(crate) fn etcd(paths: &Paths, ports: &Ports) -> Spec {
     let client = format!("http://127.0.0.1:{}", ports.etcd);
@@ -139,67 +110,6 @@ pub(crate) fn operator(paths: &Paths, ports: &Ports) -> Spec {
     spec
 }
 
-pub(crate) fn ministack(paths: &Paths, ports: &Ports) -> Result<Spec> {
-    Ok(Spec {
-        program: paths.venv("ministack").join("bin/ministack"),
-        arguments: Vec::new(),
-        environment: ministack::environment(paths, ports),
-        port: ports.ministack,
-        ready: Ready::Succeeds(format!("{}/_ministack/ready", ports.ministack_url())),
-        // It saves its state on SIGTERM only.
-        grace: Duration::from_secs(30),
-        seed: Some(ministack::seed(paths, ports)?),
-    })
-}
-
-pub(crate) fn node(paths: &Paths, ports: &Ports) -> Result<Spec> {
-    let config = paths.state().join("node.json");
-    let settings = json!({
-        "node_name": "twin",
-        "kubeconfig": paths.admin_kubeconfig(),
-        "client_ca": paths.pki(pki::CA),
-        "listen": format!("127.0.0.1:{}", ports.node),
-        "pods_dir": paths.pods(),
-        "trainer_dir": paths.source("trainer"),
-        "trainer_bin": paths.venv("trainer").join("bin"),
-        "trainer_image": names::TRAINER_IMAGE,
-        "model_dir": paths.models(),
-        "stub_binary": sibling("twin-stub")?,
-        "aws_endpoint_url": ports.ministack_url(),
-        "aws_region": names::REGION,
-        "trainer_role_arn": names::TRAINER_ROLE_ARN,
-        "running_trainers_limit": 4,
-        "back_off_base_seconds": 10,
-    });
-    std::fs::write(&config, serde_json::to_vec_pretty(&settings)?)?;
-    Ok(Spec {
-        program: sibling("twin-node")?,
-        arguments: vec!["--config".into(), config.display().to_string()],
-        environment: clean_environment(paths),
-        port: ports.node,
-        ready: Ready::Accepts(ports.node),
-        // Its pods get five seconds of these.
-        grace: Duration::from_secs(8),
-        seed: None,
-    })
-}
-
-pub(crate) fn front(paths: &Paths, ports: &Ports, upstream: &str) -> Result<Spec> {
-    Ok(Spec {
-        program: sibling("twin")?,
-        arguments: vec![
-            "front".into(),
-            format!("--listen=127.0.0.1:{}", ports.front),
-            format!("--upstream={upstream}"),
-        ],
-        environment: clean_environment(paths),
-        port: ports.front,
-        ready: Ready::Accepts(ports.front),
-        grace: Duration::from_secs(2),
-        seed: None,
-    })
-}
-
 /// The flags that the controller manager and the scheduler share.
 fn control_loop(paths: &Paths, port: u16) -> Vec<String> {
     vec![
@@ -224,9 +134,4 @@ fn kubernetes(paths: &Paths, component: Component, port: u16) -> Spec {
         grace: Duration::from_secs(1),
         seed: None,
     }
-}
-
-/// A binary of this crate: cargo puts them next to each other.
-fn sibling(name: &str) -> Result<PathBuf> {
-    Ok(std::env::current_exe()?.with_file_name(name))
 }

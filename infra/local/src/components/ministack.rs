@@ -1,26 +1,35 @@
 //! `MiniStack`: its environment, and the EKS cluster that is written into its state while it is stopped.
 //! The cluster is never made with `CreateCluster`: where a Docker daemon answers, that would start a container.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use anyhow::Result;
-use base64::{
-    Engine,
-    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
-};
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 
 use crate::{
     names::{ACCOUNT, CLUSTER_NAME, REGION},
     paths::Paths,
     ports::Ports,
-    private_file::write_private,
-    setup::{command::clean_environment, pki},
-    spec::seed::Seed,
+    setup::{command::clean_environment, pki, token_review::auth_token},
+    spec::{Ready, Spec, seed::Seed},
 };
 
+pub(crate) fn spec(paths: &Paths, ports: &Ports) -> Result<Spec> {
+    Ok(Spec {
+        program: paths.venv("ministack").join("bin/ministack"),
+        arguments: Vec::new(),
+        environment: environment(paths, ports),
+        port: ports.ministack,
+        ready: Ready::Succeeds(format!("{}/_ministack/ready", ports.ministack_url())),
+        // It saves its state on SIGTERM only.
+        grace: Duration::from_secs(30),
+        seed: Some(seed(paths, ports)?),
+    })
+}
+
 /// The cluster that `DescribeCluster` answers with. The rest of the stored state, the access entries, stays as it is.
-pub(crate) fn seed(paths: &Paths, ports: &Ports) -> Result<Seed> {
+fn seed(paths: &Paths, ports: &Ports) -> Result<Seed> {
     let cluster = json!({
         "name": CLUSTER_NAME,
         "arn": format!("arn:aws:eks:{REGION}:{ACCOUNT}:cluster/{CLUSTER_NAME}"),
@@ -48,14 +57,8 @@ pub(crate) fn seed(paths: &Paths, ports: &Ports) -> Result<Seed> {
     })
 }
 
-/// Where the API server has tokens reviewed. The address has a part that only the two sides know.
-pub(crate) fn token_review_url(paths: &Paths, ports: &Ports) -> Result<String> {
-    let secret = auth_token(paths)?;
-    Ok(format!("{}/_ministack/eks-auth/{ACCOUNT}/{REGION}/{CLUSTER_NAME}/{secret}", ports.ministack_url()))
-}
-
 /// The functions inherit all of this, so it is as clean as Lambda's own.
-pub(crate) fn environment(paths: &Paths, ports: &Ports) -> BTreeMap<String, String> {
+fn environment(paths: &Paths, ports: &Ports) -> BTreeMap<String, String> {
     let mut environment = clean_environment(paths);
     let folder = paths.ministack();
     let mut set = |name: &str, value: String| environment.insert(name.into(), value);
@@ -78,27 +81,4 @@ pub(crate) fn environment(paths: &Paths, ports: &Ports) -> BTreeMap<String, Stri
     // At its start and end it removes the containers of any MiniStack that it finds; a daemon is none of its business here.
     set("DOCKER_HOST", format!("unix://{}", folder.join("no-docker.sock").display()));
     environment
-}
-
-/// Makes the folders that `MiniStack` expects.
-pub(crate) fn make_folders(paths: &Paths) -> Result<()> {
-    fs::create_dir_all(paths.ministack_state())?;
-    fs::create_dir_all(paths.ministack().join("tmp"))?;
-    Ok(())
-}
-
-/// The secret of the `TokenReview` address, made once.
-fn auth_token(paths: &Paths) -> Result<String> {
-    let file = paths.state().join("eks-auth-token");
-    if let Ok(token) = fs::read_to_string(&file) {
-        return Ok(token);
-    }
-    let mut bytes = [0; 32];
-    rustls::crypto::aws_lc_rs::default_provider()
-        .secure_random
-        .fill(&mut bytes)
-        .map_err(|_| anyhow::anyhow!("no random bytes"))?;
-    let token = BASE64_URL_SAFE_NO_PAD.encode(bytes);
-    write_private(&file, &token)?;
-    Ok(token)
 }

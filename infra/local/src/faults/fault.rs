@@ -1,19 +1,10 @@
 //! A fault: what goes wrong between the functions and what is behind them, with which requests, and until when. Set from
 //! the terminal, kept in the supervisor, carried out by the proxies. None outlives its time or the twin.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
-
 use anyhow::{Result, ensure};
 use axum::http::{HeaderName, HeaderValue, header, request::Parts};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
 
 /// What goes wrong, and when.
 #[derive(Debug, Clone, PartialEq, Eq, Args, Serialize, Deserialize)]
@@ -95,19 +86,6 @@ pub(crate) enum Door {
     Strange,
 }
 
-/// The faults of one proxy.
-#[derive(Debug, Default)]
-pub(crate) struct Faults {
-    present: Mutex<Vec<Present>>,
-    door: watch::Sender<Door>,
-}
-
-#[derive(Debug)]
-struct Present {
-    fault: Fault,
-    until: Instant,
-}
-
 // === impl Fault ===
 
 impl Fault {
@@ -129,7 +107,7 @@ impl Fault {
         Ok(())
     }
 
-    fn door(&self) -> Door {
+    pub(crate) fn door(&self) -> Door {
         match self.kind {
             Kind::Refuse => Door::Closed,
             Kind::Authority => Door::Strange,
@@ -137,7 +115,7 @@ impl Fault {
         }
     }
 
-    fn is_of(&self, request: &Parts) -> bool {
+    pub(crate) fn is_of(&self, request: &Parts) -> bool {
         let path = request.uri.path_and_query().map_or("", |path| path.as_str());
         // Of `AWS4-HMAC-SHA256 Credential=<key>/<date>/<region>/<service>/aws4_request, ...`.
         let signature = request.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or("");
@@ -148,89 +126,6 @@ impl Fault {
     }
 }
 
-// === impl Present ===
-
-impl Present {
-    /// Whether this is a request with which it goes wrong; those that are let pass are counted.
-    fn strikes(&mut self, request: &Parts) -> bool {
-        if !self.fault.is_of(request) {
-            return false;
-        }
-        match &mut self.fault.after {
-            None | Some(0) => true,
-            Some(after) => {
-                *after -= 1;
-                false
-            }
-        }
-    }
-}
-
-// === impl Faults ===
-
-impl Faults {
-    /// How those who connect are met, and every change of it.
-    pub(crate) fn door(&self) -> watch::Receiver<Door> {
-        self.door.subscribe()
-    }
-
-    /// Adds one. It has begun when this returns, and ends by itself.
-    pub(crate) fn add(self: &Arc<Self>, fault: Fault) {
-        let until = Instant::now() + Duration::from_secs(fault.seconds);
-        self.present().push(Present { fault, until });
-        self.settle();
-        let faults = Arc::clone(self);
-        tokio::spawn(async move {
-            sleep_until(until).await;
-            faults.settle();
-        });
-    }
-
-    /// Ends all.
-    pub(crate) fn clear(&self) {
-        self.present().clear();
-        self.settle();
-    }
-
-    /// What goes wrong with a request: the first fault that is one of it.
-    pub(crate) fn strike(&self, request: &Parts) -> Option<Kind> {
-        let mut present = self.present();
-        let now = Instant::now();
-        present.retain(|present| present.until > now);
-        let index = present.iter_mut().position(|present| present.strikes(request))?;
-        let struck = present.get_mut(index)?;
-        let kind = struck.fault.kind.clone();
-        if let Some(times) = &mut struck.fault.times {
-            *times -= 1;
-            if *times == 0 {
-                present.remove(index);
-            }
-        }
-        Some(kind)
-    }
-
-    /// Those that are present, with the seconds that each has left.
-    pub(crate) fn list(&self) -> Vec<(Fault, u64)> {
-        let now = Instant::now();
-        let present = self.present();
-        let left = |present: &Present| present.until.checked_duration_since(now);
-        present.iter().filter_map(|present| Some((present.fault.clone(), left(present)?.as_secs()))).collect()
-    }
-
-    fn present(&self) -> MutexGuard<'_, Vec<Present>> {
-        self.present.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes the door what the faults that have not ended want it to be.
-    fn settle(&self) {
-        let now = Instant::now();
-        let doors = self.present();
-        let mut doors = doors.iter().filter(|present| present.until > now).map(|present| present.fault.door());
-        let wanted = doors.find(|door| *door != Door::Open).unwrap_or_default();
-        self.door.send_if_modified(|door| std::mem::replace(door, wanted) != wanted);
-    }
-}
-
 /// A header as it is written on the command line.
 pub(crate) fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue)> {
     let (name, value) = text.split_once(':').unwrap_or((text, ""));
@@ -238,7 +133,7 @@ pub(crate) fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use axum::http::Request;
     use clap::Parser;
 
@@ -251,11 +146,11 @@ mod tests {
     }
 
     /// A fault as it is typed.
-    fn fault(line: &str) -> Fault {
+    pub(crate) fn fault(line: &str) -> Fault {
         Line::try_parse_from(std::iter::once("fault").chain(line.split(' '))).map(|line| line.fault).unwrap()
     }
 
-    fn request(method: &str, uri: &str, service: &str) -> Parts {
+    pub(crate) fn request(method: &str, uri: &str, service: &str) -> Parts {
         let signature = format!("AWS4-HMAC-SHA256 Credential=A/20260101/us-east-1/{service}/aws4_request, Signature=0");
         Request::builder().method(method).uri(uri).header("authorization", signature).body(()).unwrap().into_parts().0
     }
@@ -296,34 +191,5 @@ mod tests {
         for line in ["answer 99", "slow", "cut --seconds 0", "cut --times 0", "explode"] {
             assert!(Line::try_parse_from(std::iter::once("fault").chain(line.split(' '))).is_err(), "{line}");
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_fault_ends_by_its_count_by_its_time_or_when_it_is_cleared() {
-        let faults = Arc::new(Faults::default());
-        let request = request("GET", "/", "s3");
-        faults.add(fault("cut --times 2"));
-        faults.add(fault("lose --seconds 5"));
-        let struck = || faults.strike(&request);
-        assert_eq!([struck(), struck(), struck()], [Some(Kind::Cut), Some(Kind::Cut), Some(Kind::Lose)]);
-        assert_eq!(faults.list(), [(fault("lose --seconds 5"), 5)]);
-        tokio::time::advance(Duration::from_secs(5)).await;
-        assert_eq!((struck(), faults.list().len()), (None, 0));
-        faults.add(fault("cut --after 2 --times 1"));
-        faults.add(fault("lose --method PUT"));
-        assert_eq!([struck(), struck(), struck(), struck()], [None, None, Some(Kind::Cut), None]);
-        faults.add(fault("cut"));
-        faults.clear();
-        assert_eq!(struck(), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_door_opens_again_by_itself() {
-        let faults = Arc::new(Faults::default());
-        let mut door = faults.door();
-        faults.add(fault("refuse --seconds 2"));
-        assert_eq!(*door.borrow_and_update(), Door::Closed);
-        door.changed().await.unwrap();
-        assert_eq!(*door.borrow_and_update(), Door::Open);
     }
 }

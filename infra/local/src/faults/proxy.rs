@@ -2,11 +2,7 @@
 //! nothing: one connection behind for each one in front, and every byte of a request and its answer as it was sent, so
 //! that signatures still hold.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
 use axum::{
@@ -26,11 +22,9 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::{
-    faults::fault::{Door, Fault, Faults, Kind, Target, parse_header},
-    paths::Paths,
-    ports::Ports,
-    setup::pki,
+use crate::faults::{
+    active::Faults,
+    fault::{Door, Kind, parse_header},
 };
 
 /// Longest request that is read and answered here.
@@ -55,55 +49,6 @@ pub(crate) struct Tls {
     /// With one of another authority.
     pub(crate) strange: Arc<ServerConfig>,
     pub(crate) client: Arc<ClientConfig>,
-}
-
-/// The faults of both proxies, which run as long as this process.
-pub(crate) struct Proxies {
-    cluster: Arc<Faults>,
-    aws: Arc<Faults>,
-}
-
-// === impl Proxies ===
-
-impl Proxies {
-    pub(crate) fn start(paths: &Paths, ports: &Ports) -> Result<Self> {
-        let tls = Tls {
-            server: Arc::new(pki::server_config(paths, "server")?),
-            strange: Arc::new(pki::server_config(paths, "other")?),
-            client: Arc::new(pki::client_config(paths)?),
-        };
-        let proxies = Self { cluster: Arc::default(), aws: Arc::default() };
-        let start = |listen: u16, upstream: u16, tls, faults: &Arc<Faults>| {
-            let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-            let proxy = Proxy { listen: local(listen), upstream: local(upstream), tls, faults: Arc::clone(faults) };
-            tokio::spawn(proxy.run());
-        };
-        start(ports.cluster_proxy, ports.apiserver, Some(tls), &proxies.cluster);
-        start(ports.aws_proxy, ports.ministack, None, &proxies.aws);
-        Ok(proxies)
-    }
-
-    pub(crate) fn add(&self, target: Target, fault: Fault) -> Result<()> {
-        fault.check(target == Target::Cluster)?;
-        let faults = match target {
-            Target::Cluster => &self.cluster,
-            Target::Aws => &self.aws,
-        };
-        faults.add(fault);
-        Ok(())
-    }
-
-    pub(crate) fn clear(&self) {
-        self.cluster.clear();
-        self.aws.clear();
-    }
-
-    pub(crate) fn list(&self) -> Vec<(Target, Fault, u64)> {
-        [(Target::Cluster, &self.cluster), (Target::Aws, &self.aws)]
-            .into_iter()
-            .flat_map(|(target, faults)| faults.list().into_iter().map(move |(fault, left)| (target, fault, left)))
-            .collect()
-    }
 }
 
 // === impl Proxy ===
@@ -227,6 +172,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::{faults::fault::Fault, paths::Paths, setup::pki};
 
     /// A proxy before a server that counts its requests and answers with each as it arrived.
     struct Scene {

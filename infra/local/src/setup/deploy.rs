@@ -14,6 +14,7 @@ use crate::{
     private_file::write_private,
     setup::{
         command::{self, clean_environment},
+        functions::{architecture, build_folder},
         stamp::{Stamp, short_hash},
         tools::Tools,
     },
@@ -25,20 +26,13 @@ const STACK: &str = "training";
 const ALLOWED_IMAGES: &str = "trainer:local,stub,unknown.invalid/";
 /// Made by the tests that need them.
 const ALLOWED_SECRETS: &str = "hugging-face,second-secret";
-const DEMO_MODEL: &str = "tiny";
-/// The production profile optimises for size, for more than a minute of linking a function.
-const QUICK_BUILD: [(&str, &str); 3] = [
-    ("CARGO_PROFILE_RELEASE_LTO", "off"),
-    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
-    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
-];
 
 /// What the deployment is known by; printed by `deploy.py`.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Deployment {
     api_id: String,
     /// The token that the API asks for.
-    token: String,
+    pub(crate) token: String,
 }
 
 // === impl Deployment ===
@@ -48,40 +42,6 @@ impl Deployment {
     pub(crate) fn url(&self, ports: &Ports) -> String {
         format!("{}/_aws/execute-api/{}/$default", ports.ministack_url(), self.api_id)
     }
-}
-
-/// What the functions are built from.
-fn sources(paths: &Paths) -> Vec<PathBuf> {
-    ["template.yaml", "samconfig.toml", "Cargo.toml", "Cargo.lock", "rust-toolchain.toml", ".cargo", "functions"]
-        .map(|source| paths.source(source))
-        .into()
-}
-
-fn build_folder(paths: &Paths) -> PathBuf {
-    paths.local().join("sam")
-}
-
-/// Builds the three functions; they outlive `twin clean`.
-pub(crate) async fn build(paths: &Paths, tools: &Tools) -> Result<Stamp> {
-    let stamp = Stamp::new(paths.tool_stamp("sam-build"), &sources(paths), &[architecture()])?;
-    let built = build_folder(paths);
-    if stamp.is_current() && built.join("template.yaml").exists() {
-        return Ok(stamp);
-    }
-    let mut command = Command::new(paths.venv("sam").join("bin/sam"));
-    command
-        .current_dir(paths.root())
-        .env("PATH", tools.path_with(&["lambda"])?)
-        .env("SAM_CLI_TELEMETRY", "0")
-        // The folder of the workspace, which the template's build method expects.
-        .env_remove("CARGO_TARGET_DIR")
-        .envs(QUICK_BUILD)
-        .args(["build", "--config-env", "twin", "--region", REGION, "--build-dir"])
-        .arg(&built)
-        .args(["--parameter-overrides", &format!("Architecture={}", architecture())]);
-    let log = paths.log("sam-build");
-    stamp.make(tools.progress.step("sam build", command::run(&mut command, &log))).await?;
-    Ok(stamp)
 }
 
 /// What a deployment of these functions is made from.
@@ -139,31 +99,6 @@ fn file(paths: &Paths) -> PathBuf {
     paths.state().join("deployment.json")
 }
 
-/// Writes what a shell needs to use the twin: the mark that it is ready.
-pub(crate) fn write_env(paths: &Paths, ports: &Ports, deployment: &Deployment) -> Result<()> {
-    let bucket = bucket(paths);
-    let variables = [
-        ("API_URL", format!("http://127.0.0.1:{}", ports.front)),
-        ("TRAINER_API_TOKEN", deployment.token.clone()),
-        ("KUBECONFIG", paths.admin_kubeconfig().display().to_string()),
-        ("NAMESPACE", NAMESPACE.into()),
-        ("ALLOWED_NAMESPACES", allowed_namespaces()),
-        ("CLUSTER_NAME", CLUSTER_NAME.into()),
-        ("RUNS_BASE_URI", format!("s3://{bucket}/runs")),
-        ("RUNS_BUCKET", bucket),
-        ("TRAINER_IMAGE", TRAINER_IMAGE.into()),
-        ("DEMO_MODEL", DEMO_MODEL.into()),
-        ("AWS_ENDPOINT_URL", ports.ministack_url()),
-        ("AWS_REGION", REGION.into()),
-        // boto3 reads this one only.
-        ("AWS_DEFAULT_REGION", REGION.into()),
-        ("AWS_ACCESS_KEY_ID", "test".into()),
-        ("AWS_SECRET_ACCESS_KEY", "test".into()),
-    ];
-    let lines = variables.map(|(name, value)| format!("export {name}={}\n", quote(&value)));
-    write_private(&paths.env(), &lines.concat())
-}
-
 fn parameters(paths: &Paths) -> Vec<String> {
     vec![
         format!("Architecture={}", architecture()),
@@ -178,18 +113,13 @@ fn parameters(paths: &Paths) -> Vec<String> {
     ]
 }
 
-fn allowed_namespaces() -> String {
+pub(crate) fn allowed_namespaces() -> String {
     [&[NAMESPACE], FURTHER_NAMESPACES.as_slice(), &[ABSENT_NAMESPACE]].concat().join(",")
 }
 
 /// One bucket per checkout.
-fn bucket(paths: &Paths) -> String {
+pub(crate) fn bucket(paths: &Paths) -> String {
     format!("twin-runs-{}", short_hash(&paths.root().to_string_lossy()))
-}
-
-/// The bootstraps run on this machine.
-fn architecture() -> &'static str {
-    if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" }
 }
 
 /// A command with nothing in its environment but `MiniStack` as its AWS.
@@ -209,22 +139,4 @@ fn aws(paths: &Paths, ports: &Ports, program: &PathBuf) -> Command {
     let mut command = Command::new(program);
     command.env_clear().envs(environment).current_dir(paths.root());
     command
-}
-
-/// As a shell takes it literally; plain values stay plain, so that make can include the file too.
-fn quote(value: &str) -> String {
-    let plain = |character: char| character.is_ascii_alphanumeric() || "_-./:,".contains(character);
-    if value.chars().all(plain) { value.into() } else { format!("'{}'", value.replace('\'', r"'\''")) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plain_values_stay_plain_and_others_are_quoted() {
-        assert_eq!(quote("http://127.0.0.1:1/a_b-c.d,e"), "http://127.0.0.1:1/a_b-c.d,e");
-        assert_eq!(quote("a b"), "'a b'");
-        assert_eq!(quote("it's $HOME"), r"'it'\''s $HOME'");
-    }
 }

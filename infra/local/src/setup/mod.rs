@@ -1,7 +1,12 @@
 pub(crate) mod cluster_objects;
 pub(crate) mod command;
 pub(crate) mod deploy;
+pub(crate) mod env_file;
+pub(crate) mod functions;
+pub(crate) mod kubeconfigs;
 pub(crate) mod pki;
+pub(crate) mod prepare;
 pub(crate) mod progress;
 pub(crate) mod stamp;
+pub(crate) mod token_review;
 pub(crate) mod tools;

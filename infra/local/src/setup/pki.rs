@@ -4,7 +4,6 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use anyhow::{Context, Result, ensure};
-use base64::{Engine, prelude::BASE64_STANDARD};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_RSA_SHA256, RsaKeySize,
@@ -13,9 +12,8 @@ use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
-use serde_json::json;
 
-use crate::{paths::Paths, ports::Ports, private_file::write_private};
+use crate::{paths::Paths, private_file::write_private};
 
 /// The certificate authority of the API server and its clients, in PEM.
 pub(crate) const CA: &str = "ca.crt";
@@ -134,35 +132,6 @@ fn pkcs1(key: &KeyPair) -> Result<String> {
         "the RSA key is not laid out as PKCS#8 of 2048 bits"
     );
     Ok(pem::encode(&pem::Pem::new("RSA PRIVATE KEY", inner)))
-}
-
-/// Writes the administrator's kubeconfig and the API server's `TokenReview` configuration (both JSON, which is YAML).
-pub(crate) fn write_kubeconfigs(paths: &Paths, ports: &Ports, token_review_url: &str) -> Result<()> {
-    let admin = kubeconfig(
-        &json!({
-            "server": ports.apiserver_url(),
-            "certificate-authority-data": BASE64_STANDARD.encode(fs::read(paths.pki(CA))?),
-        }),
-        &json!({
-            "client-certificate-data": BASE64_STANDARD.encode(fs::read(paths.pki("admin.crt"))?),
-            "client-key-data": BASE64_STANDARD.encode(fs::read(paths.pki("admin.key"))?),
-        }),
-    );
-    write_private(&paths.admin_kubeconfig(), &admin)?;
-    let review = kubeconfig(&json!({ "server": token_review_url }), &json!({}));
-    write_private(&paths.token_review_kubeconfig(), &review)
-}
-
-fn kubeconfig(cluster: &serde_json::Value, user: &serde_json::Value) -> String {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "twin", "cluster": cluster}],
-        "users": [{"name": "twin", "user": user}],
-        "contexts": [{"name": "twin", "context": {"cluster": "twin", "user": "twin"}}],
-        "current-context": "twin",
-    })
-    .to_string()
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 pub(crate) mod kill;
 pub(crate) mod lifecycle;
 pub(crate) mod probe;
+pub(crate) mod process;
 pub(crate) mod reaper;
 pub(crate) mod server;
+pub(crate) mod status;
 pub(crate) mod up;

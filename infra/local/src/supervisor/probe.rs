@@ -6,7 +6,7 @@ use anyhow::Result;
 use reqwest::{Certificate, Client, StatusCode};
 use tokio::{net::TcpStream, time::sleep};
 
-use crate::{components::control_plane::Ready, paths::Paths, setup::pki};
+use crate::{paths::Paths, setup::pki, spec::Ready};
 
 const PAUSE: Duration = Duration::from_millis(50);
 

@@ -14,18 +14,12 @@ use tokio::{
 };
 
 use crate::{
-    cli::launch,
     control::{Reply, Report, Request},
-    faults::proxy::Proxies,
+    faults::proxies::Proxies,
     paths::Paths,
-    setup::progress::Progress,
-    supervisor::{
-        kill,
-        lifecycle::Supervisor,
-        probe::Probe,
-        reaper,
-        up::{self, Twin},
-    },
+    program,
+    setup::{prepare, progress::Progress},
+    supervisor::{kill, lifecycle::Supervisor, probe::Probe, reaper, up::Twin},
 };
 
 /// Whoever started this asks for something at once; a twin that nobody asked for goes away again.
@@ -48,7 +42,7 @@ pub(crate) async fn run(paths: Paths) -> Result<()> {
     let _ = fs::remove_file(paths.env());
     let socket = Paths::socket();
     let _ = fs::remove_file(&socket);
-    let ports = up::prepare(&paths)?;
+    let ports = prepare::prepare(&paths)?;
     let probe = Probe::new(&paths)?;
     let supervisor = Supervisor::new(&paths, &probe)?;
     let proxies = Proxies::start(&paths, &ports)?;
@@ -159,7 +153,7 @@ impl Server {
             Request::Status => {
                 let report = Report {
                     ready: *self.ready.borrow(),
-                    program: launch::program()?,
+                    program: program::build()?,
                     components: supervisor.status(),
                     faults: self.proxies.list(),
                 };

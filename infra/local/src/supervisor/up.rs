@@ -1,28 +1,24 @@
 //! `twin up` from the supervisor's side: tools, components, deployment, `.local/env`. Every step is skipped when what
 //! it would make is there, so the same sequence serves the first start, a second one, and a redeployment.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::{sync::SetOnce, time::timeout};
 
 use crate::{
-    components::{
-        component::Component,
-        control_plane::{self, Ready},
-        ministack,
-    },
+    components::{component::Component, control_plane, front, ministack, node},
     paths::Paths,
     ports::Ports,
     setup::{
         cluster_objects,
         deploy::{self, Deployment},
-        pki,
+        env_file, functions,
         progress::Progress,
         stamp::Stamp,
         tools::Tools,
     },
-    spec::order::Order,
+    spec::{Ready, Spec, order::Order},
     supervisor::{lifecycle::Supervisor, probe::Probe},
 };
 
@@ -65,7 +61,7 @@ impl Twin {
         let order = Component::order()?;
         tokio::try_join!(order.start(|component| up.start(component)), up.build(), up.tools.trainer())?;
         let deployment = up.deployment.get().context("the front was started without a deployment")?;
-        deploy::write_env(&self.paths, &self.ports, deployment)?;
+        env_file::write_env(&self.paths, &self.ports, deployment)?;
         progress.say("ready: .local/env is written");
         Ok(())
     }
@@ -86,15 +82,15 @@ impl Up<'_> {
             Component::KubeApiserver => control_plane::apiserver(paths, ports),
             Component::Ministack => {
                 self.tools.virtual_env("ministack").await?;
-                control_plane::ministack(paths, ports)?
+                ministack::spec(paths, ports)?
             }
             Component::KubeControllerManager => control_plane::controller_manager(paths, ports),
             Component::KubeScheduler => control_plane::scheduler(paths, ports),
             Component::TrainingOperator => control_plane::operator(paths, ports),
-            Component::TwinNode => control_plane::node(paths, ports)?,
+            Component::TwinNode => node::spec(paths, ports)?,
             Component::Front => {
                 let deployment = self.deploy(self.build.wait().await).await?;
-                let spec = control_plane::front(paths, ports, &deployment.url(ports))?;
+                let spec = front::spec(paths, ports, &deployment.url(ports))?;
                 self.deployment.set(deployment).ok().context("deployed twice")?;
                 spec
             }
@@ -107,7 +103,7 @@ impl Up<'_> {
         Ok(())
     }
 
-    async fn ensure(&self, component: Component, spec: control_plane::Spec) -> Result<()> {
+    async fn ensure(&self, component: Component, spec: Spec) -> Result<()> {
         let supervisor = &self.twin.supervisor;
         if supervisor.runs(component, &spec) {
             return Ok(());
@@ -119,7 +115,7 @@ impl Up<'_> {
     async fn build(&self) -> Result<()> {
         self.tools.virtual_env("sam").await?;
         self.tools.virtual_env("lambda").await?;
-        let build = deploy::build(&self.twin.paths, &self.tools).await?;
+        let build = functions::build(&self.twin.paths, &self.tools).await?;
         self.build.set(build).ok().context("built twice")
     }
 
@@ -142,17 +138,4 @@ impl Up<'_> {
         };
         deploy::deploy(paths, ports, &self.tools, &stamp, save).await
     }
-}
-
-/// What a component reads at its start: made before the first one is started.
-pub(crate) fn prepare(paths: &Paths) -> Result<Ports> {
-    fs::create_dir_all(paths.home())?;
-    fs::create_dir_all(paths.pods())?;
-    let ports = Ports::settle(paths)?;
-    pki::make(paths)?;
-    pki::make_other(paths)?;
-    pki::write_kubeconfigs(paths, &ports, &ministack::token_review_url(paths, &ports)?)?;
-    ministack::make_folders(paths)?;
-    cluster_objects::make_operator_folders(paths)?;
-    Ok(ports)
 }

@@ -1,0 +1,82 @@
+//! The command line.
+
+use std::net::SocketAddr;
+
+use clap::{Parser, Subcommand};
+
+use crate::{components::component::Component, faults::fault::Fault, names};
+
+#[derive(Parser)]
+#[command(name = "twin", about = "The whole system on this machine: the real components, simulated machines.")]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Makes the tools, starts everything and deploys; on a running twin, brings up to date what has changed.
+    Up {
+        /// The control plane, the operator and MiniStack only: no node, no functions, no .local/env.
+        #[arg(long, hide = true)]
+        bare: bool,
+    },
+    /// Stops everything and keeps the state (ports, cluster, bucket, deployment).
+    Down,
+    /// Stops everything and deletes the state.
+    Clean {
+        /// Deletes the tools too: the next start takes minutes.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Shows each component: state, process id, port, restarts.
+    Status {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Brings back a component that was stopped, and waits until it is ready.
+    Start { component: Component },
+    /// Stops a component and keeps it stopped.
+    Stop { component: Component },
+    /// Sends a signal to a pod's running container.
+    Kill {
+        pod: String,
+        #[arg(long, default_value = "KILL")]
+        signal: String,
+        #[arg(long, default_value = "pytorch")]
+        container: String,
+        #[arg(long, default_value = names::NAMESPACE)]
+        namespace: String,
+    },
+    /// Lets something go wrong between the functions and what is behind them, for tests; `twin status` shows what does.
+    ///
+    /// For example: `twin fault cluster answer 429 --header retry-after:7 --seconds 10`,
+    /// `twin fault cluster lose --method POST --path /pytorchjobs --times 1`, `twin fault aws cut --service s3`.
+    Fault {
+        #[command(subcommand)]
+        command: FaultCommand,
+    },
+    /// Runs the main job on a twin that is up, and shows each step.
+    Demo,
+    /// The detached process behind `up`.
+    #[command(hide = true)]
+    Supervise,
+    /// The listener in front of the HTTP API.
+    #[command(hide = true)]
+    Front {
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long)]
+        upstream: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum FaultCommand {
+    /// Between the functions and the Kubernetes API.
+    Cluster(Fault),
+    /// Between the functions and AWS (S3, Secrets Manager, EKS).
+    Aws(Fault),
+    /// Ends all faults now.
+    Clear,
+}

@@ -1,0 +1,9 @@
+//! The terminal.
+
+use std::io::Write as _;
+
+/// Prints a line.
+pub(crate) fn say(text: &str) {
+    // A closed terminal is no reason to fail.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}

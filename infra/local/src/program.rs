@@ -1,0 +1,13 @@
+//! The program that this process runs.
+
+use std::{fs, time::UNIX_EPOCH};
+
+use anyhow::Result;
+
+/// Tells one build of this program from another.
+pub(crate) fn build() -> Result<String> {
+    // Of the file that this process was started from, which may have been replaced since.
+    let metadata = fs::metadata("/proc/self/exe")?;
+    let modified = metadata.modified()?.duration_since(UNIX_EPOCH)?;
+    Ok(format!("{}-{}", modified.as_nanos(), metadata.len()))
+}

@@ -1,0 +1,25 @@
+//! What is made before the first component is started.
+
+use std::fs;
+
+use anyhow::Result;
+
+use crate::{
+    paths::Paths,
+    ports::Ports,
+    setup::{cluster_objects, kubeconfigs, pki, token_review},
+};
+
+/// What a component reads at its start: made before the first one is started.
+pub(crate) fn prepare(paths: &Paths) -> Result<Ports> {
+    fs::create_dir_all(paths.home())?;
+    fs::create_dir_all(paths.pods())?;
+    let ports = Ports::settle(paths)?;
+    pki::make(paths)?;
+    pki::make_other(paths)?;
+    kubeconfigs::write_kubeconfigs(paths, &ports, &token_review::url(paths, &ports)?)?;
+    fs::create_dir_all(paths.ministack_state())?;
+    fs::create_dir_all(paths.ministack().join("tmp"))?;
+    cluster_objects::make_operator_folders(paths)?;
+    Ok(ports)
+}

@@ -1,0 +1,28 @@
+//! How components stand.
+
+use serde::{Deserialize, Serialize};
+
+/// What `twin status` shows of a component.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) name: String,
+    pub(crate) state: State,
+    /// As the supervisor sees it: inside the twin's own process namespace.
+    pub(crate) pid: Option<u32>,
+    pub(crate) port: u16,
+    pub(crate) restarts: u32,
+    pub(crate) last_exit: Option<String>,
+    /// Which launch this is the state of.
+    #[serde(skip)]
+    pub(crate) launch: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum State {
+    Stopped,
+    Starting,
+    Ready,
+    Stopping,
+    BackOff,
+}
