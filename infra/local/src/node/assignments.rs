@@ -16,7 +16,7 @@ use kube::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::{leftovers, node::Node, pod};
+use crate::{leftovers, pod, shared_state::Node};
 
 /// An API server that went away is asked again every second: nobody else is slowed down by this one client.
 #[derive(Debug)]

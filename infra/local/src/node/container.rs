@@ -20,10 +20,9 @@ use crate::{
     back_off::BackOff,
     environment::{self, Additions},
     events::Happening,
-    images,
-    node::Node,
-    process,
+    images, process,
     references::References,
+    shared_state::Node,
     status::{ContainerView, RestartPolicy, State, Termination},
     termination,
 };

@@ -28,7 +28,6 @@ mod images;
 mod leftovers;
 mod log_format;
 mod logs;
-mod node;
 mod pod;
 mod ports;
 mod process;
@@ -36,6 +35,7 @@ mod publisher;
 mod references;
 mod registration;
 mod server;
+mod shared_state;
 mod shim;
 mod status;
 mod termination;
@@ -56,7 +56,7 @@ use tokio::{
 use tracing::{info, level_filters::LevelFilter};
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-use crate::{config::Config, node::Node};
+use crate::{config::Config, shared_state::Node};
 
 /// How long containers get when the twin goes down.
 const STOP_GRACE: Duration = Duration::from_secs(5);

@@ -30,10 +30,9 @@ use crate::{
     container::{Container, Surroundings},
     environment,
     events::Happening,
-    images,
-    node::{Node, job_uid},
-    process,
+    images, process,
     publisher::Publisher,
+    shared_state::{Node, job_uid},
     status::{Ended, Phase, PodView, RestartPolicy},
 };
 

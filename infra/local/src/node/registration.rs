@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time;
 use tracing::{info, warn};
 
-use crate::node::Node;
+use crate::shared_state::Node;
 
 const FIELD_MANAGER: &str = "twin-node";
 /// The API server gives every new node this taint; it is the node's to take away when it is ready.

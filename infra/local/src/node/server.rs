@@ -23,8 +23,8 @@ use rustls::{
 use crate::{
     attempt::AttemptFolder,
     logs::{self, Options},
-    node::Node,
     process,
+    shared_state::Node,
 };
 
 /// Listen before anything else is done, so that a taken port stops the start.
