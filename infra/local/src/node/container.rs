@@ -2,8 +2,6 @@
 //! (`advance`) and to stop (`signal`), many times a second; nothing here waits for a program.
 
 use std::{
-    collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -16,19 +14,15 @@ use nix::sys::signal::Signal;
 use tracing::{info, warn};
 
 use crate::{
-    attempt::{self, AttemptFolder, Exit, Observation},
+    attempt::{self, AttemptFolder, Exit},
     back_off::BackOff,
-    environment::{self, Additions},
     events::Happening,
-    images, process,
-    references::References,
-    shared_state::Node,
+    process,
+    runner::{LaunchError, Runner, Signalled, Surroundings},
     status::{ContainerView, RestartPolicy, State, Termination},
     termination,
 };
 
-/// The init container that the training operator adds to workers: it waits until the master's name resolves.
-const WAITS_FOR_MASTER: &str = "init-pytorch";
 /// How long a failed pull stands as `ErrImagePull` before it becomes `ImagePullBackOff`.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(1);
 /// How soon something that the container needs is looked for again, and how soon that is an event again.
@@ -48,9 +42,7 @@ pub(crate) struct Container {
     /// An init container that runs on beside the others.
     sidecar: bool,
     folder: PathBuf,
-    pid_file: PathBuf,
-    home: PathBuf,
-    volumes: PathBuf,
+    runner: Runner,
     activity: Activity,
     /// The end of the attempt before the present one.
     last: Option<Termination>,
@@ -83,14 +75,6 @@ enum Next {
     },
 }
 
-/// What a container needs to know of its pod to start.
-pub(crate) struct Surroundings<'a> {
-    pub(crate) node: &'a Node,
-    pub(crate) pod: &'a Pod,
-    pub(crate) job_port: Option<u16>,
-    pub(crate) master_has_started: bool,
-}
-
 // === impl Container ===
 
 impl Container {
@@ -108,9 +92,7 @@ impl Container {
             field_path: format!("spec.{}{{{}}}", if is_init { "initContainers" } else { "containers" }, spec.name),
             sidecar: is_init && spec.restart_policy.as_deref() == Some("Always"),
             folder: pod_folder.join(&spec.name),
-            pid_file: pod_folder.join(format!("{}.pid", spec.name)),
-            home: pod_folder.join("work"),
-            volumes: pod_folder.join("volumes"),
+            runner: Runner::of(spec, pod_folder),
             spec: spec.clone(),
             activity: Activity::Waiting { reason, message: None, until: Instant::now(), next: Next::Start },
             last: None,
@@ -143,23 +125,20 @@ impl Container {
             (None, Some(_)) => None,
             (None, None) => status.last_state.clone().unwrap_or_default().terminated,
         };
-        if ended.is_none() && self.is_virtual() {
-            return Ok(None);
-        }
-        let attempt = u32::try_from(status.restart_count)?;
-        let folder = self.attempt_folder(attempt);
-        fs::create_dir_all(folder.path())?;
         let now = Timestamp::now();
-        folder.write_exit(&match ended {
-            Some(ended) => Exit {
+        let exit = match ended {
+            Some(ended) => Some(Exit {
                 code: ended.exit_code,
                 started_at: ended.started_at.map_or(now, |time| time.0),
                 finished_at: ended.finished_at.map_or(now, |time| time.0),
                 refused: None,
-            },
-            // It ran when it was last heard of.
-            None => Exit::of_lost(now),
-        })?;
+            }),
+            // It was running when the API server last heard of it.
+            None => self.runner.lost(now),
+        };
+        let Some(exit) = exit else { return Ok(None) };
+        let attempt = u32::try_from(status.restart_count)?;
+        self.attempt_folder(attempt).record_exit(&exit)?;
         Ok(Some(attempt))
     }
 
@@ -205,21 +184,7 @@ impl Container {
         let (Activity::Running { started_at }, Some(attempt)) = (&self.activity, self.attempt) else {
             return false;
         };
-        let folder = self.attempt_folder(attempt);
-        let exit = match folder.observe() {
-            Observation::Lost if self.is_virtual() => return false,
-            Observation::Running => return false,
-            Observation::Ended(exit) => exit,
-            Observation::Lost => {
-                let exit = Exit::of_lost(*started_at);
-                if let Err(error) =
-                    fs::create_dir_all(folder.path()).map_err(Into::into).and_then(|()| folder.write_exit(&exit))
-                {
-                    warn!("cannot write down the end of {}: {error:#}", self.attempt_id(attempt));
-                }
-                exit
-            }
-        };
+        let Some(exit) = self.runner.observe(&self.attempt_folder(attempt), *started_at) else { return false };
         self.end(attempt, exit);
         true
     }
@@ -227,9 +192,10 @@ impl Container {
     /// Do what is due: start, start again, or show why not.
     pub(crate) async fn advance(&mut self, policy: RestartPolicy, surroundings: &Surroundings<'_>) {
         match &self.activity {
-            Activity::Running { .. } => {
-                if self.is_virtual() && surroundings.master_has_started {
-                    self.end_virtual(0);
+            Activity::Running { started_at } => {
+                let exit = self.runner.finish(surroundings.master_has_started, *started_at);
+                if let (Some(attempt), Some(exit)) = (self.attempt, exit) {
+                    self.record_end(attempt, exit);
                 }
             }
             Activity::Ended { termination, noticed_at } => {
@@ -267,114 +233,55 @@ impl Container {
         }
     }
 
-    /// Signal the container's first process, which is what a runtime does; the rest dies with it.
+    /// Signals the running attempt; `true` when it has the signal.
     pub(crate) fn signal(&mut self, signal: Signal) -> bool {
-        let (true, Some(attempt)) = (self.is_running(), self.attempt) else {
+        let (Activity::Running { started_at }, Some(attempt)) = (&self.activity, self.attempt) else {
             return false;
         };
-        if self.is_virtual() {
-            self.end_virtual(137);
-            return true;
+        match self.runner.signal(&self.attempt_folder(attempt), signal, *started_at) {
+            Signalled::Unreached => false,
+            Signalled::Reached => {
+                info!("{signal} sent to {}", self.attempt_id(attempt));
+                true
+            }
+            Signalled::Ended(exit) => {
+                self.record_end(attempt, exit);
+                true
+            }
         }
-        let reached = self.attempt_folder(attempt).signal(signal);
-        if reached {
-            info!("{signal} sent to {}", self.attempt_id(attempt));
-        }
-        reached
     }
 
     async fn start(&mut self, surroundings: &Surroundings<'_>) {
-        if self.is_virtual() {
-            self.attempt = Some(0);
-            self.activity = Activity::Running { started_at: Timestamp::now() };
-            for happening in [Happening::image_is_present(self.image()), Happening::created(), Happening::started()] {
-                self.record(surroundings, happening);
+        let attempt = self.runner.next_attempt(self.attempt);
+        let (id, folder) = (self.attempt_id(attempt), self.attempt_folder(attempt));
+        match self.runner.launch(&self.spec, &id, &folder, surroundings).await {
+            Err(LaunchError::Pull(message)) => self.wait_for_image(surroundings, message),
+            Err(LaunchError::Configuration(message)) => self.wait_for_configuration(surroundings, message),
+            Err(LaunchError::Start(message)) => {
+                self.attempt = Some(attempt);
+                self.record(surroundings, Happening::image_is_present(self.image()));
+                self.record(surroundings, Happening::created());
+                self.record(surroundings, Happening::failed(&message));
+                self.record_end(attempt, Exit::of_refused(message));
             }
-            return;
-        }
-        let config = &surroundings.node.config;
-        let image = match images::pull(config, self.image()) {
-            Ok(image) => image,
-            Err(message) => {
-                warn!("{}: {message}", self.id);
-                self.record(surroundings, Happening::pulling(self.image()));
-                self.record(surroundings, Happening::pull_failed(self.image(), &message));
-                self.record(surroundings, Happening::failed("ErrImagePull"));
-                let now = Instant::now();
-                let at = now + self.pulls.delay(now).max(self.base_delay);
-                self.wait("ErrImagePull", Some(message), now + PULL_ERROR_SHOWN, Next::PullAgain { at });
-                return;
-            }
-        };
-        let attempt = self.attempt.map_or(0, |attempt| attempt + 1);
-        let folder = self.attempt_folder(attempt);
-        let session = match surroundings.node.sessions.session().await {
-            Ok(session) => session,
-            Err(error) => return self.wait_for_configuration(surroundings, format!("{error:#}")),
-        };
-        let namespace = surroundings.pod.metadata.namespace.as_deref().unwrap_or_default();
-        let references = match References::read(&surroundings.node.client.0, namespace, &self.spec).await {
-            Ok(references) => references,
-            Err(message) => return self.wait_for_configuration(surroundings, message),
-        };
-        let additions = Additions {
-            config,
-            image,
-            job_port: surroundings.job_port,
-            termination: &folder.termination(),
-            volumes: &self.volumes,
-            home: &self.home,
-            session: &session,
-            references: &references,
-        };
-        let environment = match environment::environment(surroundings.pod, &self.spec, &additions) {
-            Ok(environment) => environment,
-            Err(message) => return self.wait_for_configuration(surroundings, message),
-        };
-        if let Err(error) = self.prepare(surroundings.pod, &folder) {
-            let message = format!("cannot make the attempt's folder: {error}");
-            return self.wait_for_configuration(surroundings, message);
-        }
-        self.attempt = Some(attempt);
-        self.record(surroundings, Happening::image_is_present(self.image()));
-        self.record(surroundings, Happening::created());
-        let started = environment::command(&self.spec, &environment, image, config)
-            .and_then(|command| self.spawn(surroundings.node, &folder, &command, &environment));
-        match started {
-            Ok(shim) => {
-                info!("{} started, watched by process {shim}", self.attempt_id(attempt));
+            Ok(()) => {
+                self.attempt = Some(attempt);
+                self.record(surroundings, Happening::image_is_present(self.image()));
+                self.record(surroundings, Happening::created());
                 self.record(surroundings, Happening::started());
                 self.activity = Activity::Running { started_at: Timestamp::now() };
             }
-            Err(message) => {
-                self.record(surroundings, Happening::failed(&message));
-                let exit = Exit::of_refused(message);
-                if let Err(error) = folder.write_exit(&exit) {
-                    warn!("cannot write down the end of {}: {error:#}", self.attempt_id(attempt));
-                }
-                self.end(attempt, exit);
-            }
         }
     }
 
-    fn prepare(&self, pod: &Pod, folder: &AttemptFolder) -> std::io::Result<()> {
-        fs::create_dir_all(&self.home)?;
-        for (name, _) in pod.spec.iter().flat_map(|spec| environment::own_volumes(spec, &self.spec)) {
-            fs::create_dir_all(self.volumes.join(name))?;
-        }
-        fs::create_dir_all(folder.path())?;
-        fs::write(folder.termination(), "")
-    }
-
-    fn spawn(
-        &self,
-        node: &Node,
-        folder: &AttemptFolder,
-        command: &[String],
-        environment: &BTreeMap<String, String>,
-    ) -> Result<u32, String> {
-        let program = process::Program { command, environment, home: &self.home, pid_file: &self.pid_file };
-        process::spawn(&node.isolation, folder, &program).map_err(|error| format!("{error:#}"))
+    fn wait_for_image(&mut self, surroundings: &Surroundings<'_>, message: String) {
+        warn!("{}: {message}", self.id);
+        self.record(surroundings, Happening::pulling(self.image()));
+        self.record(surroundings, Happening::pull_failed(self.image(), &message));
+        self.record(surroundings, Happening::failed("ErrImagePull"));
+        let now = Instant::now();
+        let at = now + self.pulls.delay(now).max(self.base_delay);
+        self.wait("ErrImagePull", Some(message), now + PULL_ERROR_SHOWN, Next::PullAgain { at });
     }
 
     fn wait_for_configuration(&mut self, surroundings: &Surroundings<'_>, message: String) {
@@ -392,6 +299,14 @@ impl Container {
         self.activity = Activity::Waiting { reason, message, until, next };
     }
 
+    /// Ends an attempt that no shim watches. The exit is on disk, as any other, for the next node.
+    fn record_end(&mut self, attempt: u32, exit: Exit) {
+        if let Err(error) = self.attempt_folder(attempt).record_exit(&exit) {
+            warn!("cannot record the end of {}: {error:#}", self.attempt_id(attempt));
+        }
+        self.end(attempt, exit);
+    }
+
     fn end(&mut self, attempt: u32, exit: Exit) {
         let termination = self.termination(attempt, exit);
         info!("{} ended with exit code {}", self.attempt_id(attempt), termination.exit_code);
@@ -404,24 +319,6 @@ impl Container {
 
     fn image(&self) -> &str {
         self.spec.image.as_deref().unwrap_or_default()
-    }
-
-    /// The operator's waiting init container is no process here.
-    fn is_virtual(&self) -> bool {
-        self.spec.name == WAITS_FOR_MASTER
-    }
-
-    /// It leaves an exit on disk like any other, for the next node.
-    fn end_virtual(&mut self, exit_code: i32) {
-        let Activity::Running { started_at } = self.activity else { return };
-        let folder = self.attempt_folder(0);
-        let exit = Exit { code: exit_code, started_at, finished_at: Timestamp::now(), refused: None };
-        if let Err(error) =
-            fs::create_dir_all(folder.path()).map_err(Into::into).and_then(|()| folder.write_exit(&exit))
-        {
-            warn!("cannot write down the end of {}: {error:#}", self.id);
-        }
-        self.end(0, exit);
     }
 
     fn termination(&self, attempt: u32, exit: Exit) -> Termination {

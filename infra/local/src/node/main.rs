@@ -34,6 +34,7 @@ mod process;
 mod publisher;
 mod references;
 mod registration;
+mod runner;
 mod server;
 mod shared_state;
 mod shim;

@@ -27,11 +27,12 @@ use tokio::{sync::watch, time};
 use tracing::{info, warn};
 
 use crate::{
-    container::{Container, Surroundings},
+    container::Container,
     environment,
     events::Happening,
     images, process,
     publisher::Publisher,
+    runner::Surroundings,
     shared_state::{Node, job_uid},
     status::{Ended, Phase, PodView, RestartPolicy},
 };
