@@ -1,4 +1,5 @@
-//! The control socket: one JSON line in, lines of progress and one result out. Only its owner can open it.
+//! The protocol of the control socket. The client writes one request as a line of JSON, and reads lines of progress and
+//! then one result. Only the owner of the checkout can open the socket.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -8,7 +9,7 @@ use crate::{
     faults::fault::{Fault, Target},
 };
 
-/// What can be asked of a running twin.
+/// A request to the running twin.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Request {
@@ -37,7 +38,7 @@ pub(crate) enum Request {
     ClearFaults,
 }
 
-/// The lines that come back; the last is `Done` or `Failed`.
+/// A line of the answer. The last one is `Done` or `Failed`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Reply {
@@ -49,12 +50,12 @@ pub(crate) enum Reply {
 /// The answer to `Status`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// Whether `.local/env` has been written by this twin.
+    /// Whether this twin has written `.local/env`.
     pub(crate) ready: bool,
-    /// Age and size of the program that the supervisor was started from.
+    /// The build of the program that the supervisor runs.
     pub(crate) program: String,
     pub(crate) components: Vec<crate::supervisor::status::Status>,
-    /// Each with the seconds that it has left. A supervisor of an earlier build tells of none.
+    /// The active faults, each with the seconds that it has left. A supervisor of an earlier build sends none.
     #[serde(default)]
     pub(crate) faults: Vec<(Target, Fault, u64)>,
 }

@@ -1,5 +1,5 @@
-//! The front: a plain listener that passes every request on to the deployed HTTP API, whose host name clients cannot
-//! resolve. The path goes through as it was written: no decoding, no normalising.
+//! `twin front`: a listener that passes each request on to the deployed HTTP API. Clients need it because they cannot
+//! resolve the API's host name. The path is passed on as it was written, neither decoded nor normalised.
 
 use std::net::SocketAddr;
 
@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 
 #[derive(Clone)]
 struct Upstream {
-    /// Without a slash at its end.
+    /// The URL of the HTTP API, without a slash at its end.
     base: String,
     client: Client<HttpConnector, Body>,
 }
@@ -42,7 +42,7 @@ async fn pass(State(upstream): State<Upstream>, mut request: Request) -> Respons
         return StatusCode::BAD_REQUEST.into_response();
     };
     *request.uri_mut() = uri;
-    // Named anew by the client: the API is found by its path, not by the name under which the front was called.
+    // The client sets the host again. MiniStack finds the API by its path and not by its host.
     request.headers_mut().remove(header::HOST);
     match upstream.client.request(request).await {
         Ok(response) => response.map(Body::new),
@@ -63,7 +63,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers with the request as it arrived.
+    /// Answers with the request.
     async fn echo(request: Request) -> String {
         let head = format!("{} {} {:?}", request.method(), request.uri(), request.headers().get("x-test"));
         let body = to_bytes(request.into_body(), usize::MAX).await.unwrap();

@@ -1,4 +1,4 @@
-//! The end of a log, for the error of what wrote it.
+//! The end of a log, which the error of a failed program quotes.
 
 use std::path::Path;
 

@@ -1,13 +1,13 @@
-//! The local twin: the whole system on this machine, where only the machines are simulated.
+//! The local twin: the whole system on this machine. Only AWS and the machines of the cluster are simulated.
 //!
 //! ```text
 //! twin up ──starts──> twin supervise ──runs──> etcd <─ kube-apiserver <─ controller-manager, scheduler, operator, twin-node
-//!    └──asks by .local/state/twin.sock ──┘        └──> ministack (the deployed template.yaml) <─ front
+//!    └─requests: .local/state/twin.sock ──┘        └──> ministack (the deployed template.yaml) <─ front
 //!
 //! deployed functions ──> proxies in the supervisor (faults, `twin fault`) ──> kube-apiserver, ministack
 //! ```
 //!
-//! Servers listen on 127.0.0.1 only; everything is below `.local`; nothing outlives the supervisor.
+//! Servers listen on 127.0.0.1 only. All files lie below `.local`. No process outlives the supervisor.
 
 mod cli;
 mod components;

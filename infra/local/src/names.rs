@@ -7,7 +7,7 @@ pub(crate) const ACCOUNT: &str = "000000000000";
 pub(crate) const CLUSTER_NAME: &str = "training";
 /// The namespace of a job that names none.
 pub(crate) const NAMESPACE: &str = "training";
-/// Namespaces that a job may name: for tests with jobs of their own, with very many, and for those that break things.
+/// Further namespaces that a job may name. Tests use them for a list of jobs, for many jobs, and for faults.
 pub(crate) const FURTHER_NAMESPACES: [&str; 3] = ["training-two", "training-list", "training-faults"];
 pub(crate) const TRAINER_IMAGE: &str = "trainer:local";
 pub(crate) const TRAINER_ROLE_ARN: &str = "arn:aws:iam::000000000000:role/trainer";

@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// The checkout and, below it, `.local`: tools that outlive a `twin clean` and state that does not.
+/// The checkout, and `.local` below it. `twin clean` deletes the state in `.local` and keeps the tools.
 #[derive(Debug, Clone)]
 pub(crate) struct Paths {
     root: PathBuf,
 }
 
 impl Paths {
-    /// Walks up from the working directory to the checkout and makes it the working directory, so that the control
-    /// socket can be named by a short relative path (a Unix socket's name is at most 107 bytes long).
+    /// Finds the checkout above the working directory, and makes it the working directory. That keeps the path of the
+    /// control socket short: the path of a Unix socket has at most 107 bytes.
     pub(crate) fn find() -> Result<Self> {
         let start = std::env::current_dir().context("no working directory")?;
         let root = start
@@ -114,23 +114,23 @@ impl Paths {
         self.ministack().join("state")
     }
 
-    /// The ready mark and what a shell needs to use the twin; written last.
+    /// The settings that a shell needs to use the twin. The file is written last, so it also marks the twin as ready.
     pub(crate) fn env(&self) -> PathBuf {
         self.local().join("env")
     }
 
-    /// Held by every process of the twin while it lives.
+    /// The lock that every process of the twin holds.
     pub(crate) fn lock(&self) -> PathBuf {
         self.local().join("lock")
     }
 
-    /// Relative, see [`Paths::find`].
+    /// The control socket, as a relative path, see [`Paths::find`].
     pub(crate) fn socket() -> PathBuf {
         PathBuf::from(".local/state/twin.sock")
     }
 }
 
-/// A binary of this crate: cargo puts them next to each other.
+/// A binary of this crate. Cargo puts all of them into one folder.
 pub(crate) fn sibling(name: &str) -> Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name(name))
 }

@@ -1,4 +1,4 @@
-//! The twin's ports: chosen free once, kept over restarts, chosen anew only where somebody else has taken one.
+//! The ports of the twin. They are chosen once and kept over restarts, unless another program has taken one.
 
 use std::{fs, net::TcpListener};
 
@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::paths::Paths;
 
-/// Below the range from which the kernel takes ports for outgoing connections: there, a port that was free at the
-/// choice could be taken before the next start.
+/// The range lies below the ports that the kernel gives to outgoing connections. One of those could be taken before the
+/// next start.
 const FIRST: u16 = 20_000;
 const LAST: u16 = 31_999;
 
@@ -32,13 +32,12 @@ pub(crate) struct Ports {
 }
 
 impl Ports {
-    /// Reads the kept ports, replaces those that cannot be listened on, and keeps the result.
-    /// To be called when nothing of the twin is running.
+    /// Reads the stored ports, replaces those that are taken, and stores the result. No component may be running.
     pub(crate) fn settle(paths: &Paths) -> Result<Self> {
         let file = paths.state().join("ports.json");
         let mut ports: Self =
             fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-        // The listeners are held until all are chosen, so that no port is chosen twice.
+        // Each listener stays open until all ports are chosen, so that no port is chosen twice.
         let mut held = Vec::new();
         for port in ports.each_mut() {
             let listener = match listen(*port) {
@@ -85,7 +84,7 @@ fn listen(port: u16) -> Option<TcpListener> {
     if port == 0 { None } else { TcpListener::bind(("127.0.0.1", port)).ok() }
 }
 
-/// Tries ports in an order of this process's own, so that two checkouts that start together seldom meet.
+/// Starts the search at a random port, so that two checkouts that start together seldom try the same one.
 fn free() -> Option<TcpListener> {
     let count = LAST - FIRST + 1;
     let start = u16::try_from(uuid::Uuid::now_v7().as_u128() % u128::from(count)).unwrap_or(0);

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 /// Tells one build of this program from another.
 pub(crate) fn build() -> Result<String> {
-    // Of the file that this process was started from, which may have been replaced since.
+    // This is the file that the process was started from, also where a rebuild has replaced it.
     let metadata = fs::metadata("/proc/self/exe")?;
     let modified = metadata.modified()?.duration_since(UNIX_EPOCH)?;
     Ok(format!("{}-{}", modified.as_nanos(), metadata.len()))

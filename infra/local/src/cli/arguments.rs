@@ -15,9 +15,9 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Makes the tools, starts everything and deploys; on a running twin, brings up to date what has changed.
+    /// Makes the tools, starts all components and deploys. On a running twin, updates what has changed.
     Up {
-        /// The control plane, the operator and MiniStack only: no node, no functions, no .local/env.
+        /// Starts the control plane, the operator and MiniStack only, and writes no .local/env.
         #[arg(long, hide = true)]
         bare: bool,
     },
@@ -25,16 +25,16 @@ pub(crate) enum Command {
     Down,
     /// Stops everything and deletes the state.
     Clean {
-        /// Deletes the tools too: the next start takes minutes.
+        /// Deletes the tools too. The next start then takes minutes.
         #[arg(long)]
         all: bool,
     },
-    /// Shows each component: state, process id, port, restarts.
+    /// Shows the state, process id, port and restarts of each component, and the active faults.
     Status {
         #[arg(long)]
         json: bool,
     },
-    /// Brings back a component that was stopped, and waits until it is ready.
+    /// Starts a component that was stopped, and waits until it is ready.
     Start { component: Component },
     /// Stops a component and keeps it stopped.
     Stop { component: Component },
@@ -48,7 +48,7 @@ pub(crate) enum Command {
         #[arg(long, default_value = names::NAMESPACE)]
         namespace: String,
     },
-    /// Lets something go wrong between the functions and what is behind them, for tests; `twin status` shows what does.
+    /// Injects a fault between the functions and an upstream service, for tests. `twin status` shows the active faults.
     ///
     /// For example: `twin fault cluster answer 429 --header retry-after:7 --seconds 10`,
     /// `twin fault cluster lose --method POST --path /pytorchjobs --times 1`, `twin fault aws cut --service s3`.
@@ -58,10 +58,10 @@ pub(crate) enum Command {
     },
     /// Runs the main job on a twin that is up, and shows each step.
     Demo,
-    /// The detached process behind `up`.
+    /// Runs the supervisor, the detached process that `up` starts.
     #[command(hide = true)]
     Supervise,
-    /// The listener in front of the HTTP API.
+    /// Runs the front, which passes requests on to the deployed HTTP API.
     #[command(hide = true)]
     Front {
         #[arg(long)]
@@ -73,10 +73,10 @@ pub(crate) enum Command {
 
 #[derive(Subcommand)]
 pub(crate) enum FaultCommand {
-    /// Between the functions and the Kubernetes API.
+    /// Injects a fault between the functions and the Kubernetes API.
     Cluster(Fault),
-    /// Between the functions and AWS (S3, Secrets Manager, EKS).
+    /// Injects a fault between the functions and AWS (S3, Secrets Manager, EKS).
     Aws(Fault),
-    /// Ends all faults now.
+    /// Ends all faults.
     Clear,
 }

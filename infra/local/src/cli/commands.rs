@@ -1,4 +1,4 @@
-//! The commands, from the terminal's side. All but `up` and `clean` only ask the running supervisor.
+//! The commands in the terminal. Most of their work is done by the supervisor, which gets a request.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use crate::{
     program,
 };
 
-/// Longer than `MiniStack` may take to save its state.
+/// How long the twin may take to end. It is longer than `MiniStack` may take to save its state.
 const END_WITHIN: Duration = Duration::from_mins(1);
 const SOCKET_WITHIN: Duration = Duration::from_secs(15);
 
@@ -38,7 +38,7 @@ pub(crate) async fn up(paths: &Paths, bare: bool) -> Result<()> {
         None => start(paths).await?,
     };
     ask(stream, &Request::Up { bare }).await.map(|_| ()).inspect_err(|_| {
-        // An unfinished start is undone by the supervisor; here it is only waited for.
+        // The supervisor undoes an unfinished start. This only waits for it.
         let _ = launch::wait_for_end(paths, END_WITHIN);
     })
 }
@@ -73,7 +73,7 @@ pub(crate) async fn clean(paths: &Paths, all: bool) -> Result<()> {
     Ok(())
 }
 
-/// Prints how each component stands.
+/// Prints the state of each component and the active faults.
 pub(crate) async fn status(as_json: bool) -> Result<()> {
     let Some(stream) = connect().await else { bail!("the twin is not running; `make up` starts it") };
     let supervisor = stream.peer_cred()?.pid();
@@ -110,7 +110,7 @@ async fn report() -> Result<Option<Report>> {
 }
 
 async fn start(paths: &Paths) -> Result<UnixStream> {
-    // One that is just ending still holds ports and files.
+    // A twin that is just ending still holds ports and files.
     launch::wait_for_end(paths, END_WITHIN)?;
     let mut supervisor = launch::supervisor(paths)?;
     let started = Instant::now();

@@ -1,4 +1,4 @@
-//! The connection to the supervisor.
+//! The terminal's end of the control socket.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -14,17 +14,19 @@ use crate::{
     paths::Paths,
 };
 
-/// Asks a running twin for something that has no answer but success.
+/// Sends a request to the running twin.
 pub(crate) async fn request(request: &Request) -> Result<Value> {
     let Some(stream) = connect().await else { bail!("the twin is not running; `make up` starts it") };
     ask(stream, request).await
 }
 
+/// Connects to the supervisor; `None` when there is none.
 pub(crate) async fn connect() -> Option<UnixStream> {
     UnixStream::connect(Paths::socket()).await.ok()
 }
 
-/// Sends a request and prints what comes back until the result. Ctrl-C ends the request by ending the connection.
+/// Sends a request and prints its progress until the result arrives. Ctrl-C closes the connection, which ends the
+/// request.
 pub(crate) async fn ask(stream: UnixStream, request: &Request) -> Result<Value> {
     let (reader, mut writer) = stream.into_split();
     let mut line = serde_json::to_vec(request)?;

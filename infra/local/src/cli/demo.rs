@@ -1,5 +1,5 @@
-//! `twin demo`: the main job as a user sees it. Every step is checked, so that it cannot end well without having shown
-//! what it is there to show.
+//! `twin demo`: the main job as a user sees it. Each step is checked, so the demo fails unless it has shown what it is
+//! for.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,9 +17,9 @@ const SAVE_STEPS: u64 = 20;
 const TOO_MANY_GPUS: u64 = 9;
 const POLL: Duration = Duration::from_millis(500);
 const END_WITHIN: Duration = Duration::from_mins(5);
-const TOLD_WITHIN: Duration = Duration::from_mins(1);
+const SHOWN_WITHIN: Duration = Duration::from_mins(1);
 
-/// What was seen while a job was followed to its end.
+/// What the status of a job showed until the job ended.
 struct Followed {
     first_step: u64,
     last_step: u64,
@@ -80,7 +80,7 @@ impl Demo {
         Ok(answer.name().to_owned())
     }
 
-    /// Print each change until the job ends.
+    /// Prints each change of a job's status until the job ends.
     async fn follow(&self, name: &str) -> Result<Followed> {
         let (mut shown, mut first_step) = (String::new(), None);
         let began = Instant::now();
@@ -105,7 +105,7 @@ impl Demo {
         bail!("the job did not end within {} s; `kubectl describe` it, see below .local/logs", END_WITHIN.as_secs())
     }
 
-    /// Show what the indexer made of the markers; it works behind the trainer, so it gets a moment.
+    /// Shows what the indexer has made of the markers. The indexer gets a moment, because it runs after the trainer.
     async fn checkpoints(&self, name: &str, last_step: u64) -> Result<()> {
         let newest = |answer: &Answer| answer.number("/checkpoints/0/step") == Some(last_step);
         let answer = self.wait(&format!("/train/{name}/checkpoints"), "the index has the last step", newest).await?;
@@ -123,8 +123,8 @@ impl Demo {
     }
 
     async fn pending(&self, name: &str) -> Result<()> {
-        let told = |answer: &Answer| answer.text("/diagnosis/code") == "unschedulable";
-        let answer = self.wait(&format!("/train/{name}"), "the scheduler says why", told).await?;
+        let diagnosed = |answer: &Answer| answer.text("/diagnosis/code") == "unschedulable";
+        let answer = self.wait(&format!("/train/{name}"), "the scheduler says why", diagnosed).await?;
         self.say(&format!("  {:<9} {}", answer.text("/phase"), answer.text("/detail")));
         self.say(&format!("  what to do: {}", answer.text("/diagnosis/next_step")));
         Ok(())
@@ -137,7 +137,7 @@ impl Demo {
             if holds(&answer) {
                 return Ok(answer);
             }
-            ensure!(began.elapsed() < TOLD_WITHIN, "not within {} s: {what}: {}", TOLD_WITHIN.as_secs(), answer.body);
+            ensure!(began.elapsed() < SHOWN_WITHIN, "not within {} s: {what}: {}", SHOWN_WITHIN.as_secs(), answer.body);
             sleep(POLL).await;
         }
     }

@@ -1,6 +1,7 @@
-//! Starts the supervisor away from this terminal, in a process namespace of its own, and tells whether one lives.
-//! In such a namespace no process can outlive the first one: not a crash of the supervisor, not a trainer that left
-//! its group.
+//! Starts the supervisor, detached from this terminal and in its own process namespace. Finds out whether one lives.
+//!
+//! No process of such a namespace outlives the first one. That also holds when the supervisor crashes, and for a trainer
+//! that has left its process group.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -13,11 +14,13 @@ use anyhow::{Context, Result, bail};
 use crate::{log_tail::tail, paths::Paths};
 
 const NAMESPACE: [&str; 4] = ["--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"];
-/// Where only root may make namespaces, everybody else first becomes root of a user namespace.
+/// A user who may not make namespaces first becomes root of a user namespace.
 const AS_USER: [&str; 2] = ["--user", "--map-root-user"];
 
-/// Starts `twin supervise`. The lock is held by `flock`, which waits for the namespace's end, and passed on to
-/// everything inside: while anything of the twin lives, it is taken.
+/// Starts `twin supervise`.
+///
+/// `flock` holds the lock until the namespace has ended, and passes it on to every process inside. So the lock is held
+/// while any process of the twin lives.
 pub(crate) fn supervisor(paths: &Paths) -> Result<Child> {
     fs::create_dir_all(paths.state())?;
     fs::create_dir_all(paths.logs())?;
@@ -25,7 +28,7 @@ pub(crate) fn supervisor(paths: &Paths) -> Result<Child> {
     let log = paths.log("supervisor");
     let log_file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut command = Command::new("setsid");
-    // `cargo run` describes the package that it runs; the cargo of `sam build` must not take that for its own.
+    // `cargo run` sets variables about the package that it runs. The cargo of `sam build` must not read them.
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
         if name == "CARGO" || ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.starts_with(prefix)) {
@@ -47,7 +50,7 @@ pub(crate) fn supervisor(paths: &Paths) -> Result<Child> {
         .context("cannot start the supervisor: setsid, flock and unshare (util-linux) are needed")
 }
 
-/// The flags with which this machine lets us have a process namespace.
+/// The flags of `unshare` that make a process namespace on this machine.
 fn unshare_flags() -> Result<Vec<&'static str>> {
     let as_root = NAMESPACE.to_vec();
     let as_user = [&AS_USER[..], &NAMESPACE[..]].concat();
@@ -76,7 +79,7 @@ pub(crate) fn is_alive(paths: &Paths) -> Result<bool> {
     }
 }
 
-/// Waits until no process of the twin lives any more.
+/// Waits until no process of the twin lives.
 pub(crate) fn wait_for_end(paths: &Paths, longest: Duration) -> Result<()> {
     let started = Instant::now();
     while is_alive(paths)? {
@@ -94,7 +97,7 @@ pub(crate) fn wait_for_end(paths: &Paths, longest: Duration) -> Result<()> {
     Ok(())
 }
 
-/// State, logs and pods hold keys and tokens: for the owner only.
+/// Lets only the owner into `.local`, because state, logs and pods hold keys and tokens.
 fn restrict(paths: &Paths) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(paths.local(), fs::Permissions::from_mode(0o700))?;

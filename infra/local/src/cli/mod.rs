@@ -1,3 +1,5 @@
+//! The terminal's side of `twin`: the command line, the commands, and the start of the supervisor.
+
 pub(crate) mod arguments;
 pub(crate) mod commands;
 pub(crate) mod connection;

@@ -1,10 +1,10 @@
-//! Process ids as this terminal sees them: the supervisor knows those of its own namespace only.
+//! Process ids in this terminal's namespace. The supervisor only knows those in its own namespace.
 
 use std::fs;
 
 use crate::supervisor::status::Status;
 
-/// Replaces the ids of the supervisor's namespace by the ones of this process's.
+/// Replaces each process id in the supervisor's namespace by the one in this namespace.
 pub(crate) fn translate(supervisor: Option<i32>, components: &mut [Status]) {
     let Some(supervisor) = supervisor else { return };
     let children: Vec<(u32, u32)> = fs::read_dir("/proc")
@@ -20,7 +20,7 @@ pub(crate) fn translate(supervisor: Option<i32>, components: &mut [Status]) {
     }
 }
 
-/// The first and last of the ids that a child of the supervisor has in its nested namespaces.
+/// The process ids of a child of the supervisor: the one in this namespace and the one in the innermost.
 fn ids(status: &str, supervisor: i32) -> Option<(u32, u32)> {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
     let parent: i32 = field("PPid:")?.trim().parse().ok()?;

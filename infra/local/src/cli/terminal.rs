@@ -1,4 +1,4 @@
-//! The terminal.
+//! What the terminal shows.
 
 use std::io::Write as _;
 

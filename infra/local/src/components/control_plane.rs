@@ -1,5 +1,4 @@
-//! What each component of the twin is: its program, its flags, its ports, and how it is known to be ready.
-//! Starting and stopping them is the supervisor's business.
+//! The components of Kubernetes: etcd, the API server, the controller manager, the scheduler and the training operator.
 
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ pub(crate) fn etcd(paths: &Paths, ports: &Ports) -> Spec {
             format!("--initial-advertise-peer-urls={peer}"),
             format!("--initial-cluster=default={peer}"),
             "--log-level=warn".into(),
-            // The state must survive the twin's processes, not the machine's power.
+            // The state has to survive a crash of a process, but not a power failure.
             "--unsafe-no-fsync".into(),
         ],
         ..kubernetes(paths, Component::Etcd, ports.etcd)
@@ -51,7 +50,7 @@ pub(crate) fn apiserver(paths: &Paths, ports: &Ports) -> Spec {
             "--authentication-token-webhook-version=v1".into(),
             "--authentication-token-webhook-cache-ttl=10s".into(),
             "--service-cluster-ip-range=10.0.0.0/24".into(),
-            // Pods get no Kubernetes token: the trainer has no business with the API.
+            // Pods get no Kubernetes token, because the trainer does not use the Kubernetes API.
             "--disable-admission-plugins=ServiceAccount".into(),
             format!("--kubelet-client-certificate={}", pki("admin.crt")),
             format!("--kubelet-client-key={}", pki("admin.key")),
@@ -90,8 +89,8 @@ pub(crate) fn scheduler(paths: &Paths, ports: &Ports) -> Spec {
 
 pub(crate) fn operator(paths: &Paths, ports: &Ports) -> Spec {
     let mut spec = Spec {
-        // Its own /readyz can be ready a moment before this path is served, and the API server would refuse the first
-        // job with "the server could not find the requested resource".
+        // The operator's /readyz can succeed a moment before its webhook serves this path. The API server would then
+        // refuse the first job with "the server could not find the requested resource".
         ready: Ready::Routed(format!(
             "https://127.0.0.1:{}/validate-kubeflow-org-v1-pytorchjob",
             ports.operator_webhook
@@ -105,7 +104,7 @@ pub(crate) fn operator(paths: &Paths, ports: &Ports) -> Spec {
     };
     spec.environment.insert("KUBECONFIG".into(), paths.admin_kubeconfig().display().to_string());
     spec.environment.insert("MY_POD_NAMESPACE".into(), "kubeflow".into());
-    // Its webhook server reads its certificate below this folder.
+    // The operator's webhook server reads its certificate below this folder.
     spec.environment.insert("TMPDIR".into(), paths.operator().display().to_string());
     spec
 }
@@ -123,6 +122,7 @@ fn control_loop(paths: &Paths, port: u16) -> Vec<String> {
     ]
 }
 
+/// What the components of Kubernetes have in common.
 fn kubernetes(paths: &Paths, component: Component, port: u16) -> Spec {
     Spec {
         program: paths.bin(component.name()),
@@ -130,7 +130,7 @@ fn kubernetes(paths: &Paths, component: Component, port: u16) -> Spec {
         environment: clean_environment(paths),
         port,
         ready: Ready::Accepts(port),
-        // The API server drains its watches for a minute; whoever stops it here means now.
+        // The API server would drain its watches for a minute. Here nobody waits for them.
         grace: Duration::from_secs(1),
         seed: None,
     }

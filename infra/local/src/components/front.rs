@@ -1,4 +1,4 @@
-//! The front.
+//! The front, which passes requests on to the HTTP API. Its program is `twin front`.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! `MiniStack`: its environment, and the EKS cluster that is written into its state while it is stopped.
-//! The cluster is never made with `CreateCluster`: where a Docker daemon answers, that would start a container.
+//! `MiniStack`, the emulator of AWS, and the EKS cluster that is written into its stored state.
+//!
+//! The cluster is not made with `CreateCluster`, which would start a container where a Docker daemon answers.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -11,7 +12,7 @@ use crate::{
     names::{ACCOUNT, CLUSTER_NAME, REGION},
     paths::Paths,
     ports::Ports,
-    setup::{command::clean_environment, pki, token_review::auth_token},
+    setup::{command::clean_environment, pki, token_review},
     spec::{Ready, Spec, seed::Seed},
 };
 
@@ -22,13 +23,13 @@ pub(crate) fn spec(paths: &Paths, ports: &Ports) -> Result<Spec> {
         environment: environment(paths, ports),
         port: ports.ministack,
         ready: Ready::Succeeds(format!("{}/_ministack/ready", ports.ministack_url())),
-        // It saves its state on SIGTERM only.
+        // MiniStack saves its state on SIGTERM only.
         grace: Duration::from_secs(30),
         seed: Some(seed(paths, ports)?),
     })
 }
 
-/// The cluster that `DescribeCluster` answers with. The rest of the stored state, the access entries, stays as it is.
+/// The cluster that `DescribeCluster` returns. The rest of the file, the access entries, stays as it is.
 fn seed(paths: &Paths, ports: &Ports) -> Result<Seed> {
     let cluster = json!({
         "name": CLUSTER_NAME,
@@ -43,7 +44,7 @@ fn seed(paths: &Paths, ports: &Ports) -> Result<Seed> {
         "platformVersion": "eks.1",
         "tags": {},
         "accessConfig": {"authenticationMode": "API"},
-        "_auth_token": auth_token(paths)?,
+        "_auth_token": token_review::secret(paths)?,
     });
     let keys = |keys: &[&str]| keys.iter().map(ToString::to_string).collect();
     let id = format!("{ACCOUNT}\0{REGION}\0'{CLUSTER_NAME}'");
@@ -57,16 +58,16 @@ fn seed(paths: &Paths, ports: &Ports) -> Result<Seed> {
     })
 }
 
-/// The functions inherit all of this, so it is as clean as Lambda's own.
+/// The functions inherit this environment, so it holds as little as Lambda's own.
 fn environment(paths: &Paths, ports: &Ports) -> BTreeMap<String, String> {
     let mut environment = clean_environment(paths);
     let folder = paths.ministack();
     let mut set = |name: &str, value: String| environment.insert(name.into(), value);
     set("BIND_HOST", "127.0.0.1".into());
-    // A name: with an address, the host name of the HTTP API would be one that lambda_http cannot parse.
+    // With an address in place of this name, lambda_http could not parse the host name of the HTTP API.
     set("MINISTACK_HOST", "localhost".into());
     set("GATEWAY_PORT", ports.ministack.to_string());
-    // For the functions: without it they would call the real AWS.
+    // The functions would call the real AWS without this.
     set("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", ports.aws_proxy));
     set("AUTH", "true".into());
     set("PERSIST_STATE", "1".into());
@@ -75,10 +76,10 @@ fn environment(paths: &Paths, ports: &Ports) -> BTreeMap<String, String> {
     set("S3_DATA_DIR", folder.join("s3").display().to_string());
     set("TMPDIR", folder.join("tmp").display().to_string());
     set("LAMBDA_EXECUTOR", "local".into());
-    // These two would listen on every interface.
+    // These two servers would listen on every interface.
     set("IOT_MTLS_ENABLED", "0".into());
     set("SFTP_ENABLED", "0".into());
-    // At its start and end it removes the containers of any MiniStack that it finds; a daemon is none of its business here.
+    // It must reach no Docker daemon: at its start and end it removes the containers of every other MiniStack.
     set("DOCKER_HOST", format!("unix://{}", folder.join("no-docker.sock").display()));
     environment
 }

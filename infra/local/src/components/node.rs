@@ -1,4 +1,4 @@
-//! The node.
+//! The node, which runs pods. Its program is `twin-node`.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use crate::{
     spec::{Ready, Spec},
 };
 
+/// Also writes the configuration file of the node.
 pub(crate) fn spec(paths: &Paths, ports: &Ports) -> Result<Spec> {
     let config = paths.state().join("node.json");
     let settings = json!({
@@ -39,7 +40,7 @@ pub(crate) fn spec(paths: &Paths, ports: &Ports) -> Result<Spec> {
         environment: clean_environment(paths),
         port: ports.node,
         ready: Ready::Accepts(ports.node),
-        // Its pods get five seconds of these.
+        // The node's pods get five seconds of these.
         grace: Duration::from_secs(8),
         seed: None,
     })

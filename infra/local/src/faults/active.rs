@@ -1,4 +1,4 @@
-//! The faults of one proxy.
+//! The active faults of one proxy: each one ends by its count, by its time, or when all are cleared.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::faults::fault::{Door, Fault, Kind};
 
-/// The faults of one proxy.
+/// The active faults of one proxy.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
     present: Mutex<Vec<Present>>,
@@ -29,7 +29,7 @@ struct Present {
 // === impl Present ===
 
 impl Present {
-    /// Whether this is a request with which it goes wrong; those that are let pass are counted.
+    /// Whether the fault affects this request. The requests that it lets pass are counted.
     fn strikes(&mut self, request: &Parts) -> bool {
         if !self.fault.is_of(request) {
             return false;
@@ -47,12 +47,12 @@ impl Present {
 // === impl Faults ===
 
 impl Faults {
-    /// How those who connect are met, and every change of it.
+    /// How the proxy treats those who connect, and each change of that.
     pub(crate) fn door(&self) -> watch::Receiver<Door> {
         self.door.subscribe()
     }
 
-    /// Adds one. It has begun when this returns, and ends by itself.
+    /// Adds a fault. It is active when this returns.
     pub(crate) fn add(self: &Arc<Self>, fault: Fault) {
         let until = Instant::now() + Duration::from_secs(fault.seconds);
         self.present().push(Present { fault, until });
@@ -64,13 +64,13 @@ impl Faults {
         });
     }
 
-    /// Ends all.
+    /// Ends all faults.
     pub(crate) fn clear(&self) {
         self.present().clear();
         self.settle();
     }
 
-    /// What goes wrong with a request: the first fault that is one of it.
+    /// What fails for a request: the first fault that affects it.
     pub(crate) fn strike(&self, request: &Parts) -> Option<Kind> {
         let mut present = self.present();
         let now = Instant::now();
@@ -87,7 +87,7 @@ impl Faults {
         Some(kind)
     }
 
-    /// Those that are present, with the seconds that each has left.
+    /// The faults, each with the seconds that it has left.
     pub(crate) fn list(&self) -> Vec<(Fault, u64)> {
         let now = Instant::now();
         let present = self.present();
@@ -99,7 +99,7 @@ impl Faults {
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the door what the faults that have not ended want it to be.
+    /// Sets the door to what the faults that have not ended ask for.
     fn settle(&self) {
         let now = Instant::now();
         let doors = self.present();

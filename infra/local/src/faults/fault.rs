@@ -1,72 +1,73 @@
-//! A fault: what goes wrong between the functions and what is behind them, with which requests, and until when. Set from
-//! the terminal, kept in the supervisor, carried out by the proxies. None outlives its time or the twin.
+//! A fault between the functions and an upstream service: what fails, for which requests, and for how long.
+//!
+//! The terminal sets it, the supervisor keeps it, and a proxy carries it out. It ends with its time or with the twin.
 
 use anyhow::{Result, ensure};
 use axum::http::{HeaderName, HeaderValue, header, request::Parts};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 
-/// What goes wrong, and when.
+/// What fails, for which requests, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq, Args, Serialize, Deserialize)]
 pub(crate) struct Fault {
     #[command(subcommand)]
     pub(crate) kind: Kind,
-    /// Only requests with this method.
+    /// Affects only requests with this method.
     #[arg(long, global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) method: Option<String>,
-    /// Only requests with this in their path or query.
+    /// Affects only requests with this text in their path or query.
     #[arg(long, global = true, value_name = "PART")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) path: Option<String>,
-    /// Only requests signed for this AWS service: s3, secretsmanager, eks.
+    /// Affects only requests that are signed for this AWS service: s3, secretsmanager, eks.
     #[arg(long, global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) service: Option<String>,
-    /// Not the first so many of these requests.
+    /// Lets the first so many of these requests pass.
     #[arg(long, global = true, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) after: Option<u32>,
-    /// Only the first so many of these requests.
+    /// Ends after so many of these requests.
     #[arg(long, global = true, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) times: Option<u32>,
-    /// Ends by itself after so long.
+    /// Ends after so many seconds.
     #[arg(long, global = true, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) seconds: u64,
 }
 
-/// What goes wrong.
+/// What fails.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
-    /// Nobody listens: connections are refused, open ones have ended. Of all requests.
+    /// Refuses connections and closes the open ones. Affects all requests.
     Refuse,
-    /// Another authority has signed the certificate (`.local/state/pki/other-ca.crt`). Of all requests; open connections
-    /// have ended.
+    /// Serves a certificate that another authority has signed (`.local/state/pki/other-ca.crt`), and closes open
+    /// connections. Affects all requests.
     Authority,
-    /// Passes requests on and holds the answers back.
+    /// Passes requests on and delays the answers.
     Slow {
-        /// Seconds for which each answer is held.
+        /// The delay of each answer in seconds.
         delay: u64,
     },
-    /// Answers in place of what is behind.
+    /// Answers in place of the upstream service.
     Answer {
         #[arg(value_parser = clap::value_parser!(u16).range(200..=599))]
         status: u16,
-        /// As `Name: value`; can be repeated.
+        /// A header as `Name: value`. The option can be repeated.
         #[arg(long = "header", value_name = "HEADER")]
         headers: Vec<String>,
         #[arg(long, default_value = "")]
         body: String,
     },
-    /// Ends the connection in place of passing a request on.
+    /// Closes the connection in place of passing a request on.
     Cut,
-    /// Passes requests on and ends the connection in place of the answer: it is done, and nobody is told.
+    /// Passes requests on and closes the connection in place of the answer.
     Lose,
 }
 
-/// A fault's place.
+/// Where a fault is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Target {
@@ -76,20 +77,20 @@ pub(crate) enum Target {
     Aws,
 }
 
-/// How a proxy meets those who connect.
+/// How a proxy treats those who connect.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Door {
     #[default]
     Open,
     Closed,
-    /// With the certificate of another authority.
+    /// Open, with a certificate of another authority.
     Strange,
 }
 
 // === impl Fault ===
 
 impl Fault {
-    /// Refuses what could not be carried out.
+    /// Fails for a fault that the proxy cannot carry out.
     pub(crate) fn check(&self, has_certificate: bool) -> Result<()> {
         if let Kind::Answer { headers, .. } = &self.kind {
             headers.iter().try_for_each(|header| parse_header(header).map(drop))?;
@@ -115,9 +116,10 @@ impl Fault {
         }
     }
 
+    /// Whether the fault affects a request by itself. A fault of the door affects all by their connection.
     pub(crate) fn is_of(&self, request: &Parts) -> bool {
         let path = request.uri.path_and_query().map_or("", |path| path.as_str());
-        // Of `AWS4-HMAC-SHA256 Credential=<key>/<date>/<region>/<service>/aws4_request, ...`.
+        // It reads `AWS4-HMAC-SHA256 Credential=<key>/<date>/<region>/<service>/aws4_request, ...`.
         let signature = request.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or("");
         self.door() == Door::Open
             && self.method.as_ref().is_none_or(|method| request.method.as_str().eq_ignore_ascii_case(method))
@@ -126,7 +128,7 @@ impl Fault {
     }
 }
 
-/// A header as it is written on the command line.
+/// Parses a header of the command line.
 pub(crate) fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue)> {
     let (name, value) = text.split_once(':').unwrap_or((text, ""));
     Ok((name.trim().parse()?, value.trim().parse()?))
@@ -145,7 +147,7 @@ pub(crate) mod tests {
         fault: Fault,
     }
 
-    /// A fault as it is typed.
+    /// The fault of a command line.
     pub(crate) fn fault(line: &str) -> Fault {
         Line::try_parse_from(std::iter::once("fault").chain(line.split(' '))).map(|line| line.fault).unwrap()
     }

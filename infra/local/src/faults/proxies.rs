@@ -1,4 +1,4 @@
-//! Both proxies.
+//! The two proxies: one before the Kubernetes API and one before AWS.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -18,7 +18,7 @@ use crate::{
     setup::pki,
 };
 
-/// The faults of both proxies, which run as long as this process.
+/// The faults of both proxies. The proxies run as long as this process.
 pub(crate) struct Proxies {
     cluster: Arc<Faults>,
     aws: Arc<Faults>,

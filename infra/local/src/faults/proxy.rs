@@ -1,6 +1,7 @@
-//! The proxies between the functions and what is behind them: the Kubernetes API and AWS. Without a fault they change
-//! nothing: one connection behind for each one in front, and every byte of a request and its answer as it was sent, so
-//! that signatures still hold.
+//! A proxy between the functions and an upstream service: the Kubernetes API or AWS.
+//!
+//! Without a fault it changes nothing. Each connection of a client has its own connection to the upstream service, and
+//! requests and answers pass byte for byte, so that signatures stay valid.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -27,7 +28,7 @@ use crate::faults::{
     fault::{Door, Kind, parse_header},
 };
 
-/// Longest request that is read and answered here.
+/// The longest request that the proxy answers itself.
 const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
 const LISTEN_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
@@ -36,17 +37,17 @@ const LISTEN_AGAIN_AFTER: Duration = Duration::from_millis(100);
 pub(crate) struct Proxy {
     pub(crate) listen: SocketAddr,
     pub(crate) upstream: SocketAddr,
-    /// Without it, both sides are plain.
+    /// Without TLS, both sides are plain HTTP.
     pub(crate) tls: Option<Tls>,
     pub(crate) faults: Arc<Faults>,
 }
 
-/// Both sides of a proxy that ends TLS and begins it anew.
+/// TLS on both sides of a proxy.
 #[derive(Clone)]
 pub(crate) struct Tls {
-    /// With the certificate that clients believe.
+    /// Has the certificate that clients trust.
     pub(crate) server: Arc<ServerConfig>,
-    /// With one of another authority.
+    /// Has a certificate of another authority.
     pub(crate) strange: Arc<ServerConfig>,
     pub(crate) client: Arc<ClientConfig>,
 }
@@ -54,7 +55,7 @@ pub(crate) struct Tls {
 // === impl Proxy ===
 
 impl Proxy {
-    /// Serves until it is dropped. When the door changes, every connection ends: those who come back meet the new one.
+    /// Serves until it is dropped. A change of the door closes every connection, so that clients connect again.
     pub(crate) async fn run(self) {
         let mut door = self.faults.door();
         loop {
@@ -77,7 +78,7 @@ impl Proxy {
                 return sleep(LISTEN_AGAIN_AFTER).await;
             }
         };
-        // Dropped with this future, and with it every connection.
+        // Every connection is closed when this future is dropped.
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
@@ -95,7 +96,7 @@ impl Proxy {
     }
 
     async fn serve(&self, stream: TcpStream, door: Door) -> Result<()> {
-        // First, so that a client meets nobody where nobody is.
+        // This comes first, so that the client has no connection where the upstream service does not listen.
         let upstream = TcpStream::connect(self.upstream).await.context("nobody listens behind")?;
         stream.set_nodelay(true)?;
         upstream.set_nodelay(true)?;
@@ -121,12 +122,12 @@ impl Proxy {
             result = &mut in_front => return Ok(result?),
             _ = &mut behind => {}
         }
-        // The server has ended the connection. What it had answered before still goes out.
+        // The upstream service has closed the connection. The client still gets its earlier answers.
         in_front.as_mut().graceful_shutdown();
         Ok(in_front.await?)
     }
 
-    /// An error ends the connection.
+    /// Answers a request. An error closes the connection.
     async fn answer(
         &self,
         sender: &Mutex<client::SendRequest<Incoming>>,
@@ -137,7 +138,7 @@ impl Proxy {
         match &fault {
             Some(Kind::Cut) => return Err(anyhow!("cut")),
             Some(Kind::Answer { status, headers, body: answer }) => {
-                // Who answers before the end of the request may find the answer lost.
+                // An answer that is sent before the whole request has arrived can be lost.
                 to_bytes(Body::new(body), MAX_BODY_BYTES).await?;
                 let mut response = Response::builder().status(*status);
                 for header in headers {
@@ -174,7 +175,7 @@ mod tests {
     use super::*;
     use crate::{faults::fault::Fault, paths::Paths, setup::pki};
 
-    /// A proxy before a server that counts its requests and answers with each as it arrived.
+    /// A proxy before a server that counts its requests and echoes each one.
     struct Scene {
         faults: Arc<Faults>,
         address: SocketAddr,

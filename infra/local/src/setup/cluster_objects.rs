@@ -1,4 +1,5 @@
-//! What the cluster holds before the first job: the operator's CRDs and webhook, and `infra/cluster` for each namespace.
+//! The objects that the cluster has before the first job: the operator's CRDs and webhook, and `infra/cluster` for each
+//! namespace.
 
 use std::{fs, path::PathBuf};
 
@@ -18,8 +19,11 @@ use crate::{
 const OPERATOR_MODULE: &str = "github.com/kubeflow/training-operator";
 /// The name under which the operator looks for its webhook configuration.
 const WEBHOOK_CONFIGURATION: &str = "validator.training-operator.kubeflow.org";
+/// The files of the webhook's certificate, each with the operator's name for it.
+const CERTIFICATE_FILES: [(&str, &str); 4] =
+    [(pki::WEBHOOK_CA, "ca.crt"), ("webhook-ca.key", "ca.key"), ("webhook.crt", "tls.crt"), ("webhook.key", "tls.key")];
 
-/// Applies everything that has changed since the last time. Needs the API server only.
+/// Applies the objects when one of their sources has changed. Only the API server has to run.
 pub(crate) async fn apply(paths: &Paths, ports: &Ports, tools: &Tools) -> Result<()> {
     let namespaces = [&[NAMESPACE], FURTHER_NAMESPACES.as_slice()].concat();
     let stamp = Stamp::new(
@@ -52,7 +56,7 @@ pub(crate) async fn apply(paths: &Paths, ports: &Ports, tools: &Tools) -> Result
     stamp.make(tools.progress.step("applying the operator's manifests and infra/cluster", objects)).await
 }
 
-/// `infra/cluster` in a namespace, as its kustomization says how; returns the overlay's folder.
+/// Writes an overlay that puts `infra/cluster` into a namespace, and returns its folder.
 fn write_overlay(paths: &Paths, namespace: &str) -> Result<PathBuf> {
     let folder = paths.state().join("namespaces").join(namespace);
     fs::create_dir_all(&folder)?;
@@ -60,7 +64,7 @@ fn write_overlay(paths: &Paths, namespace: &str) -> Result<PathBuf> {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "namespace": namespace,
-        // kustomize takes no absolute path: this is the checkout, seen from .local/state/namespaces/<namespace>.
+        // kustomize takes no absolute path. This one leads from .local/state/namespaces/<namespace> to the checkout.
         "resources": ["../../../../infra/cluster"],
     });
     fs::write(folder.join("kustomization.yaml"), overlay.to_string())?;
@@ -74,8 +78,8 @@ pub(crate) fn make_operator_folders(paths: &Paths) -> Result<()> {
     for (source, name) in CERTIFICATE_FILES {
         fs::copy(paths.pki(source), served.join(name))?;
     }
-    // The operator also waits until these two stand in a folder whose name is compiled in; it never reads them.
-    // Another twin of this machine may have made them already.
+    // The operator also waits for these two files in a folder whose name is compiled in. It never reads them.
+    // Another twin on this machine may have made them.
     let awaited = PathBuf::from("/tmp/k8s-webhook-server/serving-certs");
     fs::create_dir_all(&awaited).with_context(|| format!("cannot make {}", awaited.display()))?;
     for name in ["ca.crt", "tls.crt"] {
@@ -87,11 +91,7 @@ pub(crate) fn make_operator_folders(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// Our file and the operator's name for it.
-const CERTIFICATE_FILES: [(&str, &str); 4] =
-    [(pki::WEBHOOK_CA, "ca.crt"), ("webhook-ca.key", "ca.key"), ("webhook.crt", "tls.crt"), ("webhook.key", "tls.key")];
-
-/// The operator keeps this certificate because it is valid for it; without it, it would make one without 127.0.0.1.
+/// The Secret with the webhook's certificate. Without it the operator would make a certificate without 127.0.0.1.
 fn certificate_secret(paths: &Paths) -> Result<Value> {
     let mut data = serde_json::Map::new();
     for (source, name) in CERTIFICATE_FILES {
@@ -105,7 +105,7 @@ fn certificate_secret(paths: &Paths) -> Result<Value> {
     }))
 }
 
-/// The operator's own configuration, with the address of a process in place of a Service.
+/// The operator's webhook configuration, with the address of a process in place of a Service.
 fn webhook_configuration(paths: &Paths, ports: &Ports, manifest: &PathBuf) -> Result<Value> {
     let text = fs::read_to_string(manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
     let mut configuration: Value = serde_saphyr::from_str(&text).context("the webhook manifest is not YAML")?;

@@ -1,4 +1,4 @@
-//! Runs a tool to its end with its output in a log file; on failure the error carries the end of that log.
+//! Runs tools with their output in a log file. The error of a tool that fails quotes the end of the log.
 
 use std::{
     collections::BTreeMap,
@@ -16,13 +16,13 @@ use tokio::process::Command;
 
 use crate::{log_tail::tail, paths::Paths};
 
-/// A tool's process group. A step that is given up (Ctrl-C) takes the compilers it started with it.
+/// The process group of a tool. When a step is cancelled (Ctrl-C), the compilers that the tool has started end with it.
 struct Group(Option<Pid>);
 
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // Gone already is as good as killed.
+            // The group may have ended in the meantime.
             let _ = killpg(group, Signal::SIGKILL);
         }
     }
@@ -32,7 +32,7 @@ impl Drop for Group {
 pub(crate) async fn run(command: &mut Command, log: &Path) -> Result<()> {
     let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     command.stdout(file.try_clone()?).stderr(file);
-    // Boxed: it is large, and every step holds one.
+    // The future is large, and every step contains one.
     Box::pin(wait(command, log)).await.map(|_| ())
 }
 
@@ -56,7 +56,8 @@ async fn wait(command: &mut Command, log: &Path) -> Result<Vec<u8>> {
     bail!("{program} ended with {}; the end of {}:\n{}", output.status, log.display(), tail(log))
 }
 
-/// Components get nothing of the environment in which `twin up` was typed: no proxy, no credentials, no settings.
+/// The environment of components and tools. Nothing comes from the shell in which `twin up` was typed: no proxy, no
+/// credentials, no settings.
 pub(crate) fn clean_environment(paths: &Paths) -> BTreeMap<String, String> {
     BTreeMap::from([
         ("PATH".to_string(), "/usr/local/bin:/usr/bin:/bin".to_string()),

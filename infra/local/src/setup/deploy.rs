@@ -1,5 +1,4 @@
-//! `sam build` and `sam deploy` of the unchanged template into MiniStack, what MiniStack's CloudFormation leaves out,
-//! and `.local/env` at the end.
+//! `sam deploy` of the unchanged template into MiniStack, and what MiniStack's CloudFormation leaves out (`deploy.py`).
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -20,14 +19,14 @@ use crate::{
     },
 };
 
-/// Allowed as well and never made: what happens then is tested.
+/// An allowed namespace that does not exist, for tests.
 const ABSENT_NAMESPACE: &str = "training-absent";
 const STACK: &str = "training";
 const ALLOWED_IMAGES: &str = "trainer:local,stub,unknown.invalid/";
-/// Made by the tests that need them.
+/// The tests make the Secrets that they need.
 const ALLOWED_SECRETS: &str = "hugging-face,second-secret";
 
-/// What the deployment is known by; printed by `deploy.py`.
+/// What the twin has to know of the deployment. `deploy.py` prints it.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Deployment {
     api_id: String,
@@ -44,14 +43,14 @@ impl Deployment {
     }
 }
 
-/// What a deployment of these functions is made from.
+/// The stamp of a deployment of these functions.
 pub(crate) fn stamp(paths: &Paths, build: &Stamp) -> Result<Stamp> {
     let parameters = parameters(paths);
     let settings: Vec<&str> = parameters.iter().map(String::as_str).chain([build.hash()]).collect();
     Stamp::new(paths.state_stamp("deploy"), &[script(paths)], &settings)
 }
 
-/// The deployment that was made from the same.
+/// The present deployment, if its inputs have not changed.
 pub(crate) fn present(paths: &Paths, stamp: &Stamp) -> Result<Option<Deployment>> {
     if !stamp.is_current() {
         return Ok(None);
@@ -59,7 +58,7 @@ pub(crate) fn present(paths: &Paths, stamp: &Stamp) -> Result<Option<Deployment>
     serde_json::from_slice(&fs::read(file(paths))?).map(Some).context("deployment.json is damaged")
 }
 
-/// Deploys, and carries out `save`, which has `MiniStack` write its state to disk.
+/// Deploys, and then runs `save`, which makes `MiniStack` write its state to disk.
 pub(crate) async fn deploy(
     paths: &Paths,
     ports: &Ports,
@@ -117,12 +116,12 @@ pub(crate) fn allowed_namespaces() -> String {
     [&[NAMESPACE], FURTHER_NAMESPACES.as_slice(), &[ABSENT_NAMESPACE]].concat().join(",")
 }
 
-/// One bucket per checkout.
+/// The runs bucket. Each checkout has its own.
 pub(crate) fn bucket(paths: &Paths) -> String {
     format!("twin-runs-{}", short_hash(&paths.root().to_string_lossy()))
 }
 
-/// A command with nothing in its environment but `MiniStack` as its AWS.
+/// A command whose AWS is `MiniStack`.
 fn aws(paths: &Paths, ports: &Ports, program: &PathBuf) -> Command {
     let mut environment: BTreeMap<String, String> = clean_environment(paths);
     for (name, value) in [

@@ -1,4 +1,4 @@
-//! `.local/env`.
+//! `.local/env`, the settings that a shell needs to use the twin.
 
 use anyhow::Result;
 
@@ -12,8 +12,8 @@ use crate::{
 
 const DEMO_MODEL: &str = "tiny";
 
-/// Writes what a shell needs to use the twin: the mark that it is ready.
-pub(crate) fn write_env(paths: &Paths, ports: &Ports, deployment: &Deployment) -> Result<()> {
+/// Writes the file. It also marks the twin as ready.
+pub(crate) fn write(paths: &Paths, ports: &Ports, deployment: &Deployment) -> Result<()> {
     let bucket = bucket(paths);
     let variables = [
         ("API_URL", format!("http://127.0.0.1:{}", ports.front)),
@@ -37,7 +37,7 @@ pub(crate) fn write_env(paths: &Paths, ports: &Ports, deployment: &Deployment) -
     write_private(&paths.env(), &lines.concat())
 }
 
-/// As a shell takes it literally; plain values stay plain, so that make can include the file too.
+/// Quotes a value for a shell. A plain value stays plain, so that make can include the file too.
 fn quote(value: &str) -> String {
     let plain = |character: char| character.is_ascii_alphanumeric() || "_-./:,".contains(character);
     if value.chars().all(plain) { value.into() } else { format!("'{}'", value.replace('\'', r"'\''")) }

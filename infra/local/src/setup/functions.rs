@@ -1,4 +1,4 @@
-//! `sam build`.
+//! Builds the functions with `sam build`.
 
 use std::path::PathBuf;
 
@@ -11,14 +11,14 @@ use crate::{
     setup::{command, stamp::Stamp, tools::Tools},
 };
 
-/// The production profile optimises for size, for more than a minute of linking a function.
+/// The production profile would take more than a minute to link a function.
 const QUICK_BUILD: [(&str, &str); 3] = [
     ("CARGO_PROFILE_RELEASE_LTO", "off"),
     ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
     ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
 ];
 
-/// What the functions are built from.
+/// The sources of the functions.
 fn sources(paths: &Paths) -> Vec<PathBuf> {
     ["template.yaml", "samconfig.toml", "Cargo.toml", "Cargo.lock", "rust-toolchain.toml", ".cargo", "functions"]
         .map(|source| paths.source(source))
@@ -29,7 +29,7 @@ pub(crate) fn build_folder(paths: &Paths) -> PathBuf {
     paths.local().join("sam")
 }
 
-/// Builds the three functions; they outlive `twin clean`.
+/// Builds the three functions. `twin clean` keeps them.
 pub(crate) async fn build(paths: &Paths, tools: &Tools) -> Result<Stamp> {
     let stamp = Stamp::new(paths.tool_stamp("sam-build"), &sources(paths), &[architecture()])?;
     let built = build_folder(paths);
@@ -52,7 +52,7 @@ pub(crate) async fn build(paths: &Paths, tools: &Tools) -> Result<Stamp> {
     Ok(stamp)
 }
 
-/// The bootstraps run on this machine.
+/// The functions run on this machine, so they are built for it.
 pub(crate) fn architecture() -> &'static str {
     if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" }
 }

@@ -1,4 +1,4 @@
-//! Kubeconfig files.
+//! The kubeconfig files: the administrator's, and the API server's for the webhook that reviews tokens.
 
 use std::fs;
 
@@ -8,8 +8,8 @@ use serde_json::json;
 
 use crate::{paths::Paths, ports::Ports, private_file::write_private, setup::pki::CA};
 
-/// Writes the administrator's kubeconfig and the API server's `TokenReview` configuration (both JSON, which is YAML).
-pub(crate) fn write_kubeconfigs(paths: &Paths, ports: &Ports, token_review_url: &str) -> Result<()> {
+/// Writes both as JSON, which is YAML.
+pub(crate) fn write(paths: &Paths, ports: &Ports, token_review_url: &str) -> Result<()> {
     let admin = kubeconfig(
         &json!({
             "server": ports.apiserver_url(),

@@ -1,3 +1,6 @@
+//! What the twin makes, each thing once: tools, keys, configuration files, objects of the cluster, functions and their
+//! deployment. Nothing here knows the components or the supervisor.
+
 pub(crate) mod cluster_objects;
 pub(crate) mod command;
 pub(crate) mod deploy;

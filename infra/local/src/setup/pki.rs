@@ -1,5 +1,5 @@
-//! Keys and certificates of the twin's control plane, made once, and the kubeconfig files that name them.
-//! They protect a cluster that listens on 127.0.0.1 only; the folder is readable by its owner alone.
+//! Keys and certificates of the twin's control plane, made once. They protect a cluster that listens on 127.0.0.1 only.
+//! Only the owner can read their folder.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -19,9 +19,9 @@ use crate::{paths::Paths, private_file::write_private};
 pub(crate) const CA: &str = "ca.crt";
 /// The certificate authority of the operator's webhook, in PEM.
 pub(crate) const WEBHOOK_CA: &str = "webhook-ca.crt";
-/// Another certificate authority, which nobody believes, in PEM.
+/// Another certificate authority, which no client trusts, in PEM. A fault uses it.
 pub(crate) const OTHER_CA: &str = "other-ca.crt";
-/// Written last: with it the folder is complete.
+/// A file that is written last, so that it marks the folder as complete.
 const COMPLETE: &str = "complete";
 
 /// Makes all keys and certificates unless they are there.
@@ -71,14 +71,14 @@ pub(crate) fn make_other(paths: &Paths) -> Result<()> {
     write_private(&paths.pki("other.key"), &server_key.serialize_pem())
 }
 
-/// What serves at the API server's address, with either authority's signature.
+/// The TLS of a server at the API server's address. `name` says which certificate it has: `server` or `other`.
 pub(crate) fn server_config(paths: &Paths, name: &str) -> Result<ServerConfig> {
     let certificate = CertificateDer::from_pem_file(paths.pki(&format!("{name}.crt")))?;
     let key = PrivateKeyDer::from_pem_file(paths.pki(&format!("{name}.key")))?;
     Ok(ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key)?)
 }
 
-/// What believes the twin's own authority only.
+/// The TLS of a client that trusts only the twin's authority.
 pub(crate) fn client_config(paths: &Paths) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(paths.pki(CA))?)?;
@@ -92,8 +92,9 @@ fn server() -> Result<CertificateParams> {
     Ok(server)
 }
 
-/// The operator keeps a certificate that it finds only when it looks like its own: RSA keys in PKCS#1, an authority
-/// named training-operator-ca in its subject alternative names, its service's name among the server's.
+/// Makes the certificate of the operator's webhook. The operator replaces a certificate that does not have the form of
+/// its own: RSA keys in PKCS#1, training-operator-ca among the authority's subject alternative names, and the service's
+/// name among the server's.
 fn make_webhook_pair(write: &impl Fn(&str, String) -> Result<()>) -> Result<()> {
     let ca_key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?;
     let mut ca_params = authority("training-operator-ca", &["training-operator-ca"])?;

@@ -1,4 +1,4 @@
-//! Progress lines of `twin up`: each step with its time, and a first line for steps that take long.
+//! The progress lines of `twin up`: one for each step with its time, and an announcement of a step that takes long.
 
 use std::{
     future::Future,
@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use tokio::{sync::mpsc::UnboundedSender, time::sleep};
 
-/// A step that takes longer than this says that it has begun.
+/// A step that takes longer than this is announced.
 const LONG: Duration = Duration::from_secs(2);
 
 /// Where the lines of one request go: to the terminal that asked, and to the supervisor's log.
@@ -23,15 +23,15 @@ impl Progress {
         Self { started: Instant::now(), lines }
     }
 
-    /// Says one line with the time since the request.
+    /// Writes a line with the time since the request.
     pub(crate) fn say(&self, text: &str) {
         let line = format!("{:>6.1} s  {text}", self.started.elapsed().as_secs_f64());
         tracing::info!("{line}");
-        // Nobody listens any more: the request was cancelled, and its steps are about to be dropped.
+        // This fails when the request was cancelled. Its steps are about to be dropped.
         let _ = self.lines.send(line);
     }
 
-    /// Runs a step and says its time; the step's name goes into the error of one that fails.
+    /// Runs a step and writes its time. The error of a step that fails names the step.
     pub(crate) async fn step<T>(&self, name: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
         let started = Instant::now();
         let announce = async {

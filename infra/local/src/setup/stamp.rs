@@ -1,4 +1,4 @@
-//! "Made once": a step is done when its stamp holds the hash of what it would be made from now.
+//! Steps that are carried out once. A step is done while its stamp holds the hash of its present inputs.
 
 use std::{
     fs,
@@ -8,10 +8,10 @@ use std::{
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-/// Folders below an input that are made, not written.
+/// Folders below an input that hold no sources.
 const SKIPPED: [&str; 6] = ["target", "__pycache__", ".venv", ".pytest_cache", ".ruff_cache", "tests"];
 
-/// The hash of a step's inputs, and the file that remembers the last one that was carried out.
+/// The hash of a step's inputs, and the file with the hash from when the step was last carried out.
 #[derive(Debug)]
 pub(crate) struct Stamp {
     file: PathBuf,
@@ -19,7 +19,7 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    /// Hashes files and folders (an absent one counts as such) and plain settings.
+    /// Hashes files, folders and plain settings. A file that is missing counts as missing.
     pub(crate) fn new(file: PathBuf, inputs: &[PathBuf], settings: &[&str]) -> Result<Self> {
         let mut hasher = Sha256::new();
         for input in inputs {
@@ -39,7 +39,7 @@ impl Stamp {
         fs::read_to_string(&self.file).is_ok_and(|text| text == self.hash)
     }
 
-    /// Carries the step out. In between there is no stamp, so a step that is interrupted is done again.
+    /// Carries out the step. There is no stamp meanwhile, so a step that is interrupted is repeated.
     pub(crate) async fn make(&self, work: impl Future<Output = Result<()>>) -> Result<()> {
         let _ = fs::remove_file(&self.file);
         work.await?;
@@ -76,7 +76,7 @@ fn add(hasher: &mut Sha256, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// With its length first, so that two neighbours cannot pass for each other.
+/// Hashes the length too, so that bytes cannot move from one input to the next unnoticed.
 fn add_bytes(hasher: &mut Sha256, bytes: &[u8]) {
     hasher.update(bytes.len().to_le_bytes());
     hasher.update(bytes);

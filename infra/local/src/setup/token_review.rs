@@ -1,4 +1,4 @@
-//! The webhook that reviews tokens.
+//! The webhook to which the API server sends tokens for review. MiniStack serves it and checks them as EKS would.
 
 use std::fs;
 
@@ -12,14 +12,14 @@ use crate::{
     private_file::write_private,
 };
 
-/// Where the API server has tokens reviewed. The address has a part that only the two sides know.
+/// The webhook's address. One part of it is a secret of the API server and MiniStack.
 pub(crate) fn url(paths: &Paths, ports: &Ports) -> Result<String> {
-    let secret = auth_token(paths)?;
+    let secret = secret(paths)?;
     Ok(format!("{}/_ministack/eks-auth/{ACCOUNT}/{REGION}/{CLUSTER_NAME}/{secret}", ports.ministack_url()))
 }
 
-/// The secret of the `TokenReview` address, made once.
-pub(crate) fn auth_token(paths: &Paths) -> Result<String> {
+/// The secret part of the address, made once.
+pub(crate) fn secret(paths: &Paths) -> Result<String> {
     let file = paths.state().join("eks-auth-token");
     if let Ok(token) = fs::read_to_string(&file) {
         return Ok(token);

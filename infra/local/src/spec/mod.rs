@@ -1,4 +1,5 @@
-//! How a component is run.
+//! What the supervisor has to know of a component: how it is started, probed and stopped. `order` derives the order of
+//! starting and stopping from what each component depends on.
 
 pub(crate) mod order;
 pub(crate) mod seed;
@@ -21,7 +22,7 @@ pub(crate) struct Spec {
     pub(crate) seed: Option<Seed>,
 }
 
-/// The probe that tells that a component serves.
+/// How the supervisor finds out that a component is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ready {
     /// The URL answers with success.

@@ -1,4 +1,4 @@
-//! `twin kill`: sends a signal to a pod's running container, as a fault from outside.
+//! `twin kill`: sends a signal to a pod's running container, as somebody outside of the cluster could.
 
 use std::{fs, str::FromStr};
 
@@ -10,13 +10,13 @@ use nix::{
 
 use crate::paths::Paths;
 
-/// Signals the process that the node noted for the container, and returns its id.
+/// Signals the process whose id the node has written for the container, and returns the id.
 pub(crate) fn kill(paths: &Paths, namespace: &str, pod: &str, container: &str, signal: &str) -> Result<i32> {
     let name = signal.to_ascii_uppercase();
     let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
     let signal = Signal::from_str(&name).with_context(|| format!("no signal `{signal}`"))?;
     let prefix = format!("{namespace}_{pod}_");
-    // Pods of the same name that came before have folders too: the newest one counts.
+    // Earlier pods of the same name can have folders too. The newest one counts.
     let file = fs::read_dir(paths.pods())?
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))

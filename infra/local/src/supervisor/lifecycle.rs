@@ -1,5 +1,5 @@
-//! Keeps components running: starts them, probes them, restarts those that die, stops them on request.
-//! One task per component; what is wanted and how it stands are two watched values.
+//! Starts components, keeps them running, and stops them. Each component has a task (`process`). One watched value says
+//! what is wanted from the task, and another one says the state of the component.
 
 use std::{
     collections::BTreeMap,
@@ -28,10 +28,11 @@ use crate::{
 
 const READY_WITHIN: Duration = Duration::from_mins(1);
 
+/// A component and the two watched values of its task.
 struct Supervised {
     wanted: watch::Sender<Wanted>,
     status: watch::Sender<Status>,
-    /// Kept for `start` after `stop`.
+    /// The last specification, for `start` after `stop`.
     last: Mutex<Option<Spec>>,
 }
 
@@ -46,7 +47,7 @@ pub(crate) struct Supervisor {
 // === impl Supervisor ===
 
 impl Supervisor {
-    /// One idle task per component.
+    /// Spawns the tasks, which are idle at first.
     pub(crate) fn new(paths: &Paths, probe: &Probe) -> Result<Self> {
         let components = Component::ALL.map(|component| {
             let (wanted, wants) = watch::channel(None);
@@ -72,7 +73,7 @@ impl Supervisor {
         })
     }
 
-    /// In the order of starting.
+    /// The status of each component, in the order of starting.
     pub(crate) fn status(&self) -> Vec<Status> {
         self.order
             .sequence()
@@ -120,7 +121,7 @@ impl Supervisor {
         bail!("{component} is not ready after {seconds} s; the end of {}:\n{}", log.display(), tail(&log))
     }
 
-    /// Brings back a component that was stopped, and waits until it is ready.
+    /// Starts a component that was stopped, and waits until it is ready.
     pub(crate) async fn start(&self, component: Component) -> Result<()> {
         let last = self.supervised(component)?.last.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.clone();
         let Some(spec) = last else { bail!("{component} has not been part of this twin yet; run `twin up`") };
@@ -146,6 +147,7 @@ impl Supervisor {
     }
 }
 
+/// When the program was built.
 fn built(spec: &Spec) -> Option<SystemTime> {
     fs::metadata(&spec.program).and_then(|metadata| metadata.modified()).ok()
 }
@@ -161,7 +163,7 @@ mod tests {
     use super::*;
     use crate::{setup::pki, spec::Ready, supervisor::process::signal};
 
-    /// A process that does nothing, known as ready by a port of the test's.
+    /// A process that does nothing. It is ready at once, because the test listens on its port.
     async fn spec(program: &str, arguments: &[&str]) -> (Spec, TcpListener) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -178,7 +180,7 @@ mod tests {
     }
 
     fn supervisor(folder: &std::path::Path) -> Supervisor {
-        // More than one test sets the same provider.
+        // Several tests of this process install the same provider.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let paths = Paths::at(folder);
         fs::create_dir_all(paths.logs()).unwrap();
@@ -232,7 +234,7 @@ mod tests {
         supervisor.stop(Component::Front).await.unwrap();
         assert!(started.elapsed() < Duration::from_secs(5));
         let gone = async {
-            // It may stay as a zombie of whoever inherits it.
+            // It may stay a zombie of the process that inherits it.
             while fs::read_to_string(format!("/proc/{child}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
                 sleep(Duration::from_millis(10)).await;
             }

@@ -1,4 +1,4 @@
-//! Asks a component whether it serves. The twin's two certificate authorities are the only ones believed.
+//! Finds out whether a component is ready. The probe trusts only the twin's two certificate authorities.
 
 use std::{fs, time::Duration};
 
@@ -28,7 +28,7 @@ impl Probe {
         Ok(Self { client })
     }
 
-    /// Asks until the answer is right.
+    /// Waits until the component is ready.
     pub(crate) async fn until(&self, ready: &Ready) {
         while !self.is_ready(ready).await {
             sleep(PAUSE).await;

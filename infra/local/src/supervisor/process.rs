@@ -1,4 +1,4 @@
-//! The process of one component.
+//! The task of one component: it starts the process, waits until it is ready, restarts it when it dies, and stops it.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -27,21 +27,21 @@ use crate::{
     },
 };
 
-/// A component that ran for so long has recovered: its next restart is quick again.
+/// After a run of this length, the next restart is quick again.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
 const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(10);
 const LONGEST_LOG_BYTES: u64 = 16 * 1024 * 1024;
 
-/// What a component is to be: stopped, or running from this specification.
+/// What is wanted from a component: that it is stopped, or that it runs from this specification.
 pub(crate) type Wanted = Option<Launch>;
 
-/// A specification and the age of its program: a rebuilt program is another one.
+/// A specification, and the time when its program was built. A rebuilt program has to be started again.
 #[derive(Debug, Clone)]
 pub(crate) struct Launch {
     pub(crate) spec: Spec,
     pub(crate) built: Option<SystemTime>,
-    /// Rises with each one, so that the state of an old process cannot pass for that of the new one.
+    /// The number rises with each launch, so that the state of an old process is not taken for that of the new one.
     pub(crate) number: u64,
 }
 
@@ -63,6 +63,7 @@ enum Ended {
 // === impl Task ===
 
 impl Task {
+    /// Runs until the supervisor is dropped.
     pub(crate) async fn run(mut self) {
         let mut back_off = FIRST_BACK_OFF;
         loop {
@@ -112,13 +113,13 @@ impl Task {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            // A group of its own, to be killed with what it leaves behind.
+            // The process gets its own group, so that the processes that it leaves behind can be killed.
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", spec.program.display()))
     }
 
-    /// Sees a process through its life.
+    /// Watches a process until it dies or is not wanted any more.
     async fn watch(&mut self, launch: &Launch, mut child: Child) -> Ended {
         let spec = &launch.spec;
         let pid = child.id();
@@ -155,7 +156,7 @@ impl Task {
         self.status.send_modify(|status| (status.state, status.pid) = (state, pid));
     }
 
-    /// Appends; a log that has grown large becomes the old one first.
+    /// Opens the log for appending. A log that has grown large is renamed first.
     fn open_log(&self) -> Result<File> {
         let log = self.paths.log(self.component.name());
         if fs::metadata(&log).is_ok_and(|metadata| metadata.len() > LONGEST_LOG_BYTES) {
@@ -176,11 +177,11 @@ pub(crate) fn signal(pid: Option<u32>, signal: Signal) {
     }
 }
 
-/// Ends what a component leaves behind. (The node's containers have groups of their own and outlive it, as they do a
-/// kubelet.)
+/// Kills the processes that a component has left in its group. The containers of the node have their own groups and
+/// outlive it, as they outlive a kubelet.
 fn kill_group(pid: Option<u32>) {
     if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) {
-        // Mostly there is nothing left.
+        // The group is mostly empty.
         let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
     }
 }

@@ -1,5 +1,5 @@
-//! `twin supervise`: the detached process behind `twin up`. It owns the components and answers the control socket.
-//! It is the first process of the twin's own namespace: with its end, whatever it is, everything ends.
+//! `twin supervise`: owns the components and answers the control socket. It is the first process of the twin's own
+//! namespace, so every process of the twin ends with it.
 
 use std::{fs, os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
@@ -22,18 +22,19 @@ use crate::{
     supervisor::{kill, lifecycle::Supervisor, probe::Probe, reaper, up::Twin},
 };
 
-/// Whoever started this asks for something at once; a twin that nobody asked for goes away again.
+/// The client that starts the supervisor sends a request at once. Without a request the supervisor ends.
 const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(20);
 
 struct Server {
     twin: Twin,
     proxies: Proxies,
-    /// Whether an `up` has come to its end: before that, its failure or Ctrl-C ends the twin.
+    /// Whether an `up` has succeeded. Before that, a failure or Ctrl-C ends the twin.
     ready: watch::Sender<bool>,
-    /// One `up` at a time.
+    /// Lets one `up` run at a time.
     up: Mutex<()>,
-    /// Set when the twin is to end; running `up`s are given up.
+    /// Set when the twin is to end. A running `up` is then cancelled.
     closing: watch::Sender<bool>,
+    /// Notified by each request.
     asked: Notify,
 }
 
@@ -84,7 +85,7 @@ pub(crate) async fn run(paths: Paths) -> Result<()> {
     let _ = fs::remove_file(&socket);
     let _ = fs::remove_file(server.twin.paths.env());
     server.twin.supervisor.stop_all().await?;
-    // Lets the last answers reach their terminals.
+    // The last answers still have to reach their terminals.
     sleep(Duration::from_millis(100)).await;
     Ok(())
 }
@@ -114,7 +115,7 @@ impl Server {
                 biased;
                 Some(text) = said.recv() => reply(&mut writer, &Reply::Say(text)).await,
                 result = &mut work => break Some(result),
-                // Nothing more is ever sent: this is the end of whoever asked.
+                // A client sends only one line, so the client has disconnected.
                 _ = lines.next_line() => break None,
                 _ = &mut closing, if starts => break Some(Err(anyhow::anyhow!("the twin is ending"))),
             }
@@ -175,7 +176,7 @@ impl Server {
 async fn reply(writer: &mut OwnedWriteHalf, reply: &Reply) {
     if let Ok(mut line) = serde_json::to_vec(reply) {
         line.push(b'\n');
-        // The one who asked may be gone: then there is nobody to tell.
+        // The client may have disconnected.
         let _ = writer.write_all(&line).await;
     }
 }

@@ -1,4 +1,4 @@
-//! How components stand.
+//! The state of a component.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Status {
     pub(crate) name: String,
     pub(crate) state: State,
-    /// As the supervisor sees it: inside the twin's own process namespace.
+    /// The process id in the supervisor's namespace.
     pub(crate) pid: Option<u32>,
     pub(crate) port: u16,
     pub(crate) restarts: u32,
     pub(crate) last_exit: Option<String>,
-    /// Which launch this is the state of.
+    /// The number of the launch that this is the state of.
     #[serde(skip)]
     pub(crate) launch: u64,
 }

@@ -1,5 +1,5 @@
-//! `twin up` from the supervisor's side: tools, components, deployment, `.local/env`. Every step is skipped when what
-//! it would make is there, so the same sequence serves the first start, a second one, and a redeployment.
+//! `twin up` in the supervisor: makes the tools, starts the components, deploys, and writes `.local/env`. A step is
+//! skipped when its result is there, so the first start, the next one and a redeployment are the same sequence.
 
 use std::time::Duration;
 
@@ -22,13 +22,13 @@ use crate::{
     supervisor::{lifecycle::Supervisor, probe::Probe},
 };
 
-/// The first request after a start also starts the function.
+/// The first request after a start takes longer, because it also starts the function.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
-/// What a bare twin is asked for. What these depend on comes with them.
+/// The components of a bare twin. Those that they depend on are started too.
 const BARE: [Component; 4] =
     [Component::Ministack, Component::KubeControllerManager, Component::KubeScheduler, Component::TrainingOperator];
 
-/// Everything that a request works on.
+/// The parts of the running twin that a request uses.
 pub(crate) struct Twin {
     pub(crate) paths: Paths,
     pub(crate) ports: Ports,
@@ -40,7 +40,7 @@ pub(crate) struct Twin {
 struct Up<'a> {
     twin: &'a Twin,
     tools: Tools,
-    /// What the functions were built from, once they are built.
+    /// The stamp of the functions, set when they are built.
     build: SetOnce<Stamp>,
     /// Set before the front is started.
     deployment: SetOnce<Deployment>,
@@ -49,7 +49,7 @@ struct Up<'a> {
 // === impl Twin ===
 
 impl Twin {
-    /// Brings everything up and writes `.local/env` last. A bare one has neither node nor functions: for work on those.
+    /// Starts everything and writes `.local/env` last. A bare twin has neither node nor functions, for work on those.
     pub(crate) async fn up(&self, progress: &Progress, bare: bool) -> Result<()> {
         let tools = Tools { paths: self.paths.clone(), progress: progress.clone() };
         tools.uv().await?;
@@ -61,7 +61,7 @@ impl Twin {
         let order = Component::order()?;
         tokio::try_join!(order.start(|component| up.start(component)), up.build(), up.tools.trainer())?;
         let deployment = up.deployment.get().context("the front was started without a deployment")?;
-        env_file::write_env(&self.paths, &self.ports, deployment)?;
+        env_file::write(&self.paths, &self.ports, deployment)?;
         progress.say("ready: .local/env is written");
         Ok(())
     }
@@ -75,7 +75,7 @@ impl Up<'_> {
         let (paths, ports) = (&self.twin.paths, &self.twin.ports);
         let spec = match component {
             Component::Etcd => {
-                // The programs of the others too: those depend on etcd.
+                // This builds the programs of the others too, which depend on etcd.
                 self.tools.go_binaries().await?;
                 control_plane::etcd(paths, ports)
             }
@@ -97,7 +97,7 @@ impl Up<'_> {
         };
         self.ensure(component, spec).await?;
         if component == Component::KubeApiserver {
-            // The components that depend on the API server come to a cluster that has its objects.
+            // The components that depend on the API server find these objects there.
             cluster_objects::apply(paths, ports, &self.tools).await?;
         }
         Ok(())
@@ -124,14 +124,14 @@ impl Up<'_> {
         let Twin { paths, ports, supervisor, probe } = self.twin;
         let stamp = deploy::stamp(paths, build)?;
         if let Some(deployment) = deploy::present(paths, &stamp)? {
-            // MiniStack forgets what it had not saved when it is killed.
+            // A MiniStack that was killed has lost what it had not saved.
             let answers = Ready::Succeeds(format!("{}/healthz", deployment.url(ports)));
             if timeout(ANSWERS_WITHIN, probe.until(&answers)).await.is_ok() {
                 return Ok(deployment);
             }
             self.tools.progress.say("the deployment does not answer: deploying again");
         }
-        // MiniStack keeps its state in memory until it ends. After this, a crash costs only what came later.
+        // MiniStack saves its state only when it ends. A later crash does not cost the deployment then.
         let save = async {
             supervisor.stop(Component::Ministack).await?;
             supervisor.start(Component::Ministack).await
