@@ -1,4 +1,4 @@
-//! Follows the pods that the scheduler gives to this node, and starts one task for each.
+//! Watches the pods that the scheduler assigns to this node, and starts one task for each.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,11 +18,11 @@ use tracing::{info, warn};
 
 use crate::{leftovers, pod, shared_state::Node};
 
-/// An API server that went away is asked again every second: nobody else is slowed down by this one client.
+/// The watch retries every second while the API server is away. One client with no longer pause does no harm.
 #[derive(Debug)]
 struct EverySecond;
 
-/// The tasks, by the pod's uid. A task that is told `None` kills its pod and ends.
+/// The tasks by the uid of their pods. A task that receives `None` kills its pod and ends.
 type Tasks = HashMap<String, watch::Sender<Option<Arc<Pod>>>>;
 
 // === impl EverySecond ===
@@ -39,7 +39,7 @@ impl Backoff for EverySecond {
     fn reset(&mut self) {}
 }
 
-/// Follow the API server for ever; while it is away, the pods run on as they were.
+/// Watches for ever. While the API server is away, the pods keep running.
 pub(crate) async fn run(node: Arc<Node>) {
     let api: Api<Pod> = Api::all(Client::clone(&node.client.0));
     let selection = watcher::Config::default().fields(&format!("spec.nodeName={}", node.config.node_name));
@@ -70,7 +70,7 @@ pub(crate) async fn run(node: Arc<Node>) {
                     }
                     info!("{} pods were here before", listed.len());
                 }
-                // Only now, because a pod may ask what its job's master does.
+                // The pods start after the whole list is stored, because a pod may depend on its job's master.
                 for pod in node.pods_by_age() {
                     assign(&node, &mut tasks, pod);
                 }

@@ -1,4 +1,4 @@
-//! One attempt of a container on disk: the folder that the shim writes and the node reads, so that either may die.
+//! One attempt of a container on disk: the shim writes its folder and the node reads it, so that either may die.
 //!
 //! ```text
 //! <pods_dir>/<namespace>_<pod>_<uid>/<container>.pid               the container's first process, while it runs
@@ -25,7 +25,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// How long a shim may take to say that it is there, on a very busy machine.
+/// How long a shim may take to claim its folder on a very busy machine.
 const SHIM_START_TIME: Duration = Duration::from_secs(20);
 
 /// The folder of one attempt.
@@ -38,25 +38,25 @@ pub(crate) struct Exit {
     pub(crate) code: i32,
     pub(crate) started_at: Timestamp,
     pub(crate) finished_at: Timestamp,
-    /// Why the program could not even be started.
+    /// Why the program could not be started.
     pub(crate) refused: Option<String>,
 }
 
-/// What can be said of an attempt now.
+/// The state of an attempt.
 #[derive(Debug)]
 pub(crate) enum Observation {
-    /// The shim watches it.
+    /// A shim watches it.
     Running,
     /// It ended.
     Ended(Exit),
-    /// The shim is gone without a word: the machine or the twin went down.
+    /// The shim has died without writing an exit: the machine or the twin went down.
     Lost,
 }
 
 // === impl Exit ===
 
 impl Exit {
-    /// The end of an attempt that nobody saw.
+    /// The end of an attempt that no shim has watched to its end.
     pub(crate) fn of_lost(started_at: Timestamp) -> Self {
         Self { code: 137, started_at, finished_at: Timestamp::now(), refused: None }
     }
@@ -87,7 +87,7 @@ impl AttemptFolder {
         self.0.join("termination")
     }
 
-    /// Say that a shim is here, for as long as the answer is kept. The kernel takes the lock back however the shim ends.
+    /// Claims the folder for a shim while the returned file is open. The kernel unlocks it however the shim ends.
     pub(crate) fn claim(&self) -> anyhow::Result<File> {
         let unfinished = self.0.join("shim.new");
         let file = File::create(&unfinished)?;
@@ -115,7 +115,7 @@ impl AttemptFolder {
     }
 
     pub(crate) fn observe(&self) -> Observation {
-        // In this order: a shim that ends between the two looks has written the exit before.
+        // The order matters: a shim that ends between the two reads has written the exit before.
         let watched = self.is_watched();
         match self.exit() {
             Some(exit) => Observation::Ended(exit),
@@ -124,9 +124,9 @@ impl AttemptFolder {
         }
     }
 
-    /// Send a signal to the container's first process; `false` while there is none.
+    /// Signals the container's first process; `false` while there is none.
     pub(crate) fn signal(&self, signal: Signal) -> bool {
-        // As long as the shim lives and has not told the end, the number is that of its child and of nobody else.
+        // While the shim lives and has written no exit, the process id is that of its child.
         if !matches!(self.observe(), Observation::Running) {
             return false;
         }
@@ -138,7 +138,7 @@ impl AttemptFolder {
         if let Ok(file) = File::open(self.shim()) {
             return matches!(file.try_lock(), Err(TryLockError::WouldBlock));
         }
-        // It may still be on its way.
+        // The shim may be about to start.
         let modified = self.0.metadata().and_then(|folder| folder.modified());
         modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < SHIM_START_TIME))
     }
@@ -160,7 +160,7 @@ impl AttemptFolder {
     }
 }
 
-/// The numbers of a container's attempts, in order; empty when it has none.
+/// The numbers of a container's attempts in ascending order.
 pub(crate) fn attempts(container_folder: &Path) -> io::Result<Vec<u32>> {
     let entries = match fs::read_dir(container_folder) {
         Ok(entries) => entries,

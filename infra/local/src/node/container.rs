@@ -1,5 +1,5 @@
-//! One container of a pod: what it does now, and what happens next. The pod asks it to look (`observe`), to go on
-//! (`advance`) and to stop (`signal`), many times a second; nothing here waits for a program.
+//! One container of a pod: its state, and what follows from it. Each round of the pod calls `observe`, which notices
+//! that an attempt has ended, and `advance`, which starts the next one. Nothing here waits for a program.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,41 +23,42 @@ use crate::{
     termination,
 };
 
-/// How long a failed pull stands as `ErrImagePull` before it becomes `ImagePullBackOff`.
+/// How long the status of a failed pull is `ErrImagePull` before it becomes `ImagePullBackOff`.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(1);
-/// How soon something that the container needs is looked for again, and how soon that is an event again.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
-const TELL_AGAIN: Duration = Duration::from_secs(10);
+/// How soon a start is tried again after something that the configuration names was missing.
+const CONFIGURATION_RETRY: Duration = Duration::from_secs(2);
+/// How soon the same missing thing is an event again.
+const CONFIGURATION_EVENT: Duration = Duration::from_secs(10);
 
-/// A container and the attempts at running it so far.
+/// A container and its attempts so far.
 #[derive(Debug)]
 pub(crate) struct Container {
     spec: Spec,
-    /// `<pod uid>/<container>`, the beginning of each attempt's id.
+    /// `<pod uid>/<container>`, with which the id of each attempt begins.
     id: String,
     /// The pod's name in log lines and messages.
     pod: String,
-    /// Where the container stands in the pod's manifest, as events name it.
+    /// The container's place in the pod's manifest, as events name it.
     field_path: String,
-    /// An init container that runs on beside the others.
+    /// Whether this is an init container that keeps running beside the others.
     sidecar: bool,
     folder: PathBuf,
     runner: Runner,
     activity: Activity,
-    /// The end of the attempt before the present one.
+    /// The end of the attempt before the newest one.
     last: Option<Termination>,
     /// The newest attempt, counted from 0.
     attempt: Option<u32>,
     restarts: BackOff,
     pulls: BackOff,
     base_delay: Duration,
-    /// When something was missing last, as events have told it.
-    told: Option<(String, Instant)>,
+    /// The last event of something that was missing, and its time.
+    reported: Option<(String, Instant)>,
 }
 
 #[derive(Debug)]
 enum Activity {
-    /// Not running until then.
+    /// The container does not run until then.
     Waiting { reason: &'static str, message: Option<String>, until: Instant, next: Next },
     /// The newest attempt runs.
     Running { started_at: Timestamp },
@@ -69,7 +70,7 @@ enum Activity {
 #[derive(Clone, Debug)]
 enum Next {
     Start,
-    /// The pull that failed is tried again at this time, and not before.
+    /// The status changes to `ImagePullBackOff`, and the pull is tried again at this time.
     PullAgain {
         at: Instant,
     },
@@ -78,7 +79,7 @@ enum Next {
 // === impl Container ===
 
 impl Container {
-    /// Find a container as an earlier node left it, or not started yet.
+    /// Finds a container as an earlier node left it, or one that has not started yet.
     pub(crate) fn find(pod: &Pod, spec: &Spec, pod_folder: &Path, base_delay: Duration) -> anyhow::Result<Self> {
         let metadata = &pod.metadata;
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
@@ -100,7 +101,7 @@ impl Container {
             restarts: BackOff::new(base_delay),
             pulls: BackOff::new(base_delay),
             base_delay,
-            told: None,
+            reported: None,
         };
         container.attempt = match attempt::attempts(&container.folder)?.last() {
             Some(newest) => Some(*newest),
@@ -116,7 +117,7 @@ impl Container {
         Ok(container)
     }
 
-    /// Go by what the API server remembers of a pod whose folder was lost.
+    /// Restores the newest attempt of a pod whose folder was lost, from the status in the API server.
     fn restore(&self, pod: &Pod) -> anyhow::Result<Option<u32>> {
         let Some(status) = reported(pod, &self.spec.name) else { return Ok(None) };
         let state = status.state.clone().unwrap_or_default();
@@ -174,12 +175,12 @@ impl Container {
         matches!(&self.activity, Activity::Ended { termination, .. } if termination.exit_code == 0)
     }
 
-    /// Whether an attempt was ever made.
+    /// Whether there has been an attempt.
     pub(crate) fn has_started(&self) -> bool {
         self.attempt.is_some()
     }
 
-    /// Look whether the running attempt has ended; `true` when it has just been found so.
+    /// Returns `true` when the running attempt is found to have ended.
     pub(crate) fn observe(&mut self) -> bool {
         let (Activity::Running { started_at }, Some(attempt)) = (&self.activity, self.attempt) else {
             return false;
@@ -189,7 +190,7 @@ impl Container {
         true
     }
 
-    /// Do what is due: start, start again, or show why not.
+    /// Does what is due: starts an attempt, or shows why none starts.
     pub(crate) async fn advance(&mut self, policy: RestartPolicy, surroundings: &Surroundings<'_>) {
         match &self.activity {
             Activity::Running { started_at } => {
@@ -233,7 +234,7 @@ impl Container {
         }
     }
 
-    /// Signals the running attempt; `true` when it has the signal.
+    /// Signals the running attempt; `true` when the signal has reached it.
     pub(crate) fn signal(&mut self, signal: Signal) -> bool {
         let (Activity::Running { started_at }, Some(attempt)) = (&self.activity, self.attempt) else {
             return false;
@@ -285,21 +286,21 @@ impl Container {
     }
 
     fn wait_for_configuration(&mut self, surroundings: &Surroundings<'_>, message: String) {
-        let known = |(told, at): &(String, Instant)| *told == message && at.elapsed() < TELL_AGAIN;
-        if !self.told.as_ref().is_some_and(known) {
+        let recent = |(event, at): &(String, Instant)| *event == message && at.elapsed() < CONFIGURATION_EVENT;
+        if !self.reported.as_ref().is_some_and(recent) {
             warn!("{}: {message}", self.id);
             self.record(surroundings, Happening::image_is_present(self.image()));
             self.record(surroundings, Happening::failed(&message));
-            self.told = Some((message.clone(), Instant::now()));
+            self.reported = Some((message.clone(), Instant::now()));
         }
-        self.wait("CreateContainerConfigError", Some(message), Instant::now() + LOOK_AGAIN, Next::Start);
+        self.wait("CreateContainerConfigError", Some(message), Instant::now() + CONFIGURATION_RETRY, Next::Start);
     }
 
     fn wait(&mut self, reason: &'static str, message: Option<String>, until: Instant, next: Next) {
         self.activity = Activity::Waiting { reason, message, until, next };
     }
 
-    /// Ends an attempt that no shim watches. The exit is on disk, as any other, for the next node.
+    /// Ends an attempt that no shim watches. Its exit is written to disk, where the next node finds it.
     fn record_end(&mut self, attempt: u32, exit: Exit) {
         if let Err(error) = self.attempt_folder(attempt).record_exit(&exit) {
             warn!("cannot record the end of {}: {error:#}", self.attempt_id(attempt));
@@ -347,7 +348,7 @@ impl Container {
     }
 }
 
-/// What the API server knows of a container that has started at least once.
+/// The status in the API server of a container that has started at least once.
 fn reported<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
     let status = pod.status.as_ref()?;
     let statuses = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();

@@ -1,18 +1,18 @@
-//! The twin's node: runs the pods that the scheduler gives it as processes of this machine, with the kubelet's rules,
-//! and serves their logs. It stands for the machines of a cluster and for nothing else: the API server, the scheduler
-//! and the operator are the real ones.
+//! The twin's node: runs the pods that the scheduler assigns to it as processes of this machine, by the kubelet's
+//! rules, and serves their logs. It stands for the machines of a cluster. The API server, the scheduler and the operator
+//! are the real ones.
 //!
 //! ```text
-//! API server ── its pods ──> assignments ──> pod (a task each) ──> container ──> unshare ──> shim ──> program
+//! API server ── its pods ──> assignments ──> pod (a task each) ──> container ──> runner ──> shim ──> program
 //!     ^                                        │                                              └─> log, exit (files)
 //!     └──────────────── status ── publisher <──┘                                                        │
 //!     └──────────────── logs ────────────────────────────────────────────────────── server <────────────┘
 //! ```
-//! It does not isolate: a container sees this machine's files and network. Only its processes are its own.
+//! The node does not isolate: a container sees this machine's files and network. Only its processes are its own.
 //!
-//! SIGTERM ends the containers (five seconds of grace) and then the node; the next node finds them ended and goes by
-//! their restart policy, as after a reboot. A node that is killed leaves them running, as a kubelet does, and the next
-//! one takes them over. Nothing outlives the twin, whose supervisor has a process-id namespace around everything.
+//! SIGTERM ends the containers with five seconds of grace, and then the node. The next node finds them ended and
+//! applies their restart policy, as after a reboot. A node that is killed leaves its containers running, as a kubelet
+//! does, and the next node adopts them. Nothing outlives the twin, because all its processes are in one namespace.
 
 mod admission;
 mod assignments;
@@ -59,7 +59,7 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::Subsc
 
 use crate::{config::Config, shared_state::Node};
 
-/// How long containers get when the twin goes down.
+/// The grace period of the containers when the twin stops.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// The twin's node.
@@ -87,7 +87,7 @@ fn main() -> anyhow::Result<()> {
     }
     let Some(config) = arguments.config else { bail!("--config is required") };
     let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).with_writer(std::io::stderr);
-    // The client reports each failed request by itself, and whoever made it reports it again with its meaning.
+    // The client logs each failed request, and the caller logs it again with its meaning.
     let levels = Targets::new().with_default(LevelFilter::INFO).with_target("kube_client", LevelFilter::OFF);
     tracing_subscriber::registry().with(lines).with(levels).init();
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
@@ -114,7 +114,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
 }
 
-/// The containers' ends are not told to the API server: the next node finds and tells them, as after a reboot.
+/// The API server does not learn of the ends here. The next node finds and reports them, as after a reboot.
 async fn stop(node: &Node) -> anyhow::Result<()> {
     info!("stopping");
     node.stop();

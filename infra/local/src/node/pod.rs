@@ -1,10 +1,10 @@
-//! The life of one pod on the node: a loop that looks at its containers, does what is due and tells the API server.
+//! The life of one pod on the node: a loop that observes its containers, does what is due and reports the status.
 //!
 //! ```text
 //! scheduled ─> admitted ─> init containers ─> containers ─(restarts)─> Succeeded or Failed
-//!                                 └─ deleted, or past its deadline: SIGTERM, grace, SIGKILL ─> told ─> removed
+//!                                 └─ deleted, or past its deadline: SIGTERM, grace, SIGKILL ─> reported ─> removed
 //! ```
-//! Each round works on what is on disk and in the newest manifest, so it does not matter which node made the last one.
+//! Each round reads the state from disk and from the newest manifest, so another node may have made the round before.
 
 use std::{
     fs, future,
@@ -37,14 +37,14 @@ use crate::{
     status::{Ended, Phase, PodView, RestartPolicy},
 };
 
-/// How often the containers are looked at.
+/// How often the containers are observed.
 const ROUND: Duration = Duration::from_millis(200);
-/// How long the API server has to answer.
+/// How long the API server may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// Kubernetes' own default.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
 
-/// A pod and what this node does with it.
+/// A pod, and the state of its containers on this node.
 #[derive(Debug)]
 struct PodWork {
     node: Arc<Node>,
@@ -58,7 +58,7 @@ struct PodWork {
     address: Ipv4Addr,
     start_time: Timestamp,
     ending: Option<Ending>,
-    /// No container is started any more.
+    /// Whether the pod is over, so that no container is started.
     finished: bool,
     publisher: Publisher,
 }
@@ -68,13 +68,13 @@ struct PodWork {
 struct Ending {
     why: Ended,
     since: Instant,
-    /// Which containers have been told, by name.
-    told: Vec<String>,
+    /// The names of the containers that have been signalled.
+    signalled: Vec<String>,
 }
 
-/// Look after a pod until it is gone from the API server, or the node stops.
+/// Starts the task of a pod. It runs until the pod is gone from the API server or the node stops.
 ///
-/// What it left on disk is read before this returns, so that a pod that runs already keeps its place.
+/// The pod's folder is read before this returns, so that a pod that runs already keeps its place.
 pub(crate) fn start(node: &Arc<Node>, pod: Arc<Pod>) -> anyhow::Result<watch::Sender<Option<Arc<Pod>>>> {
     let work = PodWork::find(Arc::clone(node), Arc::clone(&pod))?;
     let (newest, receiver) = watch::channel(Some(pod));
@@ -103,7 +103,7 @@ async fn run(mut work: PodWork, mut newest: watch::Receiver<Option<Arc<Pod>>>) {
     work.clean_up();
 }
 
-/// The next change; never, when there can be none any more.
+/// Waits for the next change; for ever, when the sender is gone.
 async fn changed<T>(receiver: &mut watch::Receiver<T>) {
     if receiver.changed().await.is_err() {
         future::pending::<()>().await;
@@ -156,7 +156,7 @@ impl PodWork {
         Ok(work)
     }
 
-    /// Look, do, tell; returns how long to pause.
+    /// Observes the containers, does what is due and reports the status. Returns the pause until the next round.
     async fn round(&mut self) -> Duration {
         let mut ended = false;
         for container in self.init_containers.iter_mut().chain(&mut self.containers) {
@@ -168,25 +168,25 @@ impl PodWork {
         } else if !ended && self.publisher.may_go_on() {
             self.advance().await;
         }
-        let told = self.tell().await;
+        let reported = self.report().await;
         let running = self.is_running();
-        if told && self.is_over() && !self.finished && !running {
+        if reported && self.is_over() && !self.finished && !running {
             info!("pod {} is over: {:?}", self.pod.name_any(), self.view().phase());
             self.finished = true;
             self.release();
         }
-        if told && !running && self.is_deleted() {
+        if reported && !running && self.is_deleted() {
             self.remove().await;
             return ANSWER_TIME;
         }
         match (ended, self.finished && !running) {
-            (true, _) if told => Duration::ZERO,
-            (_, true) if told => Duration::from_mins(1),
+            (true, _) if reported => Duration::ZERO,
+            (_, true) if reported => Duration::from_mins(1),
             _ => ROUND,
         }
     }
 
-    /// Whether the pod has to be stopped from outside.
+    /// Begins the end of a pod that was deleted, is past its deadline, or has only sidecars left.
     fn notice_an_end(&mut self) {
         if self.ending.is_some() || self.finished {
             return;
@@ -197,7 +197,7 @@ impl PodWork {
         } else if deadline.is_some_and(|deadline| Timestamp::now().duration_since(self.start_time) >= deadline) {
             Ended::DeadlineExceeded
         } else if self.is_running() && self.view().has_done_its_work() {
-            // What still runs is a sidecar, which nobody needs any more.
+            // Only sidecars still run.
             Ended::Done
         } else {
             return;
@@ -206,7 +206,7 @@ impl PodWork {
         if why == Ended::DeadlineExceeded {
             self.node.events.record(&self.pod, None, Happening::deadline_exceeded());
         }
-        self.ending = Some(Ending { why, since: Instant::now(), told: Vec::new() });
+        self.ending = Some(Ending { why, since: Instant::now(), signalled: Vec::new() });
     }
 
     async fn advance(&mut self) {
@@ -240,34 +240,34 @@ impl PodWork {
         }
     }
 
-    /// SIGTERM once, SIGKILL when the grace period is over.
+    /// Sends SIGTERM once, and SIGKILL when the grace period is over.
     fn stop_containers(&mut self) {
         let grace = self.grace();
         let containers = self.init_containers.iter_mut().chain(&mut self.containers);
         let Some(ending) = &mut self.ending else {
-            // Finished according to the API server: whatever still runs is a leftover.
+            // The pod has finished according to the API server, so a container that still runs is a leftover.
             return containers.for_each(|container| {
                 container.signal(Signal::SIGKILL);
             });
         };
         for container in containers {
             let name = container.view().name;
-            let told = ending.told.contains(&name);
+            let signalled = ending.signalled.contains(&name);
             let over = ending.since.elapsed() >= grace;
-            let reached = match (over, told) {
+            let reached = match (over, signalled) {
                 (true, _) => container.signal(Signal::SIGKILL),
                 (false, true) => false,
                 (false, false) => container.signal(Signal::SIGTERM),
             };
-            if reached && !told {
+            if reached && !signalled {
                 let path = Some(container.field_path().to_owned());
                 self.node.events.record(&self.pod, path, Happening::killing(&name));
-                ending.told.push(name);
+                ending.signalled.push(name);
             }
         }
     }
 
-    /// Kill what runs, for a pod that is gone from the API server; `true` when nothing runs any more.
+    /// Kills the containers of a pod that is gone from the API server; `true` when none runs.
     fn kill(&mut self) -> bool {
         for container in self.init_containers.iter_mut().chain(&mut self.containers) {
             container.signal(Signal::SIGKILL);
@@ -276,10 +276,10 @@ impl PodWork {
         !self.is_running()
     }
 
-    /// Publish the status when it has changed; `true` when the API server knows the present one.
-    async fn tell(&mut self) -> bool {
+    /// Publishes the status if it has changed; `true` when the API server has the present one.
+    async fn report(&mut self) -> bool {
         if self.finished && !self.publisher.has_spoken() {
-            // Over before this node came: the API server has the last word.
+            // The pod was over before this node started, so the status in the API server is final.
             return true;
         }
         let present = self.pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
@@ -297,7 +297,7 @@ impl PodWork {
         let api = self.api();
         match time::timeout(ANSWER_TIME, api.delete(&name, &parameters)).await {
             Ok(Ok(_)) => info!("pod {name} removed"),
-            // Gone, or another of the same name: the watch will say so.
+            // The pod is gone, or another one has its name. The watch will report that.
             Ok(Err(kube::Error::Api(answer))) if matches!(answer.code, 404 | 409) => {}
             Ok(Err(error)) => warn!("cannot remove pod {name}: {error}"),
             Err(_) => warn!("cannot remove pod {name}: no answer"),
@@ -331,7 +331,7 @@ impl PodWork {
         images.into_iter().any(|image| images::is_trainer(&self.node.config, image))
     }
 
-    /// How many pods the job has, from what the operator tells each of them.
+    /// How many pods the job has. The operator sets the number in the environment of each.
     fn places(&self) -> usize {
         let variables = self
             .spec()
@@ -389,8 +389,8 @@ impl PodWork {
     }
 }
 
-/// The volumes that a pod does not get here, each with its place in the container. Shared memory is the machine's, and
-/// one of the pod's own serves those that find it by a variable.
+/// The volumes that a pod does not get here, each with its path in the container. A container uses the machine's shared
+/// memory. It finds a volume of the pod's own when one of its variables holds the path.
 fn unmounted(spec: &PodSpec) -> Vec<String> {
     let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
     let missing = containers.flat_map(|container| {

@@ -1,4 +1,4 @@
-//! The Node object: makes the real scheduler give pods to this process, and the real API server ask it for logs.
+//! The Node object: with it the scheduler assigns pods to this process, and the API server requests logs from it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,13 +14,13 @@ use tracing::{info, warn};
 use crate::shared_state::Node;
 
 const FIELD_MANAGER: &str = "twin-node";
-/// The API server gives every new node this taint; it is the node's to take away when it is ready.
+/// The API server gives every new node this taint. The node removes it when it is ready.
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
-/// Register and stay ready until the process ends, whatever the API server does.
+/// Registers the node and keeps it ready until the process ends. Failures are retried.
 pub(crate) async fn run(node: Arc<Node>) {
     let ready_since = Timestamp::now();
     let mut known = None;
@@ -63,7 +63,7 @@ fn object(name: &str) -> Value {
     })
 }
 
-/// More than any machine here has: scheduling is real, resources are not.
+/// The resources are more than any machine here has. Scheduling is real, resources are not.
 fn status(log_port: u16, ready_since: Timestamp, now: Timestamp) -> Value {
     let resources =
         json!({"cpu": "64", "memory": "1Ti", "pods": "250", "nvidia.com/gpu": "8", "ephemeral-storage": "1Ti"});

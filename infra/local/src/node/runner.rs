@@ -1,4 +1,4 @@
-//! The two kinds of container: how the node starts an attempt of each, and how it learns that the attempt has ended.
+//! The two kinds of container: how the node starts an attempt of each, and how it finds out that the attempt has ended.
 
 use std::{
     collections::BTreeMap,

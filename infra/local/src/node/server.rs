@@ -27,7 +27,7 @@ use crate::{
     shared_state::Node,
 };
 
-/// Listen before anything else is done, so that a taken port stops the start.
+/// Listens before anything else happens, so that a taken port stops the start.
 pub(crate) fn listen(node: &Node) -> anyhow::Result<TcpListener> {
     let address = node.config.listen;
     let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
@@ -35,7 +35,7 @@ pub(crate) fn listen(node: &Node) -> anyhow::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Serve until the process ends.
+/// Serves until the process ends.
 pub(crate) async fn run(node: Arc<Node>, listener: TcpListener) -> anyhow::Result<()> {
     let tls = tls(node.config.client_ca.as_deref())?;
     let routes = Router::new()
@@ -67,8 +67,8 @@ async fn container_logs(
     }
 }
 
-/// A certificate of its own making: the API server checks it only when told to. Whoever asks must show one that the
-/// cluster's CA signed, if that CA is known.
+/// The server signs its own certificate, because the API server does not check it unless configured to. Clients need a
+/// certificate of the cluster's CA, if that CA is known.
 fn tls(client_ca: Option<&FilePath>) -> anyhow::Result<ServerConfig> {
     let own = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()])?;
     let certificate = vec![own.cert.der().clone()];

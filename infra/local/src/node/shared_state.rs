@@ -1,4 +1,4 @@
-//! What all pods of the node share.
+//! The state that all pods of the node share.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,7 +20,7 @@ use crate::{
 
 const JOB_ROLE: &str = "training.kubeflow.org/job-role";
 
-/// The node's own state and the pods that the API server has given it.
+/// The state of the node, and the pods that are assigned to it.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) config: Config,
@@ -31,12 +31,12 @@ pub(crate) struct Node {
     admission: Mutex<Admission>,
     ports: Mutex<JobPorts>,
     addresses: Mutex<PodAddresses>,
-    /// The pods as last seen, by uid.
+    /// The pods as the API server last reported them, by uid.
     pods: RwLock<HashMap<String, Arc<Pod>>>,
     stopping: watch::Sender<bool>,
 }
 
-/// A client that can be printed.
+/// A client that implements `Debug`.
 #[derive(Clone)]
 pub(crate) struct ClientHandle(pub(crate) Client);
 
@@ -76,7 +76,7 @@ impl Node {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remember a pod as the API server has it now.
+    /// Stores a pod as the API server has it now.
     pub(crate) fn remember(&self, pod: Arc<Pod>) {
         if let Some(uid) = pod.uid() {
             self.pods.write().unwrap_or_else(PoisonError::into_inner).insert(uid, pod);
@@ -92,7 +92,7 @@ impl Node {
         pods.values().find(|pod| pod.namespace().as_deref() == Some(namespace) && pod.name_any() == name).cloned()
     }
 
-    /// All pods, the oldest first: jobs are let in in this order.
+    /// All pods, the oldest first. Jobs are admitted in this order.
     pub(crate) fn pods_by_age(&self) -> Vec<Arc<Pod>> {
         let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
         let mut pods: Vec<_> = pods.values().cloned().collect();
@@ -100,13 +100,13 @@ impl Node {
         pods
     }
 
-    /// The jobs that have a pod here.
+    /// The uids of the jobs that have a pod on this node.
     pub(crate) fn jobs(&self) -> HashSet<String> {
         let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
         pods.values().filter_map(|pod| job_uid(pod)).collect()
     }
 
-    /// Whether the master pod of a job runs, or has run: its name resolves.
+    /// Whether the master pod of a job runs or has run. In a cluster its name resolves from then on.
     pub(crate) fn master_has_started(&self, job: &str) -> bool {
         let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
         pods.values().any(|pod| {
@@ -120,12 +120,12 @@ impl Node {
         })
     }
 
-    /// Tell everything to leave off, and the containers to run on.
+    /// Ends the tasks of the pods. Their containers keep running.
     pub(crate) fn stop(&self) {
         self.stopping.send_replace(true);
     }
 
-    /// Told when the node stops.
+    /// Changes when the node stops.
     pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.subscribe()
     }
