@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::supervisor::status::Status;
+use crate::control::status::Status;
 
 /// Replaces each process id in the supervisor's namespace by the one in this namespace.
 pub(crate) fn translate(supervisor: Option<i32>, components: &mut [Status]) {

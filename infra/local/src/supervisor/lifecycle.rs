@@ -16,13 +16,13 @@ use tokio::{sync::watch, time::timeout};
 
 use crate::{
     components::component::Component,
+    control::status::{State, Status},
     log_tail::tail,
     paths::Paths,
     spec::{Spec, order::Order},
     supervisor::{
         probe::Probe,
         process::{Launch, Task, Wanted},
-        status::{State, Status},
     },
 };
 

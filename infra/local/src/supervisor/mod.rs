@@ -7,5 +7,4 @@ pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod reaper;
 pub(crate) mod server;
-pub(crate) mod status;
 pub(crate) mod up;

@@ -19,12 +19,10 @@ use tokio::{
 
 use crate::{
     components::component::Component,
+    control::status::{State, Status},
     paths::Paths,
     spec::Spec,
-    supervisor::{
-        probe::Probe,
-        status::{State, Status},
-    },
+    supervisor::probe::Probe,
 };
 
 /// After a run of this length, the next restart is quick again.

@@ -1,6 +1,8 @@
 //! The protocol of the control socket. The client writes one request as a line of JSON, and reads lines of progress and
 //! then one result. Only the owner of the checkout can open the socket.
 
+pub(crate) mod status;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -54,7 +56,7 @@ pub(crate) struct Report {
     pub(crate) ready: bool,
     /// The build of the program that the supervisor runs.
     pub(crate) program: String,
-    pub(crate) components: Vec<crate::supervisor::status::Status>,
+    pub(crate) components: Vec<status::Status>,
     /// The active faults, each with the seconds that it has left. A supervisor of an earlier build sends none.
     #[serde(default)]
     pub(crate) faults: Vec<(Target, Fault, u64)>,
