@@ -1,7 +1,7 @@
 //! Starts the supervisor, detached from this terminal and in its own process namespace. Finds out whether one lives.
 //!
-//! No process of such a namespace outlives the first one. That also holds when the supervisor crashes, and for a trainer
-//! that has left its process group.
+//! No process of such a namespace outlives the first one. That also holds when the supervisor crashes, and for a
+//! trainer that has left its process group.
 
 use std::{
     fs::{self, File, OpenOptions},

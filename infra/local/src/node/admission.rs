@@ -1,23 +1,23 @@
-//! How many trainer pods run at once. A real cluster has a machine for each; here they share one, so the rest wait.
+//! Limits how many trainer pods run at once. They all share this machine, while a real cluster has a machine for each.
 //!
-//! Jobs are let in whole and in order of arrival: two halves of two jobs would wait for their peers for ever.
+//! A job is admitted whole, and jobs are admitted in order of arrival. Two half-admitted jobs would wait for ever.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-/// A job that has asked, with the places it needs.
+/// A job that waits for admission, with the places that it needs.
 #[derive(Debug)]
 struct Request {
     job: String,
     places: usize,
 }
 
-/// The jobs that run and those that wait.
+/// The admitted jobs and the waiting ones.
 #[derive(Debug)]
 pub(crate) struct Admission {
     limit: usize,
-    /// The pods seen of each admitted job, and the places it holds.
+    /// The places that each admitted job holds, and its pods so far.
     admitted: HashMap<String, (usize, HashSet<String>)>,
-    /// The pods seen of each waiting job.
+    /// The waiting jobs, each with its pods so far.
     waiting: VecDeque<(Request, HashSet<String>)>,
 }
 
@@ -28,7 +28,7 @@ impl Admission {
         Self { limit, admitted: HashMap::new(), waiting: VecDeque::new() }
     }
 
-    /// Whether a pod may start. A job of more places than there are runs alone.
+    /// Whether a pod may start. A job that needs more places than there are runs alone.
     pub(crate) fn admit(&mut self, job: &str, places: usize, pod_uid: &str) -> bool {
         if !self.admitted.contains_key(job) {
             self.queue(job, places, pod_uid);
@@ -43,13 +43,13 @@ impl Admission {
         }
     }
 
-    /// Count a pod that is running already, because an earlier node started it.
+    /// Counts a pod that runs already, because an earlier node started it.
     pub(crate) fn adopt(&mut self, job: &str, places: usize, pod_uid: &str) {
         let (_, pods) = self.admitted.entry(job.to_owned()).or_insert((places, HashSet::new()));
         pods.insert(pod_uid.to_owned());
     }
 
-    /// A pod has ended. Its job's places are free when it was the last one.
+    /// Removes a pod that has ended. The last pod of a job frees the job's places.
     pub(crate) fn release(&mut self, job: &str, pod_uid: &str) {
         if let Some((_, pods)) = self.admitted.get_mut(job) {
             pods.remove(pod_uid);
@@ -75,7 +75,7 @@ impl Admission {
         }
     }
 
-    /// Nobody overtakes: a large job at the head would otherwise starve behind small ones.
+    /// No job overtakes another one. A large job at the head would otherwise starve.
     fn let_in(&mut self) {
         while let Some((request, _)) = self.waiting.front() {
             let held: usize = self.admitted.values().map(|(places, _)| places).sum();

@@ -1,5 +1,5 @@
-//! The kubelet's back-off: the first restart at once, then base, twice base ... up to five minutes; forgotten after ten
-//! quiet minutes. Pure: the caller tells the time.
+//! The kubelet's back-off. The first restart is immediate, the next ones wait for the base, twice the base and so on,
+//! up to five minutes. Ten minutes without a failure reset it. Pure: the caller passes the time.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ const FORGOTTEN_AFTER: Duration = Duration::from_mins(10);
 #[derive(Clone, Debug)]
 pub(crate) struct BackOff {
     base: Duration,
-    /// How long the next restart has to wait, and when that was decided.
+    /// The delay of the next restart, and the time of the failure that decided it.
     next: Option<(Duration, Instant)>,
 }
 
@@ -21,7 +21,7 @@ impl BackOff {
         Self { base, next: None }
     }
 
-    /// How long something that failed at `failed_at` waits, counted from then.
+    /// How long something that failed at `failed_at` waits from then on.
     pub(crate) fn delay(&mut self, failed_at: Instant) -> Duration {
         let delay = match self.next {
             Some((delay, decided_at)) if failed_at.duration_since(decided_at + delay) < FORGOTTEN_AFTER => delay,

@@ -1,4 +1,4 @@
-//! The node's configuration: one JSON file written by whoever starts the node, with absolute paths.
+//! The node's configuration: a JSON file with absolute paths, which the supervisor writes.
 
 use std::{
     net::SocketAddr,
@@ -8,24 +8,24 @@ use std::{
 use anyhow::{Context as _, ensure};
 use serde::Deserialize;
 
-/// Everything the node has to be told.
+/// The settings of the node.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
     /// Name of the Node object, and the `spec.nodeName` of the pods to run.
     pub(crate) node_name: String,
-    /// How to reach the API server.
+    /// The kubeconfig file that leads to the API server.
     pub(crate) kubeconfig: PathBuf,
-    /// Where the log server listens; a loopback address.
+    /// The address of the log server, on the loopback interface.
     pub(crate) listen: SocketAddr,
-    /// The CA that signed the API server's client certificate. With it, nobody else is served logs.
+    /// The CA that signed the API server's client certificate. With it, the log server serves nobody else.
     #[serde(default)]
     pub(crate) client_ca: Option<PathBuf>,
-    /// One folder per pod, which lives as long as the pod.
+    /// Has a folder for each pod, which lives as long as the pod.
     pub(crate) pods_dir: PathBuf,
-    /// What stands for `/opt/trainer` in the trainer image.
+    /// Stands for `/opt/trainer` in the trainer image.
     pub(crate) trainer_dir: PathBuf,
-    /// What stands for the trainer image: the `bin` folder of its Python environment.
+    /// Stands for the trainer image: the `bin` folder of its Python environment.
     pub(crate) trainer_bin: PathBuf,
     /// The name of the trainer image.
     pub(crate) trainer_image: String,
@@ -33,13 +33,13 @@ pub(crate) struct Config {
     pub(crate) model_dir: PathBuf,
     /// The program that every container of the image `stub` runs.
     pub(crate) stub_binary: PathBuf,
-    /// The emulator that stands for AWS.
+    /// The URL of the emulator that stands for AWS.
     pub(crate) aws_endpoint_url: String,
-    /// The region of everything in it.
+    /// The AWS region in the emulator.
     pub(crate) aws_region: String,
     /// The role whose session the containers get, as EKS Pod Identity would give it.
     pub(crate) trainer_role_arn: String,
-    /// How many pods of the trainer image run at once; the rest wait as `ContainerCreating`.
+    /// How many pods of the trainer image run at once. The others wait in `ContainerCreating`.
     pub(crate) running_trainers_limit: usize,
     /// The first delay of the restart back-off and of the pull back-off.
     pub(crate) back_off_base_seconds: u64,

@@ -1,4 +1,4 @@
-//! The AWS identity of the containers: a session of the trainer's role, which in a cluster EKS Pod Identity hands out.
+//! The AWS identity of the containers: a session of the trainer's role. In a cluster, EKS Pod Identity provides it.
 
 use std::{
     fmt,
@@ -14,12 +14,12 @@ use crate::config::Config;
 
 /// The emulator's root key, which is no secret.
 const ROOT_KEY: &str = "test";
-/// A session serves new containers for so long.
+/// How long new containers share a session.
 const SHARED_FOR: Duration = Duration::from_mins(1);
-/// As long as AWS allows, because nobody renews the keys of a container that runs, as Pod Identity would.
+/// The longest duration that AWS allows. Pod Identity would renew the keys of a running container; the node does not.
 const SESSION_SECONDS: i32 = 12 * 3600;
 
-/// Temporary keys.
+/// Temporary AWS keys.
 #[derive(Clone)]
 pub(crate) struct Session {
     pub(crate) access_key_id: String,
@@ -27,7 +27,7 @@ pub(crate) struct Session {
     pub(crate) token: String,
 }
 
-/// Assumes the role, at most once a minute.
+/// Assumes the trainer's role at most once a minute.
 #[derive(Debug)]
 pub(crate) struct SessionSource {
     client: aws_sdk_sts::Client,
@@ -70,7 +70,7 @@ impl SessionSource {
         }
     }
 
-    /// A session for a container that starts now.
+    /// Returns a session for a container that starts now.
     pub(crate) async fn session(&self) -> anyhow::Result<Session> {
         let mut newest = self.newest.lock().await;
         if let Some((session, taken_at)) = newest.as_ref()

@@ -1,7 +1,8 @@
-//! What a container's program gets to see: environment and command line. Everything is as the manifest says but for the
-//! changes made here, which stand for what a cluster gives a container: an image, a network, a file for the termination
-//! message, volumes, an AWS identity. Nothing is mounted, so a path of the last two is found where a variable names it.
-//! Pure.
+//! The environment and the command line of a container's program. Pure.
+//!
+//! Both are what the manifest says, with changes that stand for what a cluster gives a container: an image, a network,
+//! a file for the termination message, volumes, an AWS identity. Nothing is mounted. A program finds the termination
+//! message and the volumes only through variables that hold their paths, which are replaced by paths of this machine.
 
 use std::{
     collections::BTreeMap,
@@ -18,12 +19,12 @@ use crate::{
     references::References,
 };
 
-/// The search path that images have unless they say otherwise.
+/// The default search path of images.
 const IMAGE_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Where the trainer image keeps its scripts; read from the checkout here.
+/// The folder of the trainer image's scripts. Here they are those of the checkout.
 const TRAINER_FOLDER: &str = "/opt/trainer/";
 
-/// Where containers leave their last words unless they say otherwise.
+/// The default path of the termination message.
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// What the node adds for one attempt of a container.
@@ -32,9 +33,9 @@ pub(crate) struct Additions<'a> {
     pub(crate) image: Image,
     /// The job's rendezvous port on this machine, for pods that belong to a job.
     pub(crate) job_port: Option<u16>,
-    /// The file that is `terminationMessagePath` in a cluster.
+    /// The file that stands for `terminationMessagePath`.
     pub(crate) termination: &'a Path,
-    /// The folder with the pod's own volumes, by name.
+    /// The folder of the pod's own volumes, which are named as in the manifest.
     pub(crate) volumes: &'a Path,
     /// The working directory.
     pub(crate) home: &'a Path,
@@ -42,14 +43,14 @@ pub(crate) struct Additions<'a> {
     pub(crate) references: &'a References,
 }
 
-/// The environment of a container; the error says which variable cannot be made.
+/// Builds the environment of a container. The error names the variable that cannot be set.
 pub(crate) fn environment(
     pod: &Pod,
     container: &Container,
     additions: &Additions<'_>,
 ) -> Result<BTreeMap<String, String>, String> {
     let mut environment = BTreeMap::from([
-        // What container runtimes set by themselves.
+        // Container runtimes set these by themselves.
         ("PATH".to_owned(), IMAGE_PATH.to_owned()),
         ("HOSTNAME".to_owned(), pod.metadata.name.clone().unwrap_or_default()),
         ("HOME".to_owned(), additions.home.display().to_string()),
@@ -89,7 +90,7 @@ pub(crate) fn environment(
     Ok(environment)
 }
 
-/// The program and its arguments; the error is what a container runtime says when it cannot start them.
+/// Builds the command line of a container. The error is that of a container runtime that cannot start the program.
 pub(crate) fn command(
     container: &Container,
     environment: &BTreeMap<String, String>,
@@ -114,7 +115,7 @@ pub(crate) fn command(
     Ok([program.display().to_string()].into_iter().chain(words).collect())
 }
 
-/// The variables that name the job's master, which is another host in a cluster and another process here.
+/// The value of a variable that names the job's master, which is another process of this machine.
 fn network_value(name: &str, job_port: Option<u16>) -> Option<String> {
     let port = job_port?;
     match name {
@@ -125,7 +126,7 @@ fn network_value(name: &str, job_port: Option<u16>) -> Option<String> {
     }
 }
 
-/// Where a path lies on this machine that only the container has: its termination message, a volume of the pod's own.
+/// The path on this machine of the container's termination message or of one of the pod's own volumes.
 fn path_value(pod: &Pod, container: &Container, value: &str, additions: &Additions<'_>) -> Option<String> {
     let termination = container.termination_message_path.as_deref().unwrap_or(TERMINATION_LOG);
     if value == termination {
@@ -135,7 +136,7 @@ fn path_value(pod: &Pod, container: &Container, value: &str, additions: &Additio
     Some(additions.volumes.join(name).display().to_string())
 }
 
-/// The volumes that the pod itself brings, by name, and where the container has them. Shared memory is the machine's.
+/// The pod's own volumes (`emptyDir`), each with its path in the container. Shared memory is the machine's.
 pub(crate) fn own_volumes<'a>(spec: &'a PodSpec, container: &'a Container) -> Vec<(&'a str, &'a str)> {
     let is_own =
         |name: &str| spec.volumes.iter().flatten().any(|volume| volume.name == name && volume.empty_dir.is_some());
@@ -152,7 +153,7 @@ fn values_of(source: &EnvFromSource, references: &References) -> Result<BTreeMap
     }
 }
 
-/// Nothing for a variable that comes from something optional that is not there.
+/// The value of a variable; `None` when it comes from an optional object that does not exist.
 fn value_of(
     pod: &Pod,
     variable: &EnvVar,

@@ -1,7 +1,7 @@
-//! What the node does to pods, told as the kubelet's events, in its words: what `kubectl describe` shows.
+//! The events of pods in the kubelet's words, which `kubectl describe` shows.
 //!
-//! As there, an event that is said again is counted, not repeated, a pod can say 25 things and then one in five minutes,
-//! and events are lost rather than waited for.
+//! As in the kubelet, a repeated event raises a count, a pod can have 25 events at once and then one in five minutes,
+//! and the node loses events rather than waits for the API server.
 
 use std::{
     collections::HashMap,
@@ -24,11 +24,11 @@ use tracing::warn;
 const COMPONENT: &str = "kubelet";
 /// How many events may wait for the API server.
 const QUEUE: usize = 1000;
-/// How long the API server has to answer, and how often and when it is asked again.
+/// How long the API server may take to answer, how often an event is tried, and the pause between two tries.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 const TRIES: u32 = 60;
 const RETRY: Duration = Duration::from_secs(2);
-/// How much a pod may say at once, and how soon it may say one thing more.
+/// How many events a pod may have at once, and how soon it may have one more.
 const BURST: u32 = 25;
 const REFILL: Duration = Duration::from_mins(5);
 /// The API server forgets an event after this time.
@@ -48,21 +48,21 @@ enum Kind {
     Warning,
 }
 
-/// Takes events and sends them by and by.
+/// Queues events for the API server.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorder {
     node_name: String,
     queue: mpsc::Sender<Event>,
 }
 
-/// What has been said, by the pod's uid.
+/// The events of each pod, by its uid.
 #[derive(Debug, Default)]
 struct Correlator(HashMap<String, Said>);
 
-/// What has been said of one pod.
+/// The events of one pod.
 #[derive(Debug)]
 struct Said {
-    /// How much more may be said now, and since when that is counted.
+    /// How many more events the pod may have now, and the time of the last increase.
     allowance: u32,
     counted_from: Instant,
     newest: Instant,
@@ -81,7 +81,7 @@ impl Happening {
         Self { reason, kind: Kind::Warning, message }
     }
 
-    /// The images that the node knows are always there.
+    /// The images that the node knows are always present.
     pub(crate) fn image_is_present(image: &str) -> Self {
         Self::normal("Pulled", format!("Container image \"{image}\" already present on machine"))
     }
@@ -125,7 +125,7 @@ impl Happening {
         Self::normal("DeadlineExceeded", message.to_owned())
     }
 
-    /// The event of this on a pod, or on the container that a path of the pod's manifest leads to.
+    /// The event as an object, about a pod or about the container at a path of the pod's manifest.
     fn event(self, pod: &Pod, field_path: Option<String>, node_name: &str, now: Timestamp) -> Event {
         let metadata = &pod.metadata;
         let name = metadata.name.as_deref().unwrap_or_default();
@@ -172,14 +172,14 @@ impl Kind {
 // === impl Recorder ===
 
 impl Recorder {
-    /// Start sending.
+    /// Starts the task that sends the events.
     pub(crate) fn start(node_name: &str, client: Client) -> Self {
         let (queue, events) = mpsc::channel(QUEUE);
         tokio::spawn(send(client, events));
         Self { node_name: node_name.to_owned(), queue }
     }
 
-    /// Tell what happened, if there is room for it.
+    /// Queues an event, if the queue has room.
     pub(crate) fn record(&self, pod: &Pod, field_path: Option<String>, happening: Happening) {
         let event = happening.event(pod, field_path, &self.node_name, Timestamp::now());
         if self.queue.try_send(event).is_err() {
@@ -191,7 +191,7 @@ impl Recorder {
 // === impl Correlator ===
 
 impl Correlator {
-    /// The event to write: a new one, or one that is known with a higher count; nothing when the pod has said enough.
+    /// The event to write: a new one, or a known one with a higher count. `None` when the pod has had too many.
     fn correlate(&mut self, event: Event, now: Instant) -> Option<Event> {
         self.0.retain(|_, said| now.duration_since(said.newest) < KEPT);
         let uid = event.involved_object.uid.clone().unwrap_or_default();
@@ -239,7 +239,7 @@ async fn send(client: Client, mut events: mpsc::Receiver<Event>) {
         let Some(event) = correlator.correlate(event, Instant::now()) else { continue };
         for attempt in 1..=TRIES {
             match time::timeout(ANSWER_TIME, write(&client, &event)).await {
-                // Refused for good; most likely the namespace is being removed.
+                // A refusal is final. Most likely the namespace is being removed.
                 Ok(Ok(()) | Err(kube::Error::Api(_))) => break,
                 Ok(Err(_)) | Err(_) if attempt == TRIES => warn!("an event is lost: the API server does not answer"),
                 Ok(Err(_)) | Err(_) => time::sleep(RETRY).await,
@@ -248,14 +248,14 @@ async fn send(client: Client, mut events: mpsc::Receiver<Event>) {
     }
 }
 
-/// Make the event, or raise the count of the one that is there. An answer that was lost does no harm.
+/// Creates the event, or raises its count. The request can be repeated when its answer was lost.
 async fn write(client: &Client, event: &Event) -> Result<(), kube::Error> {
     let api: Api<Event> = Api::namespaced(client.clone(), event.metadata.namespace.as_deref().unwrap_or_default());
     if event.count > Some(1) {
         let name = event.metadata.name.as_deref().unwrap_or_default();
         let again = json!({"count": event.count, "lastTimestamp": event.last_timestamp});
         match api.patch(name, &PatchParams::default(), &Patch::Merge(again)).await {
-            // Forgotten, or never written.
+            // The API server has forgotten the event, or has never had it.
             Err(kube::Error::Api(answer)) if answer.code == 404 => {}
             other => return other.map(|_| ()),
         }

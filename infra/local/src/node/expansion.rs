@@ -1,7 +1,7 @@
-//! `$(VAR)` in commands, arguments and environment values, as the kubelet expands it. Not a shell: `$VAR` and `${VAR}`
-//! mean nothing.
+//! The expansion of `$(VAR)` in commands, arguments and environment values, as the kubelet does it. `$VAR` and `${VAR}`
+//! mean nothing, as there is no shell.
 
-/// Replace each `$(NAME)` that `value_of` knows; `$$` is a plain `$`, and what is unknown or unfinished stays as written.
+/// Replaces each `$(NAME)` that `value_of` knows, and `$$` by `$`. An unknown or unfinished reference stays as it is.
 pub(crate) fn expand(text: &str, value_of: impl Fn(&str) -> Option<String>) -> String {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,5 +1,5 @@
-//! Which images this node can run. There is no registry: the trainer's Python environment and the stub program stand
-//! for their images, and every other pull fails as it would for an image that does not exist.
+//! The images that this node can run. There is no registry: the trainer's Python environment and the stub program stand
+//! for their images. Every other pull fails as it would for an image that does not exist.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ pub(crate) enum Image {
     Stub,
 }
 
-/// Look an image up; the error is the text that a failed pull shows.
+/// Finds an image. The error is the text of a failed pull.
 pub(crate) fn pull(config: &Config, image: &str) -> Result<Image, String> {
     match identify(&config.trainer_image, image) {
         Some(Image::Trainer) if !is_executable(&config.trainer_bin.join("torchrun")) => Err(format!(
@@ -48,7 +48,7 @@ fn identify(trainer_image: &str, image: &str) -> Option<Image> {
     }
 }
 
-/// The image's name without digest and tag; a colon before a slash belongs to a registry's port.
+/// The image's name without digest and tag. A colon before a slash belongs to the port of a registry.
 fn repository(image: &str) -> &str {
     let name = image.split_once('@').map_or(image, |(name, _)| name);
     match name.rsplit_once(':') {
@@ -57,7 +57,7 @@ fn repository(image: &str) -> &str {
     }
 }
 
-/// Whether a file is there and may be executed.
+/// Whether a file exists and may be executed.
 pub(crate) fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
     path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)

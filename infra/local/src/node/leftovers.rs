@@ -1,5 +1,6 @@
-//! What an earlier node left behind. Containers outlive the node, as they outlive a kubelet: those whose pods are still
-//! wanted are taken over where they are (pod.rs), the rest is ended here. So is everything when the node is told to stop.
+//! Ends containers without their pods: those that an earlier node has left although their pods are gone, and all of
+//! them when the node stops. Containers outlive the node, as they outlive a kubelet. `pod` adopts those whose pods
+//! still exist.
 
 use std::{
     collections::HashSet,
@@ -14,11 +15,11 @@ use tracing::{info, warn};
 
 use crate::attempt::{self, AttemptFolder, Observation};
 
-/// How long a killed process may take to be gone.
+/// How long a killed process may take to end.
 const KILL_TIME: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(20);
 
-/// End the containers of pods that are not on this node any more, and remove their folders.
+/// Ends the containers of pods that are not on this node any more, and removes their folders.
 pub(crate) fn remove_strangers(pods_dir: &Path, wanted: &HashSet<String>) {
     for folder in pod_folders(pods_dir) {
         let uid = folder.file_name().and_then(|name| name.to_str()?.rsplit('_').next()).unwrap_or_default();
@@ -33,7 +34,7 @@ pub(crate) fn remove_strangers(pods_dir: &Path, wanted: &HashSet<String>) {
     }
 }
 
-/// End every container: SIGTERM, and SIGKILL for those that are left after the grace period.
+/// Ends every container with SIGTERM, and with SIGKILL after the grace period.
 pub(crate) fn end_everything(pods_dir: &Path, grace: Duration) {
     let running: Vec<AttemptFolder> = pod_folders(pods_dir).iter().flat_map(|folder| running(folder)).collect();
     info!("ending {} containers", running.len());
@@ -44,7 +45,7 @@ fn end(attempts: &[AttemptFolder], grace: Duration) {
     let is_running = |attempt: &&AttemptFolder| matches!(attempt.observe(), Observation::Running);
     let wait_until = |deadline: Instant| {
         while attempts.iter().any(|attempt| is_running(&attempt)) && Instant::now() < deadline {
-            thread::sleep(LOOK);
+            thread::sleep(POLL);
         }
     };
     if !grace.is_zero() {
@@ -59,7 +60,7 @@ fn end(attempts: &[AttemptFolder], grace: Duration) {
     wait_until(Instant::now() + KILL_TIME);
 }
 
-/// The newest attempts of a pod's containers, as far as they run.
+/// The running attempts of a pod's containers.
 fn running(pod_folder: &Path) -> Vec<AttemptFolder> {
     let newest = |container: PathBuf| {
         let attempt = *attempt::attempts(&container).ok()?.last()?;

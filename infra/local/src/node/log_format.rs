@@ -1,5 +1,5 @@
-//! The log files' format, that of container runtimes: `<time> <stream> <F|P> <text>`, F for a whole line and P for a
-//! part of a longer one. Pure.
+//! The format of the log files, which is that of container runtimes: `<time> <stream> <F|P> <text>`. F marks a whole
+//! line or the last part of one, and P another part of a line. Pure.
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -14,7 +14,7 @@ pub(crate) struct Entry<'a> {
 // === impl Entry ===
 
 impl<'a> Entry<'a> {
-    /// Read one entry, without its line end. `None` for the rest of an entry whose head is missing.
+    /// Parses an entry without its line end. `None` for the rest of an entry whose head is missing.
     pub(crate) fn parse(line: &'a [u8]) -> Option<Self> {
         let mut fields = line.splitn(4, |byte| *byte == b' ');
         let time = std::str::from_utf8(fields.next()?).ok()?;
@@ -29,7 +29,7 @@ impl<'a> Entry<'a> {
         self.time.parse().ok()
     }
 
-    /// What the container wrote, and with it the time where asked for.
+    /// Appends what the container wrote, and before it the time if asked for.
     pub(crate) fn write(&self, with_time: bool, output: &mut Vec<u8>) {
         if with_time {
             output.extend_from_slice(self.time.as_bytes());

@@ -1,5 +1,4 @@
-//! Which log the API server asks for, and which lines of it: `kubectl logs` and its options, answered as the kubelet
-//! does.
+//! The log of a container for the API server: `kubectl logs` and its options, answered as the kubelet does.
 
 use std::{
     fs::File,
@@ -21,8 +20,8 @@ use crate::{
     log_format::Entry,
 };
 
-/// How often a followed log is looked at.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often a followed log is read.
+const POLL: Duration = Duration::from_millis(200);
 
 /// The options of a request.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -37,7 +36,7 @@ pub(crate) struct Options {
     pub(crate) limit_bytes: Option<usize>,
 }
 
-/// A log that is read to its end, and on while its container runs.
+/// Reads a log, and keeps reading while its container runs if it is followed.
 #[derive(Debug)]
 struct Reader {
     folder: AttemptFolder,
@@ -50,7 +49,7 @@ struct Reader {
     limit: usize,
 }
 
-/// The attempt whose log is asked for; the error is the text of a 400.
+/// The attempt whose log is requested. The error is the text of a 400.
 pub(crate) fn attempt_of(pod: &Pod, container: &str, previous: bool) -> Result<u32, String> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let status = container_status(pod, container)
@@ -83,7 +82,7 @@ fn container_status<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerSt
     statuses.into_iter().find(|status| status.name == container)
 }
 
-/// What the container wrote, as it was asked for; with `follow` until that attempt has ended.
+/// Streams what the container wrote; with `follow`, until that attempt has ended.
 pub(crate) fn stream(
     folder: AttemptFolder,
     options: &Options,
@@ -102,7 +101,7 @@ pub(crate) fn stream(
     stream::unfold(Some(reader), |reader| async {
         let mut reader = reader?;
         loop {
-            // Before reading: what is written before the end is noticed must still be read.
+            // This comes before reading, so that everything up to the end is read.
             let ended = !reader.follow || !matches!(reader.folder.observe(), Observation::Running);
             match reader.read() {
                 Err(error) => return Some((Err(error), None)),
@@ -116,7 +115,7 @@ pub(crate) fn stream(
                     }
                 }
             }
-            time::sleep(LOOK).await;
+            time::sleep(POLL).await;
         }
     })
 }
@@ -124,7 +123,7 @@ pub(crate) fn stream(
 // === impl Reader ===
 
 impl Reader {
-    /// Everything that is new.
+    /// Reads everything that is new.
     fn read(&mut self) -> io::Result<Vec<u8>> {
         let bytes = read_from(&self.folder.log(), self.offset)?;
         // The last entry may be half written.
@@ -151,7 +150,7 @@ fn read_from(log: &Path, offset: u64) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The entries of a log that are asked for, as text.
+/// The requested entries of a log as text.
 fn select(log: &[u8], since: Option<Timestamp>, tail_lines: Option<usize>, timestamps: bool) -> Vec<u8> {
     let entries: Vec<Entry<'_>> = log
         .split(|byte| *byte == b'\n')

@@ -1,6 +1,6 @@
 //! The twin's node: runs the pods that the scheduler assigns to it as processes of this machine, by the kubelet's
-//! rules, and serves their logs. It stands for the machines of a cluster. The API server, the scheduler and the operator
-//! are the real ones.
+//! rules, and serves their logs. It stands for the machines of a cluster. The API server, the scheduler and the
+//! operator are the real ones.
 //!
 //! ```text
 //! API server ── its pods ──> assignments ──> pod (a task each) ──> container ──> runner ──> shim ──> program

@@ -165,7 +165,7 @@ impl PodWork {
         self.notice_an_end();
         if self.ending.is_some() || self.finished {
             self.stop_containers();
-        } else if !ended && self.publisher.may_go_on() {
+        } else if !ended && self.publisher.may_advance() {
             self.advance().await;
         }
         let reported = self.report().await;
@@ -278,7 +278,7 @@ impl PodWork {
 
     /// Publishes the status if it has changed; `true` when the API server has the present one.
     async fn report(&mut self) -> bool {
-        if self.finished && !self.publisher.has_spoken() {
+        if self.finished && !self.publisher.has_published() {
             // The pod was over before this node started, so the status in the API server is final.
             return true;
         }

@@ -1,6 +1,7 @@
-//! What stands for the cluster's network: one free local port per job for its rendezvous, and made-up pod addresses.
+//! The substitute for the cluster's network: a free port of this machine for the rendezvous of each job, and invented
+//! addresses for pods.
 //!
-//! A job's port is written down, so that every pod of the job finds the same one, also after the node's restart.
+//! The ports are stored, so that all pods of a job get the same one, also after a restart of the node.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,7 +14,7 @@ use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpSocket;
 
-/// The ports to choose from lie below those which the kernel gives to outgoing connections.
+/// The ports lie below those that the kernel gives to outgoing connections.
 const LOWEST_PORT: u16 = 20_000;
 const PORTS: u16 = 12_000;
 
@@ -24,14 +25,14 @@ pub(crate) struct JobPorts {
     ports: HashMap<String, u16>,
 }
 
-/// The addresses of the pods, by the pod's uid. They only have to differ: no packet is ever sent to one.
+/// The addresses of the pods, by their uids. They only have to differ, because no packet is ever sent to one.
 #[derive(Debug, Default)]
 pub(crate) struct PodAddresses(HashMap<String, Ipv4Addr>);
 
 // === impl JobPorts ===
 
 impl JobPorts {
-    /// Read the ports given so far.
+    /// Reads the stored ports.
     pub(crate) fn open(file: PathBuf) -> anyhow::Result<Self> {
         let ports = match fs::read(&file) {
             Ok(text) => serde_json::from_slice(&text).with_context(|| format!("{} is not valid", file.display()))?,
@@ -41,13 +42,13 @@ impl JobPorts {
         Ok(Self { file, ports })
     }
 
-    /// The port of a job, chosen when it is asked for the first time.
+    /// The port of a job. The first call chooses it.
     pub(crate) fn of_job(&mut self, job_uid: &str) -> anyhow::Result<u16> {
         if let Some(port) = self.ports.get(job_uid) {
             return Ok(*port);
         }
         let taken: HashSet<u16> = self.ports.values().copied().collect();
-        // Starting from the job's own hash keeps two twins on one machine from asking for the same port.
+        // The search starts at the job's hash, so that two twins on one machine seldom try the same port.
         let [high, low] = hash(job_uid);
         let first = u16::from_be_bytes([high, low]) % PORTS;
         let port = (0..PORTS)
@@ -59,7 +60,7 @@ impl JobPorts {
         Ok(port)
     }
 
-    /// Forget the jobs that have no pod any more.
+    /// Forgets the jobs that have no pod any more.
     pub(crate) fn keep_only(&mut self, job_uids: &HashSet<String>) -> anyhow::Result<()> {
         self.ports.retain(|job_uid, _| job_uids.contains(job_uid));
         self.write()
@@ -86,7 +87,7 @@ impl PodAddresses {
         let first = u16::from_be_bytes(hash(pod_uid));
         let address = (0..=u16::MAX)
             .map(|offset| first.wrapping_add(offset).to_be_bytes())
-            // Never a network's own or its broadcast address.
+            // The address of a network and its broadcast address are no pod's.
             .filter(|[_, host]| !matches!(host, 0 | 255))
             .map(|[network, host]| Ipv4Addr::new(10, 244, network, host))
             .find(|address| !taken.contains(address))
@@ -105,7 +106,7 @@ fn hash(text: &str) -> [u8; 2] {
     [digest[0], digest[1]]
 }
 
-/// Whether nobody has the port on any address: the rendezvous store listens on all of them.
+/// Whether the port is free on all addresses, because the rendezvous store listens on all of them.
 fn is_free(port: u16) -> bool {
     TcpSocket::new_v4().is_ok_and(|socket| socket.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).is_ok())
 }

@@ -1,5 +1,5 @@
-//! Starting a container's program: under its shim, as the first process of a process-id namespace of its own, so that
-//! its end takes with it every process that it has started, also those in sessions of their own.
+//! Starts a container's program under a shim, as the first process of its own process-id namespace. With the program,
+//! the kernel ends every process that it has started, also those in other sessions.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use tracing::warn;
 
 use crate::{attempt::AttemptFolder, images::is_executable};
 
-/// How this machine puts a program into a namespace of its own.
+/// How this machine puts a program into its own namespace.
 #[derive(Debug)]
 pub(crate) struct Isolation {
     /// Runs the shim, whose children get the namespace.
@@ -37,7 +37,7 @@ pub(crate) struct Program<'a> {
 // === impl Isolation ===
 
 impl Isolation {
-    /// Find out how this machine makes namespaces: as root at once, else inside a user namespace.
+    /// Finds out how this machine makes namespaces: directly, or for other users than root inside a user namespace.
     pub(crate) async fn find() -> anyhow::Result<Self> {
         let unshare = find_tool("unshare")?;
         let setpriv = find_tool("setpriv")?;
@@ -64,7 +64,7 @@ fn find_tool(name: &str) -> anyhow::Result<String> {
     Ok(found.to_str().with_context(|| format!("the path of `{name}` is not text"))?.to_owned())
 }
 
-/// Start the shim of an attempt and return its process id. It is not waited for: its folder tells what becomes of it.
+/// Starts the shim of an attempt and returns its process id. The attempt's folder shows how it ends.
 pub(crate) fn spawn(isolation: &Isolation, folder: &AttemptFolder, program: &Program<'_>) -> anyhow::Result<u32> {
     let (first, options) = isolation.outer.split_first().context("no command")?;
     let mut shim = Command::new(first)
@@ -84,7 +84,7 @@ pub(crate) fn spawn(isolation: &Isolation, folder: &AttemptFolder, program: &Pro
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        // A group of its own keeps the terminal's Ctrl-C away from it.
+        // The shim gets its own group, so that a Ctrl-C in the terminal does not reach it.
         .process_group(0)
         .spawn()
         .context("cannot start the container's process")?;
@@ -97,13 +97,13 @@ pub(crate) fn spawn(isolation: &Isolation, folder: &AttemptFolder, program: &Pro
     Ok(id)
 }
 
-/// When the attempt in a folder was started, as well as can be told.
+/// When the attempt in a folder was started, as far as the folder shows it.
 pub(crate) fn started_at(folder: &AttemptFolder) -> Timestamp {
     let made = folder.termination().metadata().and_then(|file| file.created());
     made.ok().and_then(|time| Timestamp::try_from(time).ok()).unwrap_or_else(Timestamp::now)
 }
 
-/// Where everything of a pod is kept.
+/// The folder of a pod.
 pub(crate) fn pod_folder(pods_dir: &Path, namespace: &str, name: &str, uid: &str) -> PathBuf {
     pods_dir.join(format!("{namespace}_{name}_{uid}"))
 }

@@ -1,4 +1,4 @@
-//! Tells the API server a pod's status until it has heard, however long it is away.
+//! Publishes a pod's status to the API server, and retries until the API server has it.
 
 use std::time::{Duration, Instant};
 
@@ -11,20 +11,20 @@ use serde_json::{Value, json};
 use tokio::time;
 use tracing::warn;
 
-/// How long the API server has to answer.
+/// How long the API server may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
-/// The pause after the first failure; it doubles a few times.
+/// The pause after the first failure. The next failures double it a few times.
 const FIRST_PAUSE: Duration = Duration::from_millis(400);
 const DOUBLINGS: u32 = 2;
-/// A container's end must be seen before its restart hides it, unless the API server is away for longer.
-const UNSEEN_END: Duration = Duration::from_secs(5);
+/// The end of a container is published before its restart hides it, unless the API server is away for longer than this.
+const UNPUBLISHED_END: Duration = Duration::from_secs(5);
 
-/// What the API server knows of one pod.
+/// What the API server has of one pod.
 #[derive(Debug)]
 pub(crate) struct Publisher {
-    /// What it has heard last.
-    heard: Option<PodStatus>,
-    unheard_since: Option<Instant>,
+    /// The last status that the API server has accepted.
+    published: Option<PodStatus>,
+    unpublished_since: Option<Instant>,
     try_after: Instant,
     failures: u32,
 }
@@ -33,32 +33,32 @@ pub(crate) struct Publisher {
 
 impl Publisher {
     pub(crate) fn new() -> Self {
-        Self { heard: None, unheard_since: None, try_after: Instant::now(), failures: 0 }
+        Self { published: None, unpublished_since: None, try_after: Instant::now(), failures: 0 }
     }
 
-    /// Whether the containers' present states need not be held still to be seen.
-    pub(crate) fn may_go_on(&self) -> bool {
-        self.unheard_since.is_none_or(|since| since.elapsed() >= UNSEEN_END)
+    /// Whether the containers may change state: the present state is published, or was unpublished for too long.
+    pub(crate) fn may_advance(&self) -> bool {
+        self.unpublished_since.is_none_or(|since| since.elapsed() >= UNPUBLISHED_END)
     }
 
-    /// Whether the API server has heard anything from this node.
-    pub(crate) fn has_spoken(&self) -> bool {
-        self.heard.is_some()
+    /// Whether this node has published a status of the pod.
+    pub(crate) fn has_published(&self) -> bool {
+        self.published.is_some()
     }
 
-    /// The conditions that the API server has, as far as is known.
+    /// The conditions that the API server has, as far as this node knows.
     pub(crate) fn conditions(&self, present: &[PodCondition]) -> Vec<PodCondition> {
-        let own = self.heard.as_ref().and_then(|status| status.conditions.as_deref());
+        let own = self.published.as_ref().and_then(|status| status.conditions.as_deref());
         own.unwrap_or(present).to_vec()
     }
 
-    /// Publish a status when it is not the one known; `true` when the API server knows it.
+    /// Publishes a status that has changed; `true` when the API server has it.
     pub(crate) async fn publish(&mut self, api: &Api<Pod>, name: &str, uid: &str, status: PodStatus) -> bool {
-        if self.heard.as_ref() == Some(&status) {
-            self.unheard_since = None;
+        if self.published.as_ref() == Some(&status) {
+            self.unpublished_since = None;
             return true;
         }
-        self.unheard_since.get_or_insert_with(Instant::now);
+        self.unpublished_since.get_or_insert_with(Instant::now);
         if Instant::now() < self.try_after {
             return false;
         }
@@ -66,12 +66,12 @@ impl Publisher {
         let answer = time::timeout(ANSWER_TIME, api.patch_status(name, &PatchParams::default(), &patch)).await;
         let problem = match answer {
             Ok(Ok(_)) => {
-                self.heard = Some(status);
-                self.unheard_since = None;
+                self.published = Some(status);
+                self.unpublished_since = None;
                 self.failures = 0;
                 return true;
             }
-            // Gone, or another of the same name: the watch will say so.
+            // The pod is gone, or another one has its name. The watch will report that.
             Ok(Err(kube::Error::Api(answer))) if matches!(answer.code, 404 | 409) => None,
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some("no answer".to_owned()),
@@ -85,8 +85,8 @@ impl Publisher {
     }
 }
 
-/// The uid keeps the status from a later pod of the same name. A strategic merge leaves the scheduler's condition alone,
-/// and a field is only removed when it is named.
+/// The patch carries the uid, so that a later pod of the same name does not get the status. A strategic merge keeps the
+/// scheduler's condition, and removes a field only if the patch sets it to null.
 fn patch(uid: &str, status: &PodStatus) -> Value {
     let mut status = json!(status);
     for condition in status["conditions"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {

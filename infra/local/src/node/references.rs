@@ -1,5 +1,5 @@
-//! The Secrets and `ConfigMap`s that a container takes its environment from, read when it starts, as the kubelet does.
-//! Their values go into the container's environment and nowhere else: nothing here can be printed.
+//! The Secrets and `ConfigMap`s of a container's environment. They are read when the container starts, as the kubelet
+//! does. Their values go only into the container's environment, so no type here implements `Debug`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,10 +12,10 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time;
 
-/// How long the API server has to answer.
+/// How long the API server may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
-/// What was found, by name; `None` for an object that is not there.
+/// The objects by name; `None` for one that does not exist.
 #[derive(Default)]
 pub(crate) struct References {
     namespace: String,
@@ -26,7 +26,7 @@ pub(crate) struct References {
 // === impl References ===
 
 impl References {
-    /// Read what the container names; the error is the text that it shows while it waits.
+    /// Reads the objects that the container names. The error is the message of the waiting container.
     pub(crate) async fn read(client: &Client, namespace: &str, container: &Container) -> Result<Self, String> {
         let (secrets, config_maps) = names(container);
         Ok(Self {
@@ -36,7 +36,7 @@ impl References {
         })
     }
 
-    /// One value of a Secret; nothing where it is optional and not there.
+    /// One value of a Secret; `None` when it is optional and does not exist.
     pub(crate) fn secret_value(&self, name: &str, key: &str, optional: bool) -> Result<Option<String>, String> {
         let Some(secret) = self.secrets.get(name).and_then(Option::as_ref) else {
             return missing(optional, || not_found("secret", name));
@@ -47,7 +47,7 @@ impl References {
         }
     }
 
-    /// One value of a `ConfigMap`; nothing where it is optional and not there.
+    /// One value of a `ConfigMap`; `None` when it is optional and does not exist.
     pub(crate) fn config_map_value(&self, name: &str, key: &str, optional: bool) -> Result<Option<String>, String> {
         let Some(config_map) = self.config_maps.get(name).and_then(Option::as_ref) else {
             return missing(optional, || not_found("configmap", name));
@@ -104,7 +104,7 @@ where
         let object = match time::timeout(ANSWER_TIME, api.get_opt(name)).await {
             Ok(Ok(object)) => object,
             Ok(Err(kube::Error::Api(answer))) => return Err(answer.message.clone()),
-            // Any other error's text may quote what was read.
+            // The text of another error may quote what was read.
             Ok(Err(_)) | Err(_) => return Err(format!("failed to read {kind} \"{name}\" from the API server")),
         };
         found.insert(name.to_owned(), object);
@@ -131,7 +131,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A Secret `token` and a `ConfigMap` `settings`; another of each was looked for and not found.
+    /// A Secret `token` and a `ConfigMap` `settings`. `absent` was not found as either.
     pub(crate) fn references() -> References {
         let secret = json!({"metadata": {"name": "token"}, "data": {"HF_TOKEN": "aGlkZGVu", "BINARY": "/w=="}});
         let config_map = json!({"metadata": {"name": "settings"}, "data": {"LEVEL": "high"}});

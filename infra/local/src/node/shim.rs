@@ -1,10 +1,10 @@
-//! The small process between the node and a container: it starts the program, writes each line of its output with the
-//! time into the attempt's log, and writes down how it ended. It outlives the node, so a container loses neither its
-//! output nor its exit code when the node dies; the next node finds both in the attempt's folder.
+//! The process between the node and a container. It starts the program, writes each line of its output with the time
+//! into the attempt's log, and writes how the program ended. It outlives the node, so the next node finds the output
+//! and the exit code in the attempt's folder.
 //!
-//! The node starts it under `unshare --pid`: its one child is the first process of a new process-id namespace, and when
-//! that ends the kernel ends all others in there. After `unshare` a process cannot have threads, so this has none: both
-//! output streams go through one pipe, which keeps their order.
+//! The node starts it under `unshare --pid`, so its one child is the first process of a new process-id namespace. When
+//! that child ends, the kernel ends all others of the namespace. A process cannot start threads after `unshare`, so the
+//! shim has none. Both output streams go through one pipe, which keeps their order.
 
 use std::{
     fs::{self, OpenOptions},
@@ -20,16 +20,16 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::attempt::{AttemptFolder, Exit};
 
-/// A longer line is cut into parts, as container runtimes do.
+/// A longer line is split into parts, as container runtimes do.
 const LONGEST_PART: u64 = 16 * 1024;
 
-/// What the node tells the shim; the environment it starts it with is the container's.
+/// The arguments from the node. The environment of the shim is the container's.
 #[derive(Args, Debug)]
 pub(crate) struct ShimArguments {
     /// The attempt's folder.
     #[arg(long)]
     folder: PathBuf,
-    /// Where to write the id of the container's first process while it runs.
+    /// The file with the id of the container's first process while that runs.
     #[arg(long)]
     pid_file: PathBuf,
     /// The program and its arguments.
@@ -37,7 +37,7 @@ pub(crate) struct ShimArguments {
     command: Vec<String>,
 }
 
-/// Run one attempt of a container to its end. Nobody hears what goes wrong here, so that becomes the attempt's end.
+/// Runs one attempt of a container to its end. An error becomes the exit of the attempt, because nobody reads it here.
 pub(crate) fn run(arguments: &ShimArguments) -> anyhow::Result<()> {
     let folder = AttemptFolder::new(arguments.folder.clone());
     let _claim = folder.claim()?;
@@ -50,7 +50,7 @@ fn watch(arguments: &ShimArguments, folder: &AttemptFolder) -> anyhow::Result<Ex
     let (program, options) = arguments.command.split_first().context("no command")?;
     let log = OpenOptions::new().append(true).create(true).open(folder.log()).context("cannot open the log")?;
     let (output, input) = io::pipe()?;
-    // The command is dropped with this statement, and with it this process's own writing ends of the pipe.
+    // The command is dropped with this statement, which closes this process's writing ends of the pipe.
     let mut child = Command::new(program)
         .args(options)
         .stdin(Stdio::null())
@@ -64,7 +64,7 @@ fn watch(arguments: &ShimArguments, folder: &AttemptFolder) -> anyhow::Result<Ex
     fs::rename(&unfinished, &arguments.pid_file)?;
     copy(BufReader::new(output), log)?;
     let status = child.wait()?;
-    // Gone already when the node has removed the pod's folder.
+    // The file is gone when the node has removed the pod's folder.
     drop(fs::remove_file(&arguments.pid_file));
     Ok(Exit { code: exit_code(status), started_at, finished_at: Timestamp::now(), refused: None })
 }
@@ -74,7 +74,7 @@ fn exit_code(status: ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255)
 }
 
-/// Copy the container's output into its log, each line as soon as it is there.
+/// Copies the container's output into its log, each line as soon as it is complete.
 fn copy(mut output: BufReader<impl Read>, mut log: impl Write) -> io::Result<()> {
     let mut part = Vec::new();
     loop {
@@ -91,7 +91,7 @@ fn copy(mut output: BufReader<impl Read>, mut log: impl Write) -> io::Result<()>
             entry.push(b'\n');
         }
         if log.write_all(&entry).is_err() {
-            // On a full disk the program loses its log, but goes on and is still waited for.
+            // On a full disk the program loses its log but keeps running.
             return io::copy(&mut output, &mut io::sink()).map(drop);
         }
     }

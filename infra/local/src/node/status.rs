@@ -1,5 +1,5 @@
-//! What a pod's containers are doing, as the status that the API server shows. Pure, with the kubelet's rules for
-//! phases, conditions and reasons.
+//! The status of a pod, made from the states of its containers by the kubelet's rules for phases, conditions and
+//! reasons. Pure.
 
 use std::net::Ipv4Addr;
 
@@ -20,7 +20,7 @@ pub(crate) enum RestartPolicy {
     Never,
 }
 
-/// What one container does now.
+/// The state of a container.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum State {
     Waiting { reason: &'static str, message: Option<String> },
@@ -45,16 +45,16 @@ pub(crate) struct ContainerView {
     pub(crate) name: String,
     pub(crate) image: String,
     pub(crate) state: State,
-    /// The attempt before the present one.
+    /// The end of the attempt before the newest one.
     pub(crate) last: Option<Termination>,
     pub(crate) restart_count: u32,
-    /// The newest attempt's; `None` before the first.
+    /// The id of the newest attempt; `None` before the first one.
     pub(crate) container_id: Option<String>,
-    /// An init container that runs on beside the others.
+    /// Whether this is an init container that keeps running beside the others.
     pub(crate) sidecar: bool,
 }
 
-/// Why the node ended a pod whose containers had not all ended by themselves.
+/// Why the node ended a pod with containers that had not ended by themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// It was deleted.
@@ -105,7 +105,7 @@ impl RestartPolicy {
         }
     }
 
-    /// The same question for an init container, which only has to succeed once.
+    /// The policy of an init container, which only has to succeed once.
     pub(crate) fn for_init_containers(self) -> Self {
         match self {
             Self::Always | Self::OnFailure => Self::OnFailure,
@@ -121,7 +121,7 @@ impl ContainerView {
         matches!(self.state, State::Running { .. })
     }
 
-    /// The end that the container stands at: of its present attempt, or of the last while it waits for the next.
+    /// The end of the newest attempt, or of the one before while the container waits for the next start.
     fn end(&self) -> Option<&Termination> {
         match &self.state {
             State::Terminated(termination) => Some(termination),
@@ -134,7 +134,7 @@ impl ContainerView {
         matches!(&self.state, State::Terminated(termination) if termination.exit_code == 0)
     }
 
-    /// Whether an init container lets those after it start.
+    /// Whether the containers after an init container may start.
     fn is_past(&self) -> bool {
         if self.sidecar { self.container_id.is_some() } else { self.has_succeeded() }
     }
@@ -190,7 +190,7 @@ impl Termination {
 // === impl PodView ===
 
 impl PodView {
-    /// Whether every init container has done its work, or has begun it where that goes on.
+    /// Whether every init container has succeeded, and every sidecar has started.
     pub(crate) fn is_initialized(&self) -> bool {
         self.init_containers.iter().all(ContainerView::is_past)
     }
@@ -231,7 +231,7 @@ impl PodView {
         }
     }
 
-    /// The pod's status. Conditions that stay what they were keep the time of their last change.
+    /// The pod's status. A condition that has not changed keeps the time of its last change.
     pub(crate) fn render(&self, present: &[PodCondition], now: Timestamp) -> PodStatus {
         let phase = self.phase();
         let over = matches!(phase, Phase::Succeeded | Phase::Failed);

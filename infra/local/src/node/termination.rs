@@ -1,4 +1,4 @@
-//! The message that a container leaves at its end.
+//! The termination message of a container.
 
 use std::{
     fs::File,
@@ -8,13 +8,13 @@ use std::{
 
 use crate::{attempt::AttemptFolder, log_format};
 
-/// The kubelet keeps the end of the file, so a long message loses its head.
+/// The kubelet keeps the end of the file, so a long message loses its beginning.
 const LONGEST_MESSAGE: u64 = 4096;
-/// What of the log stands in for a missing message.
+/// How much of the log can replace a missing message.
 const LONGEST_LOG: usize = 2048;
 const LOG_LINES: usize = 80;
 
-/// What the container wrote into its termination file, or the end of its log where that is asked for.
+/// What the container wrote into its termination file, or the end of its log if that is asked for.
 pub(crate) fn message(folder: &AttemptFolder, fall_back_to_log: bool) -> Option<String> {
     let message = last_bytes(&folder.termination(), LONGEST_MESSAGE).unwrap_or_default();
     if !message.is_empty() {
@@ -23,7 +23,7 @@ pub(crate) fn message(folder: &AttemptFolder, fall_back_to_log: bool) -> Option<
     if !fall_back_to_log {
         return None;
     }
-    // Each line of the log carries its time, and lines are short at least: four times the bytes hold enough of them.
+    // Each line of the log also carries its time. Four times the bytes hold enough lines, as most of them are short.
     let log = last_bytes(&folder.log(), 4 * LONGEST_MESSAGE).unwrap_or_default();
     let text = log_format::text(&log);
     let lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
