@@ -101,36 +101,36 @@ impl Submitting<'_> {
             self.warn(&failure);
         }
     }
+
+    /// The refusal while another request's claim may still become a job.
+    pub(super) fn claim_pending(owner: &Owner) -> Failure {
+        let seconds = CLAIM_LIFETIME_MS / 1000;
+        let detail = format!(
+            "another request claimed this run for the job `{}` less than {seconds} s ago, and that job may still appear; send the \
+             same request again in {seconds} s, or look at that job",
+            owner.job
+        );
+        Failure::new(Code::RunActive, detail).with_header(header::RETRY_AFTER, seconds.to_string())
+    }
+
+    /// The refusal for a caller who may not see the owner's namespace: the same whatever that job does or did.
+    pub(super) fn run_hidden() -> Failure {
+        let detail =
+            "this run belongs to a namespace that the token does not see; choose another run_id or checkpoint_base_uri";
+        Failure::new(Code::RunActive, detail)
+    }
+
+    pub(super) fn run_active(owner: &Owner) -> Failure {
+        Failure::new(
+            Code::RunActive,
+            format!(
+                "the job `{}` in the namespace `{}` trains this run; wait for its end or delete it, or choose another run_id",
+                owner.job, owner.namespace
+            ),
+        )
+    }
 }
 
 fn to_body(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
     serde_json::to_vec(value).map_err(storage_failure)
-}
-
-/// The refusal while another request's claim may still become a job.
-pub(super) fn claim_pending(owner: &Owner) -> Failure {
-    let seconds = CLAIM_LIFETIME_MS / 1000;
-    let detail = format!(
-        "another request claimed this run for the job `{}` less than {seconds} s ago, and that job may still appear; send the \
-         same request again in {seconds} s, or look at that job",
-        owner.job
-    );
-    Failure::new(Code::RunActive, detail).with_header(header::RETRY_AFTER, seconds.to_string())
-}
-
-/// The refusal for a caller who may not see the owner's namespace: the same whatever that job does or did.
-pub(super) fn run_hidden() -> Failure {
-    let detail =
-        "this run belongs to a namespace that the token does not see; choose another run_id or checkpoint_base_uri";
-    Failure::new(Code::RunActive, detail)
-}
-
-pub(super) fn run_active(owner: &Owner) -> Failure {
-    Failure::new(
-        Code::RunActive,
-        format!(
-            "the job `{}` in the namespace `{}` trains this run; wait for its end or delete it, or choose another run_id",
-            owner.job, owner.namespace
-        ),
-    )
 }

@@ -124,9 +124,9 @@ impl<'a> Submitting<'a> {
         match ending {
             Ending::Created => job.map(Placed::Created),
             Ending::Replayed => job.map(Placed::Replayed),
-            Ending::RunActive(owner) => Err(lease::run_active(&owner)),
-            Ending::ClaimPending(owner) => Err(lease::claim_pending(&owner)),
-            Ending::RunHidden => Err(lease::run_hidden()),
+            Ending::RunActive(owner) => Err(Self::run_active(&owner)),
+            Ending::ClaimPending(owner) => Err(Self::claim_pending(&owner)),
+            Ending::RunHidden => Err(Self::run_hidden()),
             Ending::NotCreated => Err(self.refusal.unwrap_or_else(lost_track)),
             Ending::Conflict => Err(self.conflict.unwrap_or_else(lost_track)),
             Ending::Failed => Err(self.failure.unwrap_or_else(lost_track)),
