@@ -170,8 +170,8 @@ def run(start, s3, fetch, tmp_path):
     return lambda name, processes, kind: Run(start, name, processes, kind, s3, fetch, tmp_path)
 
 
-@stores
-@pytest.mark.parametrize("processes", [1, 2])
+# The other two pairs are in the soak below, ten times each.
+@pytest.mark.parametrize(("processes", "kind"), [(1, "folder"), (2, "bucket")])
 @frameworks
 def test_killed_it_ends_as_if_nothing_had_happened(run, straight, framework, processes, kind):
     seed = random.randrange(2**32)
