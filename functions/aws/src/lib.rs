@@ -1,5 +1,9 @@
 //! How the functions reach AWS: time limits, and whose certificates are believed.
 //!
+//! ```text
+//! region, AWS_CA_BUNDLE ─> trust store ─┐
+//! attempt and call time limits ─────────┴─> SdkConfig ─> clients of S3, EKS and Secrets Manager
+//! ```
 //! The SDK alone would read the system's 140 certificates at every cold start. Endpoints of AWS' commercial regions are
 //! signed by Amazon's own five authorities, which are built in; other partitions have others, and there the system's
 //! are read. `AWS_CA_BUNDLE`, known from the AWS CLI, takes the place of both: for endpoints behind a proxy that ends TLS.

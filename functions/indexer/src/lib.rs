@@ -1,5 +1,8 @@
 //! From an S3 event to index entries.
 //!
+//! ```text
+//! event (bare, or by EventBridge, SNS or SQS) ─> markers ─> store: read the marker, list its files ─> entry and digest
+//! ```
 //! An event that is of no use is logged and acknowledged: delivering it again would change nothing. A failure outside is
 //! an error, so that Lambda delivers it again and at last puts it into the dead-letter queue. So is an event that this
 //! release cannot read, because there may be a marker in it.

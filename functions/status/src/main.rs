@@ -1,4 +1,12 @@
 //! The function that tells what became of a job. It writes nothing, and it answers every route that nobody else has.
+//!
+//! ```text
+//! request ─> handler ─┬─ jobs ─────────> cluster, and what the trainer left in the bucket
+//!                     ├─ checkpoints ──> store
+//!                     ├─ logs ─────────> cluster; where it has none, archive ─> store
+//!                     ├─ events ───────> cluster
+//!                     └─ readiness ────> token, cluster, bucket
+//! ```
 
 mod archive;
 mod checkpoints;

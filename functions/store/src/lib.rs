@@ -1,5 +1,13 @@
 //! The runs bucket: the few verbs that the functions need, with S3's answers turned into facts. It knows keys only as
 //! text; what they mean is `training_run::layout`.
+//!
+//! ```text
+//! Store ─┬─ get, read, put, put_if, list ────────────> S3      here: the verbs
+//!        ├─ checkpoints: latest, best, page, lineage          which checkpoint is meant
+//!        ├─ entries: write an entry and its digest            for the indexer
+//!        ├─ log: the newest parts of an archived log
+//!        └─ provenance: which job a run's owner and record confirm
+//! ```
 
 mod checkpoints;
 mod entries;

@@ -1,4 +1,11 @@
 //! The function that changes jobs: create, replace, cancel, suspend and resume.
+//!
+//! ```text
+//! request ─> handler ─┬─ submission: core's protocol says which call is next ─> lease ─> owner, record (bucket)
+//!                     │                                                      ├─> start ─> checkpoint to resume (bucket)
+//!                     │                                                      └─> name, dry run, create, delete (cluster)
+//!                     └─ change: cancel, suspend, resume ─> cluster
+//! ```
 
 mod change;
 mod config;
