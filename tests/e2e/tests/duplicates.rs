@@ -34,7 +34,10 @@ fn request(world: &World, dataset_uri: &str, is_trained: bool) -> Result<Value> 
     if is_trained {
         world.twin.two_node_request(&run_id, dataset_uri, 20, 10)
     } else {
-        world.stub_request(&run_id, json!({"seconds": 60}))
+        // A worker whose master has gone before it was found would end with its grace period only.
+        let mut request = world.stub_request(&run_id, json!({"seconds": 60}))?;
+        request["num_nodes"] = json!(1);
+        Ok(request)
     }
 }
 

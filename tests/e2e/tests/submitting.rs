@@ -226,6 +226,8 @@ async fn a_request_for_a_job_that_is_being_deleted_waits_or_is_told_to() -> Resu
     let second = world.twin.post("/train?restart=true", &request).await?.expect(201)?;
     ensure!(second.text("/submission") != first.text("/submission"), "the old submission");
     assert_eq!(jobs_of(&world, &run_id).await?, 1);
+    // A worker whose master has gone before it was found ends with its grace period only.
+    world.wait_for_status(&name, "running", MINUTE).await?;
     world.twin.delete(&path).await?.expect(202)?;
     gone(&world, &path).await?;
     assert_eq!(world.twin.delete(&path).await?.expect(404)?.text("/code"), "job_not_found");
