@@ -75,7 +75,8 @@ postman: ## Run the Postman collection against the running twin (needs Node.js)
 	@tests/postman/run
 
 openapi: ## Write openapi.json anew from the types
-	UPDATE_OPENAPI=1 cargo test -q --workspace --lib openapi
+	cargo build -q --workspace --bin openapi
+	target/debug/openapi openapi.json
 
 client-test: .local/venv/client ## Generate a client from openapi.json and use it on the running twin
 	.local/venv/client/bin/python -m pytest -q tests/client

@@ -15,7 +15,5 @@ pub mod api;
 pub mod cause;
 pub mod job;
 pub mod nearest;
-#[cfg(test)]
-mod openapi;
 pub mod request;
 pub mod settings;

@@ -1,6 +1,7 @@
 //! The index entry of a checkpoint: one small object a step, so that an event costs the same at any number of checkpoints.
 //! The key is [`RunKey::IndexEntry`]; this is the body.
 
+#[cfg(feature = "schema")]
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -15,7 +16,8 @@ use crate::{
 const VERSION: u64 = 1;
 
 /// What the index knows of one checkpoint: a function of its marker and of a listing of its files, and of nothing else.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct IndexEntry {
     /// Version of this format.
     pub index: u64,

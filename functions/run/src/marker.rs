@@ -4,6 +4,7 @@
 
 use std::{collections::HashMap, fmt};
 
+#[cfg(feature = "schema")]
 use schemars::JsonSchema;
 use serde::{
     Deserialize, Serialize,
@@ -48,14 +49,15 @@ pub struct Marker {
 }
 
 /// Where a submission that resumes another one started.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(rename = "ParentCheckpoint")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "ParentCheckpoint"))]
 pub struct Parent {
     /// The submission that was resumed.
-    #[schemars(with = "String")]
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub submission: Submission,
     /// The step that was resumed.
-    #[schemars(with = "u64")]
+    #[cfg_attr(feature = "schema", schemars(with = "u64"))]
     pub step: Step,
 }
 
@@ -72,9 +74,10 @@ pub struct File {
 }
 
 /// Whether a checkpoint can be resumed from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[serde(rename_all = "lowercase")]
-#[schemars(rename = "CheckpointState")]
+#[cfg_attr(feature = "schema", schemars(rename = "CheckpointState"))]
 pub enum State {
     /// Every listed file is there as the marker says.
     Complete,

@@ -1,5 +1,6 @@
 //! The answers about a run's checkpoints.
 
+#[cfg(feature = "schema")]
 use schemars::JsonSchema;
 use serde::Serialize;
 use training_run::{entry::IndexEntry, lineage::Lineage};
@@ -7,8 +8,9 @@ use training_run::{entry::IndexEntry, lineage::Lineage};
 use crate::api::links::PageLinks;
 
 /// A checkpoint as a caller sees it.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
-#[schemars(rename = "Checkpoint")]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "Checkpoint"))]
 pub struct CheckpointAnswer {
     /// What is known of it.
     #[serde(flatten)]
@@ -18,7 +20,8 @@ pub struct CheckpointAnswer {
 }
 
 /// Some checkpoints, greatest step first.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct CheckpointList {
     /// The checkpoints.
     pub checkpoints: Vec<CheckpointAnswer>,

@@ -1,14 +1,17 @@
 //! The answer of `POST /train?dry_run=true`: what would be answered, and the manifest that would be created.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+#[cfg(feature = "schema")]
 use schemars::JsonSchema;
 use serde::Serialize;
+#[cfg(feature = "schema")]
 use serde_json::{Map, Value};
 
 use crate::job::{pytorchjob::PyTorchJob, status::TrainingJobStatus};
 
 /// What a real request would do.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct DryRun {
     /// The job as the answer would tell it.
     #[serde(flatten)]
@@ -18,7 +21,7 @@ pub struct DryRun {
     /// The HTTP status that the real request would be answered with: 201 when it creates the job, 200 when it is a replay.
     pub would_answer: u16,
     /// The job as it would be created; only the submission id would be another.
-    #[schemars(with = "Map<String, Value>")]
+    #[cfg_attr(feature = "schema", schemars(with = "Map<String, Value>"))]
     pub manifest: PyTorchJob,
 }
 

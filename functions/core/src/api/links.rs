@@ -2,13 +2,15 @@
 //! names its namespace.
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+#[cfg(feature = "schema")]
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::access::namespaces::Namespaces;
 
 /// Where to read on about a job.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct Links {
     /// This job.
     #[serde(rename = "self")]
@@ -22,7 +24,8 @@ pub struct Links {
 }
 
 /// Where to read on in a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct PageLinks {
     /// The next page; null when this is the last one.
     pub next: Option<String>,

@@ -2,15 +2,17 @@
 
 use std::fmt::Display;
 
+#[cfg(feature = "schema")]
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use training_run::text::bounded;
 
 /// What went wrong, as a stable word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
-#[schemars(rename = "ProblemCode")]
+#[cfg_attr(feature = "schema", schemars(rename = "ProblemCode"))]
 pub enum Code {
     /// The body is not JSON.
     MalformedJson,
@@ -88,7 +90,8 @@ pub enum Code {
 const MAX_ERRORS: usize = 100;
 
 /// One violated rule.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct FieldError {
     /// JSON Pointer (RFC 6901) into the body, or `?name` for a query parameter.
     pub pointer: String,
@@ -110,8 +113,9 @@ pub struct Problem {
 }
 
 /// The body of a problem answer (RFC 9457, media type `application/problem+json`).
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "Problem")]
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "Problem"))]
 pub struct Document<'a> {
     /// A URI that does not change and ends in the code.
     #[serde(rename = "type")]

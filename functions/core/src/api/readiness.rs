@@ -1,19 +1,22 @@
 //! The answers of GET /healthz and GET /readyz: does the function run, and does everything behind it answer.
 
+#[cfg(feature = "schema")]
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::api::problem::{Code, Problem};
 
 /// The function runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct Health {
     /// Always `ok`.
     pub status: HealthWord,
 }
 
 /// The one word there is: a function that does not run does not answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum HealthWord {
     /// The function runs.
@@ -21,7 +24,8 @@ pub enum HealthWord {
 }
 
 /// Whether jobs can be submitted and looked at now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct Readiness {
     /// Whether everything answers.
     pub ready: bool,
@@ -34,8 +38,9 @@ pub struct Readiness {
 }
 
 /// How one of them answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[schemars(rename = "DependencyState")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "DependencyState"))]
 pub struct Check {
     /// Whether it does what it should.
     pub ok: bool,

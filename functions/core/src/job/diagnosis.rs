@@ -2,13 +2,15 @@
 //! told in `failure`.
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod};
+#[cfg(feature = "schema")]
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use training_run::text::{MAX_MESSAGE, bounded};
 
 /// What keeps a job from running, or why it failed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct Diagnosis {
     /// A stable word: `unschedulable`, `image_pull`, `container_config` or `crash_loop`; `failed` for a job that has ended.
     pub code: &'static str,

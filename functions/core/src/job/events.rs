@@ -5,6 +5,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::{SignedDuration, Timestamp},
 };
+#[cfg(feature = "schema")]
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -14,7 +15,8 @@ use crate::job::pytorchjob::PyTorchJob;
 const MAX_EVENTS: usize = 500;
 
 /// The answer of GET /train/{name}/events.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct EventList {
     /// The events, oldest first. The cluster forgets them, usually after an hour.
     pub events: Vec<EventAnswer>,
@@ -23,8 +25,9 @@ pub struct EventList {
 }
 
 /// One event.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[schemars(rename = "Event")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "Event"))]
 pub struct EventAnswer {
     /// Normal or Warning.
     pub r#type: Option<String>,
@@ -37,17 +40,18 @@ pub struct EventAnswer {
     /// How often it happened; null when whoever reports it does not count, as the scheduler.
     pub count: Option<i32>,
     /// When it happened first.
-    #[schemars(with = "Option<Timestamp>")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<Timestamp>"))]
     pub first_seen: Option<Time>,
     /// When it happened last.
-    #[schemars(with = "Option<Timestamp>")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<Timestamp>"))]
     pub last_seen: Option<Time>,
     /// Who reports it.
     pub source: Option<String>,
 }
 
 /// What an event is about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct EventObject {
     /// `PyTorchJob` or `Pod`.
     pub kind: String,

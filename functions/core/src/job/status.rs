@@ -1,6 +1,9 @@
 //! What became of a job, told from the operator's conditions, the pods and the trainer's progress.
 
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+#[cfg(feature = "schema")]
+use k8s_openapi::jiff::Timestamp;
+#[cfg(feature = "schema")]
 use schemars::JsonSchema;
 use serde::Serialize;
 use training_run::{entry::IndexEntry, marker::State, names::Submission, progress::Progress};
@@ -15,7 +18,8 @@ use crate::{
 };
 
 /// The four words of the original contract.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Accepted; nothing trains yet.
@@ -29,7 +33,8 @@ pub enum Status {
 }
 
 /// The finer word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub enum Phase {
     /// No pod of rank 0 has run yet.
     Pending,
@@ -46,7 +51,8 @@ pub enum Phase {
 }
 
 /// What is told of each job in a list; the first five fields are the original's.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct JobSummary {
     /// Name of the job.
     pub name: String,
@@ -69,13 +75,13 @@ pub struct JobSummary {
     /// The id of the token that asked for the job, where tokens have ids.
     pub submitted_by: Option<String>,
     /// When the job was created.
-    #[schemars(with = "Option<Timestamp>")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<Timestamp>"))]
     pub created_at: Option<Time>,
     /// When the operator first saw it, or resumed it.
-    #[schemars(with = "Option<Timestamp>")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<Timestamp>"))]
     pub started_at: Option<Time>,
     /// When it ended.
-    #[schemars(with = "Option<Timestamp>")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<Timestamp>"))]
     pub finished_at: Option<Time>,
     /// Pods by type.
     pub replicas: Replicas,
@@ -84,7 +90,8 @@ pub struct JobSummary {
 }
 
 /// The answer of POST /train and GET /train/{name}: the summary and what only a closer look tells.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct TrainingJobStatus {
     /// What a list tells too.
     #[serde(flatten)]
@@ -100,7 +107,8 @@ pub struct TrainingJobStatus {
 }
 
 /// The answer of GET /train: some jobs in name order.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct JobList {
     /// The jobs; a filter by status may leave fewer than asked for, or none, although more pages follow.
     pub jobs: Vec<JobSummary>,
@@ -111,7 +119,8 @@ pub struct JobList {
 }
 
 /// Pods by type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct Replicas {
     /// The pod of node rank 0.
     pub master: ReplicaCounts,
@@ -120,7 +129,8 @@ pub struct Replicas {
 }
 
 /// Pods of one type.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct ReplicaCounts {
     /// Wanted.
     pub desired: i32,
@@ -133,7 +143,8 @@ pub struct ReplicaCounts {
 }
 
 /// The newest complete checkpoint of a submission.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct NewestCheckpoint {
     /// Its step.
     pub latest_step: u64,

@@ -13,7 +13,7 @@ use super::{
     request::RequestBody,
 };
 
-use crate::{
+use training_core::{
     api::{
         checkpoints::{CheckpointAnswer, CheckpointList},
         dry_run::DryRun,
@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Every route, with its parameters' names in place of their values.
-pub(super) const ROUTES: [Route<'static>; 15] = [
+pub(crate) const ROUTES: [Route<'static>; 15] = [
     Route::Submit,
     Route::List,
     Route::Status("{name}"),
@@ -79,7 +79,7 @@ const CREATION: [Code; 14] = [
 const CHANGE: [Code; 3] = [Code::JobNotFound, Code::ForeignJob, Code::StorageUnavailable];
 
 /// Method and path of a route.
-pub(super) fn place(route: Route<'static>) -> (&'static str, &'static str) {
+pub(crate) fn place(route: Route<'static>) -> (&'static str, &'static str) {
     match route {
         Route::Submit => ("post", "/train"),
         Route::List => ("get", "/train"),
@@ -100,7 +100,7 @@ pub(super) fn place(route: Route<'static>) -> (&'static str, &'static str) {
 }
 
 /// What is told of a route.
-pub(super) fn operation(route: Route<'static>, schemas: &mut Schemas) -> Operation {
+pub(crate) fn operation(route: Route<'static>, schemas: &mut Schemas) -> Operation {
     match route {
         Route::Submit => submit(schemas),
         Route::List => list(schemas),
@@ -392,7 +392,7 @@ fn of_service(access: Access) -> Operation {
 }
 
 /// The schema of a step.
-pub(super) fn step() -> Value {
+pub(crate) fn step() -> Value {
     json!({"type": "integer", "format": "int64", "minimum": 0, "maximum": Step::MAX})
 }
 

@@ -1,5 +1,5 @@
-//! openapi.json: the description of the API, made of the types that it tells about. A test compares the file with what is
-//! made here and writes it anew when asked to (`make openapi`); the functions only serve the file.
+//! openapi.json: the description of the API, made of the types that it describes. `make openapi` writes the file, and a test
+//! compares it with what is made here. The functions only serve the file, and contain nothing of this crate.
 //!
 //! ```text
 //! Route ─> operation ─> paths ──────┐
@@ -10,6 +10,7 @@ mod examples;
 mod operation;
 mod request;
 mod routes;
+#[cfg(test)]
 mod tests;
 
 use std::fmt::Write;
@@ -32,6 +33,15 @@ const DESCRIPTION: &str = "A serverless control plane for training jobs on Kuber
 struct Schemas {
     answers: SchemaGenerator,
     requests: SchemaGenerator,
+}
+
+/// The document as the file has it.
+///
+/// # Panics
+/// Never, as long as the crate's tests pass: its examples are good ones.
+#[must_use]
+pub fn text() -> String {
+    format!("{:#}\n", document())
 }
 
 /// The whole document.

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 use training_run::names::{Framework, JobName};
 
-use crate::request::limits::{MAX_MODEL_ID_CHARACTERS, bounds, defaults};
+use training_core::request::limits::{MAX_MODEL_ID_CHARACTERS, bounds, defaults};
 
 const DNS_LABEL: &str = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$";
 const DNS_LABEL_FROM_A_LETTER: &str = "^[a-z]([a-z0-9-]*[a-z0-9])?$";
@@ -26,7 +26,7 @@ const SECRET_KEY: &str = "^[^/]+/[A-Za-z0-9._-]{1,253}$";
 #[derive(JsonSchema)]
 #[schemars(rename = "TrainingJobRequest", deny_unknown_fields)]
 #[expect(dead_code, reason = "only its schema is used")]
-pub(super) struct RequestBody {
+pub(crate) struct RequestBody {
     /// Which runner trains.
     framework: Framework,
     /// What is trained: `s3://.../` (a folder as Hugging Face writes it), an absolute path in the image, a folder's name

@@ -3,21 +3,21 @@
 use serde_json::{Value, json};
 use training_run::names::Step;
 
-use crate::{
+use training_core::{
     access::{caller::Caller, namespaces::Namespaces},
     api::problem::Problem,
     job::{
         manifest::{self, Origin, Platform, Start},
         status::{Look, TrainingJobStatus},
     },
-    request::{Rules, TrainingJobRequest, tests::rules},
+    request::{Rules, TrainingJobRequest, image::AllowedImages},
 };
 
 /// The name of the problem among the examples.
-pub(super) const PROBLEM: &str = "invalid_request";
+pub(crate) const PROBLEM: &str = "invalid_request";
 
 /// The least that a request says.
-pub(super) fn smallest_request() -> Value {
+pub(crate) fn smallest_request() -> Value {
     json!({
         "framework": "hf",
         "model_id": "tiny",
@@ -28,7 +28,7 @@ pub(super) fn smallest_request() -> Value {
 }
 
 /// Every field.
-pub(super) fn full_request() -> Value {
+pub(crate) fn full_request() -> Value {
     json!({
         "framework": "hf",
         "model_id": "s3://training-data/models/base-7b/",
@@ -57,12 +57,19 @@ pub(super) fn full_request() -> Value {
 }
 
 /// What a deployment allows that takes the example requests.
-pub(super) fn deployment() -> Rules {
-    Rules { runs_base_uris: vec!["s3://training-runs/runs".parse().expect("a base")], ..rules() }
+pub(crate) fn deployment() -> Rules {
+    let namespace = |name: &str| name.parse().expect("a namespace");
+    Rules {
+        runs_base_uris: vec!["s3://training-runs/runs".parse().expect("a base")],
+        default_image: "trainer:local".parse().expect("an image"),
+        allowed_images: AllowedImages::from_list("team/"),
+        allowed_secrets: vec!["hugging-face".to_owned()],
+        namespaces: Namespaces::new(namespace("training"), vec![namespace("training-two")]),
+    }
 }
 
 /// The job of the full request, as it is before anybody has looked at it.
-pub(super) fn job() -> TrainingJobStatus {
+pub(crate) fn job() -> TrainingJobStatus {
     let body = full_request().to_string();
     let request = TrainingJobRequest::parse(body.as_bytes(), None, &deployment(), &Caller::unrestricted())
         .expect("a good request");
@@ -82,7 +89,7 @@ pub(super) fn job() -> TrainingJobStatus {
 }
 
 /// The answer to a request with two mistakes.
-pub(super) fn problem() -> Value {
+pub(crate) fn problem() -> Value {
     let mut body = smallest_request();
     body["num_node"] = 2.into();
     body["gpus_per_node"] = "8".into();

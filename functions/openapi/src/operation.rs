@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Schemas, examples};
-use crate::api::problem::{Code, Document};
+use training_core::api::problem::{Code, Document};
 
 /// What a caller with a token may always meet.
 const GATE: [Code; 6] = [
@@ -15,27 +15,27 @@ const GATE: [Code; 6] = [
     Code::AuthUnavailable,
 ];
 /// What a path or method gets that is none of ours, so that no operation tells of it.
-pub(super) const UNROUTED: [Code; 2] = [Code::RouteNotFound, Code::MethodNotAllowed];
+pub(crate) const UNROUTED: [Code; 2] = [Code::RouteNotFound, Code::MethodNotAllowed];
 
 /// What is told of one route beside its path and method.
-pub(super) struct Operation {
-    pub(super) id: &'static str,
-    pub(super) tag: &'static str,
-    pub(super) summary: &'static str,
-    pub(super) description: &'static str,
+pub(crate) struct Operation {
+    pub(crate) id: &'static str,
+    pub(crate) tag: &'static str,
+    pub(crate) summary: &'static str,
+    pub(crate) description: &'static str,
     /// Without the path's own and without `namespace`.
-    pub(super) parameters: Vec<Value>,
-    pub(super) body: Option<Value>,
+    pub(crate) parameters: Vec<Value>,
+    pub(crate) body: Option<Value>,
     /// By HTTP status.
-    pub(super) answers: Vec<(u16, Value)>,
-    pub(super) access: Access,
+    pub(crate) answers: Vec<(u16, Value)>,
+    pub(crate) access: Access,
     /// Beside those of the access.
-    pub(super) problems: Vec<Code>,
+    pub(crate) problems: Vec<Code>,
 }
 
 /// Who may call.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
+pub(crate) enum Access {
     Everybody,
     Token,
 }
@@ -50,7 +50,7 @@ impl Operation {
     }
 
     /// The operation object (`OpenAPI` 3.1, section 4.8.10).
-    pub(super) fn render(self, path: &str, schemas: &mut Schemas) -> Value {
+    pub(crate) fn render(self, path: &str, schemas: &mut Schemas) -> Value {
         let codes = self.codes();
         let mut operation = json!({"operationId": self.id, "tags": [self.tag], "summary": self.summary});
         if !self.description.is_empty() {
@@ -117,27 +117,27 @@ fn add_problem(response: &mut Value, code: Code, problem: &Value) {
 }
 
 /// A good answer as JSON.
-pub(super) fn answer(description: &str, schema: &Value) -> Value {
+pub(crate) fn answer(description: &str, schema: &Value) -> Value {
     json!({"description": description, "content": {"application/json": {"schema": schema}}})
 }
 
-pub(super) fn with_example(mut answer: Value, example: Value) -> Value {
+pub(crate) fn with_example(mut answer: Value, example: Value) -> Value {
     answer["content"]["application/json"]["example"] = example;
     answer
 }
 
-pub(super) fn with_headers<const N: usize>(mut answer: Value, headers: [(&str, Value); N]) -> Value {
+pub(crate) fn with_headers<const N: usize>(mut answer: Value, headers: [(&str, Value); N]) -> Value {
     for (name, header) in headers {
         answer["headers"][name] = header;
     }
     answer
 }
 
-pub(super) fn header(name: &'static str, description: &str, schema: &Value) -> (&'static str, Value) {
+pub(crate) fn header(name: &'static str, description: &str, schema: &Value) -> (&'static str, Value) {
     (name, json!({"description": description, "schema": schema}))
 }
 
 /// A parameter of the query.
-pub(super) fn parameter(name: &str, description: &str, schema: &Value) -> Value {
+pub(crate) fn parameter(name: &str, description: &str, schema: &Value) -> Value {
     json!({"name": name, "in": "query", "description": description, "schema": schema})
 }
