@@ -7,7 +7,8 @@
 //!          pods, events, logs, attempts ─> job: status, diagnosis ─> api: answer or problem
 //! ```
 //! Four rooms: [`access`] is who may do what, [`request`] what was asked for, [`job`] what the cluster has and what it means,
-//! [`api`] what callers see. What lies in the bucket is `training-run`. What talks to the outside (`training-store`,
+//! [`api`] what callers see. Beside them stand three helpers: [`cause`] (errors in one line), [`nearest`] (misspelt words) and
+//! [`settings`] (the functions' environment). What lies in the bucket is `training-run`. What talks to the outside (`training-store`,
 //! `training-cluster`, `training-http`) depends on this crate, never the other way round.
 
 pub mod access;

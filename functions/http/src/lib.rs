@@ -1,7 +1,7 @@
-//! What both HTTP functions share: who may call, how an answer looks, what is logged. It knows no route.
+//! What both HTTP functions share: who may call, how an answer looks, what is logged. It serves no route itself.
 //!
 //! ```text
-//! request ─> token ─> handler ─> Result<Answer, Failure> ─> boundary ─> response and one log line
+//! request ─> boundary ─> handler: route, token, work ─> Result<Answer, Failure> ─> boundary ─> response and one log line
 //! ```
 
 pub mod answer;

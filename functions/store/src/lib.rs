@@ -1,10 +1,10 @@
-//! The runs bucket: the few verbs that the functions need, with S3's answers turned into facts. It knows keys only as
-//! text; what they mean is `training_run::layout`.
+//! The runs bucket: the verbs that the functions need, with S3's answers turned into facts, and what takes several calls:
+//! choosing a checkpoint, writing an entry, finding a log's end. Keys and rules are `training-run`'s.
 //!
 //! ```text
 //! Store ─┬─ get, read, put, put_if, list ────────────> S3      here: the verbs
 //!        ├─ checkpoints: latest, best, page, lineage          which checkpoint is meant
-//!        ├─ entries: write an entry and its digest            for the indexer
+//!        ├─ entries: read a marker, write its entry and digest
 //!        ├─ log: the newest parts of an archived log
 //!        └─ provenance: which job a run's owner and record confirm
 //! ```

@@ -1,5 +1,5 @@
 //! Equal requests at once, where the second creation is refused for another reason than its name: a quota, which is judged
-//! before the name, throttling, or a webhook that is away. Every pair makes one job, both answers are good, and the job
+//! before the name, throttling, or a webhook that is away. Every pair, and a hundred at once, make one job, both answers are good, and the job
 //! trains. With real trainers, which read whose the run is.
 //!
 //! `PAIRS` (12 when not set) is how many pairs meet the quota.
