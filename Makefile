@@ -74,9 +74,9 @@ sam-local: ## Run one event per function in Docker with `sam local invoke`
 postman: ## Run the Postman collection against the running twin (needs Node.js)
 	@tests/postman/run
 
-openapi: ## Write openapi.json anew from the types
+openapi: ## Write openapi.json and the reference of the request's fields anew from the types
 	cargo build -q --workspace --bin openapi
-	target/debug/openapi openapi.json
+	target/debug/openapi .
 
 client-test: .local/venv/client ## Generate a client from openapi.json and use it on the running twin
 	.local/venv/client/bin/python -m pytest -q tests/client

@@ -1,13 +1,15 @@
 //! openapi.json: the description of the API, made of the types that it describes. `make openapi` writes the file, and a test
-//! compares it with what is made here. The functions only serve the file, and contain nothing of this crate.
+//! compares it with what is made here. The functions only serve the file, and contain nothing of this crate. The reference of
+//! the request's fields is made of it too.
 //!
 //! ```text
 //! Route ─> operation ─> paths ──────┐
-//! types ─> schemas ─> components ───┴─> openapi.json
+//! types ─> schemas ─> components ───┴─> openapi.json ─> docs/reference/request-fields.md
 //! ```
 
 mod examples;
 mod operation;
+mod reference;
 mod request;
 mod routes;
 #[cfg(test)]
@@ -23,6 +25,7 @@ use schemars::{
 use serde_json::{Map, Value, json};
 
 use operation::parameter;
+pub use reference::request_fields;
 
 const DESCRIPTION: &str = "A serverless control plane for training jobs on Kubernetes: one JSON document becomes one \
     PyTorchJob.\n\nEvery refusal and failure is a problem document (RFC 9457, `application/problem+json`) whose `code` is \

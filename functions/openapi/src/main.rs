@@ -1,18 +1,20 @@
-//! Writes the description of the API to the file that it is given: `openapi openapi.json`.
+//! Writes the description of the API and the reference of the request's fields below the project's folder that it is given.
 
-use std::{env, fs, process::ExitCode};
+use std::{env, fs, path::Path, process::ExitCode};
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = env::args_os().skip(1).collect();
-    let [file] = arguments.as_slice() else {
-        eprintln!("usage: openapi FILE");
+    let [root] = arguments.as_slice() else {
+        eprintln!("usage: openapi FOLDER");
         return ExitCode::from(2);
     };
-    match fs::write(file, openapi::text()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cannot write {}: {error}", file.display());
-            ExitCode::FAILURE
+    let files = [("openapi.json", openapi::text()), ("docs/reference/request-fields.md", openapi::request_fields())];
+    for (file, text) in files {
+        let path = Path::new(root).join(file);
+        if let Err(error) = fs::write(&path, text) {
+            eprintln!("cannot write {}: {error}", path.display());
+            return ExitCode::FAILURE;
         }
     }
+    ExitCode::SUCCESS
 }

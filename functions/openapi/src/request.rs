@@ -27,7 +27,7 @@ const SECRET_KEY: &str = "^[^/]+/[A-Za-z0-9._-]{1,253}$";
 #[schemars(rename = "TrainingJobRequest", deny_unknown_fields)]
 #[expect(dead_code, reason = "only its schema is used")]
 pub(crate) struct RequestBody {
-    /// Which runner trains.
+    /// Which runner trains: `hf` (the transformers Trainer), `nemo` (Lightning) or `meta` (FSDP2).
     framework: Framework,
     /// What is trained: `s3://.../` (a folder as Hugging Face writes it), an absolute path in the image, a folder's name
     /// under the image's `MODEL_DIR`, or a hub name. No control characters.
@@ -36,13 +36,14 @@ pub(crate) struct RequestBody {
     /// The caller's name of the run: a label value and one segment of its checkpoints' keys.
     #[schemars(length(max = 63), regex(pattern = RUN_ID))]
     run_id: String,
-    /// Where runs keep their checkpoints: at or below a base that the deployment allows. Slashes at the end are dropped.
+    /// Where runs keep their checkpoints: at or below one of the deployment's `RUNS_BASE_URIS`. Slashes at the end are dropped.
+    /// The key has at most 512 bytes, and no segment that is empty, `.`, `..` or `_jobs`, or begins with `framework=`.
     #[schemars(regex(pattern = S3_FOLDER))]
     checkpoint_base_uri: String,
-    /// An object, or with a slash at the end a prefix.
+    /// A JSON-lines object, or with one slash at the end all objects below a prefix.
     #[schemars(regex(pattern = S3_OBJECT_OR_PREFIX))]
     dataset_uri: String,
-    /// The trainer image: the deployment's when absent, otherwise one that the deployment allows.
+    /// The trainer image: `DEFAULT_IMAGE` when absent, otherwise one that `ALLOWED_IMAGES` allows.
     #[schemars(length(min = 1, max = 512))]
     image: Option<String>,
     /// Number of pods.
@@ -73,21 +74,24 @@ pub(crate) struct RequestBody {
     #[schemars(length(max = 1024), regex(pattern = S3_OBJECT_OR_PATH))]
     config_path: Option<String>,
     /// Which checkpoint of the run to start from: none; with true the newest complete one if there is any; or one that
-    /// must be there, `latest`, `best` (least loss) or `step-N`.
+    /// must be there, `latest`, `best` (least loss) or `step-N`, else 409 `resume_target_not_found`.
     #[schemars(extend("default" = false))]
     resume_from_checkpoint: Option<ResumeFrom>,
-    /// Settings of the runner: any JSON. At most 64 KiB; names that the platform sets are refused.
+    /// Settings of the runner (trainer/README.md): any JSON. At most 64 KiB; names that the platform sets are refused.
     #[schemars(extend("propertyNames" = json!({"maxLength": 256, "pattern": "^[A-Za-z][A-Za-z0-9_-]*$"})))]
     extra_args: Option<Map<String, Value>>,
     /// Additional environment variables of the container: each at most 32 KiB, together 64 KiB. Names that the platform,
-    /// the operator or torchrun set are refused, and so are those that choose code, credentials, endpoints or certificates.
+    /// the operator or torchrun set are refused (`RANK`, `MASTER_*`, `PET_*`, `CHECKPOINT*` and others), and so are those that
+    /// choose code, credentials, endpoints or certificates (`LD_*`, `PYTHON*`, `PATH`, `HOME`, `CC`, `AWS_*`, `*_PROXY`,
+    /// `SSL_*`, `NCCL_*_PLUGIN` and others: functions/core/src/request/environment.rs). An operator sets these in the image or
+    /// in `training-defaults`. Other `NCCL_*`, `TORCH_*`, `HF_*` and `WANDB_*` are the caller's.
     #[schemars(extend(
         "propertyNames" = variable_names(),
         "additionalProperties" = json!({"type": "string", "maxLength": 32 * 1024})
     ))]
     env: Option<BTreeMap<String, String>>,
-    /// Environment variables whose values are keys of Kubernetes Secrets, as `secret/key`, of the Secrets that the
-    /// deployment allows. A name stands here or in `env`, by the same rules.
+    /// Environment variables whose values are keys of Kubernetes Secrets in the job's namespace, as `secret/key`, of the
+    /// Secrets that `ALLOWED_SECRETS` lists. A name stands here or in `env`, by the same rules.
     #[schemars(extend(
         "propertyNames" = variable_names(),
         "additionalProperties" = json!({"type": "string", "pattern": SECRET_KEY})
@@ -107,19 +111,20 @@ pub(crate) struct RequestBody {
     /// Name of the pods' `PriorityClass`.
     #[schemars(length(max = 253), regex(pattern = DNS_SUBDOMAIN))]
     priority_class: Option<String>,
-    /// Name of the Kueue queue that decides when the job runs.
+    /// Name of the Kueue queue that decides when the job runs; without Kueue it is only a label.
     #[schemars(length(max = 63), regex(pattern = DNS_SUBDOMAIN))]
     queue: Option<String>,
-    /// Failures that the run may survive; the deployment's number (usually 3) when absent.
+    /// Failed attempts after which the trainer starts again; `MAX_RESTARTS` (usually 3) when absent. Whatever the image, the job
+    /// is given up after `num_nodes` × (2 × `max_restarts` + 5) restarts of containers.
     #[schemars(range(min = *bounds::MAX_RESTARTS.start(), max = *bounds::MAX_RESTARTS.end()))]
     max_restarts: Option<u32>,
-    /// The job is ended after this long; never when absent.
+    /// The job is ended as failed after this long; never when absent.
     #[schemars(range(min = *bounds::MAX_RUNTIME_SECONDS.start(), max = *bounds::MAX_RUNTIME_SECONDS.end()))]
     max_runtime_seconds: Option<u32>,
-    /// Namespace of the job, one that the deployment allows; must agree with `?namespace=`.
+    /// Namespace of the job, one of `ALLOWED_NAMESPACES`; `NAMESPACE` when absent. Must agree with `?namespace=`.
     #[schemars(length(max = 63), regex(pattern = DNS_LABEL))]
     namespace: Option<String>,
-    /// Name of the job, else made of framework and run id. With many pods it must be one or two characters shorter.
+    /// Name of the job, else made of framework and run id. From 12 nodes it has at most 53 characters, from 102 at most 52.
     #[schemars(length(max = JobName::max_length(1)), regex(pattern = DNS_LABEL_FROM_A_LETTER))]
     job_name: Option<String>,
 }

@@ -59,9 +59,18 @@ fn with(field: &str, value: Value) -> Value {
 }
 
 #[test]
-fn the_file_is_what_the_types_say() {
-    let kept = fs::read_to_string(format!("{ROOT}/openapi.json")).expect("there is a file");
-    assert!(kept == text(), "openapi.json is not what the types say: run `make openapi`");
+fn the_files_are_what_the_types_say() {
+    for (file, made) in [("openapi.json", text()), ("docs/reference/request-fields.md", request_fields())] {
+        let kept = fs::read_to_string(format!("{ROOT}/{file}")).expect("there is a file");
+        assert!(kept == made, "{file} is not what the types say: run `make openapi`");
+    }
+}
+
+#[test]
+fn each_field_that_is_read_is_in_the_reference() {
+    let table = request_fields();
+    let rows: Vec<_> = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    assert_eq!(rows, FIELDS);
 }
 
 #[test]

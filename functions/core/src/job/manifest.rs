@@ -388,6 +388,22 @@ mod tests {
     }
 
     #[test]
+    fn no_variable_of_the_platform_can_be_set_by_a_request() {
+        // Of these, a person may set none.
+        const EXCEPTIONS: [&str; 0] = [];
+        let made = manifest(&json!({"gpus_per_node": 0, "config_path": "/opt/settings.yaml"}));
+        let variables = master(&made)["spec"]["containers"][0]["env"].as_array().expect("variables").clone();
+        assert!(variables.len() > 20, "{variables:?}");
+        for name in variables.iter().filter_map(|variable| variable["name"].as_str()) {
+            let mut changed = body();
+            changed["env"] = json!({name: "1"});
+            let parsed =
+                TrainingJobRequest::parse(changed.to_string().as_bytes(), None, &rules(), &Caller::unrestricted());
+            assert_eq!(parsed.is_ok(), EXCEPTIONS.contains(&name), "{name}");
+        }
+    }
+
+    #[test]
     fn every_field_of_the_request_is_in_the_manifest() {
         let manifest = manifest(&json!({
             "labels": {"example.com/team": "a"}, "annotations": {"example.com/note": "any text, é"},
