@@ -139,7 +139,14 @@ def is_here(row):
     return program == "{base-python}" or shutil.which(program, path=PATH) is not None
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if "run" in row and is_here(row)], ids=lambda row: row["name"])
+def parameter(row):
+    """Programs that import torch take seconds each, so most are the soak's."""
+    imports_torch = any("torch" in argument or "transformers" in argument for argument in row["run"])
+    in_soak = imports_torch and row["name"] not in ("PYTHONWARNINGS", "BROWSER")
+    return pytest.param(row, id=row["name"], marks=pytest.mark.soak if in_soak else ())
+
+
+@pytest.mark.parametrize("row", [parameter(row) for row in ROWS if "run" in row and is_here(row)])
 def test_a_refused_name_does_what_it_is_refused_for(play, row):
     others = row.get("with", {})
     # What names the attacker's folder or reaches his server comes from nowhere else, and would ask a real one instead.
