@@ -1,6 +1,6 @@
 //! Equal requests at once, where the second creation is refused for another reason than its name: a quota, which is judged
-//! before the name, throttling, or a webhook that is away. Every pair, and a hundred at once, make one job, both answers are good, and the job
-//! trains. With real trainers, which read whose the run is.
+//! before the name, throttling, or a webhook that is away. Every pair, and a hundred at once, make one job, the answers are
+//! good, and the job trains. With real trainers, which read whose the run is.
 //!
 //! `PAIRS` (12 when not set) is how many pairs meet the quota.
 
@@ -16,6 +16,9 @@ use twin::client::Answer;
 const NAMESPACE: &str = "training-two";
 const QUOTA: &str = "one-job";
 const MINUTE: Duration = Duration::from_mins(1);
+/// The first process of a container is deaf to SIGTERM until it handles it: a pod that is deleted in its first moments ends
+/// with its grace period of five minutes.
+const GONE_WITHIN: Duration = Duration::from_mins(6);
 const TRAINED_WITHIN: Duration = Duration::from_mins(3);
 /// Longest time between the two requests of a pair.
 const APART: Duration = Duration::from_millis(30);
@@ -34,7 +37,6 @@ fn request(world: &World, dataset_uri: &str, is_trained: bool) -> Result<Value> 
     if is_trained {
         world.twin.two_node_request(&run_id, dataset_uri, 20, 10)
     } else {
-        // A worker whose master has gone before it was found would end with its grace period only.
         let mut request = world.stub_request(&run_id, json!({"seconds": 60}))?;
         request["num_nodes"] = json!(1);
         Ok(request)
@@ -79,7 +81,7 @@ async fn remove(world: &World, path: &str) -> Result<()> {
     world.twin.delete(path).await?.expect(202)?;
     let started = Instant::now();
     while world.twin.get(path).await?.status != 404 {
-        ensure!(started.elapsed() < MINUTE, "{path} is still there");
+        ensure!(started.elapsed() < GONE_WITHIN, "{path} is still there");
         sleep(Duration::from_millis(200)).await;
     }
     Ok(())

@@ -9,6 +9,9 @@ use tokio::time::sleep;
 
 /// One death can cost up to three container restarts, with back-off from the second on.
 const TRAINED_WITHIN: Duration = Duration::from_mins(4);
+/// The operator makes the pods of a failed job once more and deletes them at once. The first process of a container is deaf
+/// to SIGTERM until it handles it, so one of them may end with its grace period of five minutes.
+const GONE_WITHIN: Duration = Duration::from_mins(6);
 const STEPS: u64 = 120;
 const SAVE_STEPS: u64 = 20;
 
@@ -127,7 +130,7 @@ async fn a_job_that_cannot_train_says_why_and_does_not_try_again() -> Result<()>
     ensure!(message.starts_with("attempt 1 ended by user_error: max_seq_len 100000 is beyond"), "{message}");
     ensure!(failed.text("/detail").ends_with(message), "{}", failed.body);
     let gone = |answer: &twin::client::Answer| answer.status == 200 && answer.header("log-source") == Some("archive");
-    let log = world.wait(&format!("/train/{name}/logs"), TRAINED_WITHIN, gone).await?;
+    let log = world.wait(&format!("/train/{name}/logs"), GONE_WITHIN, gone).await?;
     ensure!(log.text_body.contains("max_seq_len 100000 is beyond"), "{}", log.text_body);
     world.twin.delete(&format!("/train/{name}")).await?.expect(202)?;
     Ok(())
