@@ -48,7 +48,8 @@ async fn specification(world: &World, namespace: &str, name: &str) -> Result<Val
 async fn annotations_of_another_jobs_run_are_not_followed() -> Result<()> {
     let world = World::meet()?;
     let run_id = World::run_id("forged");
-    let made = world.twin.post("/train", &world.stub_request(&run_id, json!({"seconds": 1}))?).await?.expect(201)?;
+    let request = world.stub_request(&run_id, json!({"seconds": 1}))?;
+    let made = world.twin.post("/train", &request).await?.expect(201)?;
     let (name, submission) = (made.name().to_owned(), made.text("/submission").to_owned());
     let prefix = format!("runs/{run_id}/framework=hf");
     let log = format!("{prefix}/logs/{submission}/attempt-1/rank-0.log");
@@ -91,6 +92,15 @@ async fn annotations_of_another_jobs_run_are_not_followed() -> Result<()> {
             let answer = get(tail).await?.expect(404)?;
             assert_eq!(answer.text("/code"), code, "{case}{tail}: {}", answer.body);
             ensure!(!answer.text_body.contains("private") && !answer.text_body.contains(&submission), "{case}{tail}");
+        }
+        // It has the digests of the request, too.
+        let mut again = request.clone();
+        again["namespace"] = json!(namespace);
+        again["job_name"] = json!(name);
+        for path in ["/train", "/train?restart=true", "/train?dry_run=true"] {
+            let answer = world.twin.post(path, &again).await?.expect(409)?;
+            let code = if path.contains("restart") { "job_running" } else { "foreign_job" };
+            assert_eq!(answer.text("/code"), code, "{case} POST {path}: {}", answer.body);
         }
         for (method, action) in CHANGES {
             let path = format!("/train/{name}{action}?namespace={namespace}");
