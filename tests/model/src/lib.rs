@@ -291,7 +291,9 @@ impl Protocols {
 
     fn creation(&self, state: &mut State, turn: &mut Turn, of: usize, submission: String, fault: Fault) -> Reply {
         let Some(asked) = self.bounds.asked.get(of) else { return Reply::Refused };
-        let is_equal = |at: &usize| state.jobs.get(*at).is_some_and(|job| job.body == asked.body);
+        // Who was not answered is told so, whatever is there.
+        let is_answered = matches!(fault, Fault::None | Fault::Refused);
+        let is_equal = |at: &usize| is_answered && state.jobs.get(*at).is_some_and(|job| job.body == asked.body);
         turn.refused_beside = state.there(asked.job).filter(is_equal);
         match fault {
             Fault::None => {
