@@ -1,14 +1,11 @@
 //! GET /train/{name}/checkpoints and what is below it.
 
 use futures::future::try_join;
-use training_core::{
-    api::{
-        checkpoints::{CheckpointAnswer, CheckpointList},
-        links::{PageLinks, link},
-        problem::Code,
-        route::LIMIT,
-    },
-    job::provenance::Attribution,
+use training_core::api::{
+    checkpoints::{CheckpointAnswer, CheckpointList},
+    links::{PageLinks, link},
+    problem::Code,
+    route::LIMIT,
 };
 use training_http::{Answer, Failure, boundary::in_storage};
 use training_run::{
@@ -31,7 +28,7 @@ impl Handler {
         let before: Option<Step> = asked.query.value("before");
         let namespace = self.namespace_of(asked, name)?;
         let (name, job) = self.job(&namespace, name).await?;
-        let Some(Attribution { prefix, .. }) = in_storage(self.run(&namespace, &name, &job)).await? else {
+        let Some(prefix) = in_storage(self.run_with_checkpoints(&namespace, &name, &job)).await? else {
             return Answer::json(200, &CheckpointList { checkpoints: Vec::new(), links: PageLinks { next: None } });
         };
         let page = in_storage(self.store.index_page(&prefix, limit, before));
@@ -74,8 +71,8 @@ impl Handler {
     /// The run of a job, of which one checkpoint is asked for.
     async fn run_of(&self, name: &str, namespace: Namespace) -> Result<RunPrefix, Failure> {
         let (name, job) = self.job(&namespace, name).await?;
-        let run = in_storage(self.run(&namespace, &name, &job)).await?;
-        run.map(|run| run.prefix).ok_or_else(|| not_found("the job has no run on this platform"))
+        let run = in_storage(self.run_with_checkpoints(&namespace, &name, &job)).await?;
+        run.ok_or_else(|| not_found("the job has no run on this platform, or another namespace has it by now"))
     }
 }
 

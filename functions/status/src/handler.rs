@@ -20,7 +20,7 @@ use training_core::{
 };
 use training_http::{Answer, Failure, answer::cluster_failure, boundary, token::TokenCheck};
 use training_run::{
-    layout::S3Uri,
+    layout::{RunPrefix, S3Uri},
     names::{JobName, Namespace},
 };
 use training_store::{Store, StoreError};
@@ -132,5 +132,20 @@ impl Handler {
         let Some(attribution) = self.attribution(namespace, name, job) else { return Ok(None) };
         let provenance = Box::pin(self.store.provenance(&attribution)).await?;
         Ok(provenance.may_be_followed().then_some(attribution))
+    }
+
+    /// The run of a job, if all of its checkpoints are for those who see the job.
+    ///
+    /// # Errors
+    /// The bucket does not tell.
+    pub(crate) async fn run_with_checkpoints(
+        &self,
+        namespace: &Namespace,
+        name: &JobName,
+        job: &PyTorchJob,
+    ) -> Result<Option<RunPrefix>, StoreError> {
+        let Some(attribution) = self.attribution(namespace, name, job) else { return Ok(None) };
+        let provenance = Box::pin(self.store.provenance(&attribution)).await?;
+        Ok(provenance.shows_the_run().then_some(attribution.prefix))
     }
 }

@@ -26,6 +26,9 @@ pub struct Attribution {
 pub enum Provenance {
     /// The submission that its annotations name: they may be followed.
     Proven,
+    /// The same, but the run has gone to another namespace since. What is the submission's own may be read, and what is the
+    /// run's may not: it is the other namespace's by now.
+    Former,
     /// This API, as far as can be told: the run's owner is a job of this name, by another submission, and there is no
     /// record. An equal request may have claimed the run a moment ago. The job may be changed; its annotations are not
     /// followed, because nothing confirms the submission.
@@ -62,11 +65,13 @@ impl Attribution {
     /// annotations, counts as the first one while it is the run's owner. It tells nobody more than the first one did.
     #[must_use]
     pub fn provenance(&self, owner: Option<&Owner>, record: Option<&JobRecord>) -> Provenance {
+        let is_elsewhere = owner.is_some_and(|owner| owner.namespace != self.namespace);
         let owner = owner.filter(|owner| owner.is_job(&self.namespace, &self.job));
         if owner.is_some_and(|owner| owner.submission == self.submission.as_str()) {
             return Provenance::Proven;
         }
         match record {
+            Some(record) if self.is_of(record) && is_elsewhere => Provenance::Former,
             Some(record) if self.is_of(record) => Provenance::Proven,
             None if owner.is_some() => Provenance::Plausible,
             // A record that is there is of the job that the annotations were copied from.
@@ -87,12 +92,21 @@ impl Attribution {
 // === impl Provenance ===
 
 impl Provenance {
-    /// Whether what the annotations name may be read for the job.
+    /// Whether the submission that the annotations name is the job's: its progress, attempts and logs may be read.
     #[must_use]
     pub fn may_be_followed(self) -> bool {
         match self {
-            Self::Proven => true,
+            Self::Proven | Self::Former => true,
             Self::Plausible | Self::Foreign => false,
+        }
+    }
+
+    /// Whether all checkpoints of the run may be read for the job.
+    #[must_use]
+    pub fn shows_the_run(self) -> bool {
+        match self {
+            Self::Proven => true,
+            Self::Former | Self::Plausible | Self::Foreign => false,
         }
     }
 
@@ -100,7 +114,7 @@ impl Provenance {
     #[must_use]
     pub fn may_be_changed(self) -> bool {
         match self {
-            Self::Proven | Self::Plausible => true,
+            Self::Proven | Self::Former | Self::Plausible => true,
             Self::Foreign => false,
         }
     }
@@ -159,7 +173,7 @@ mod tests {
 
     #[test]
     fn owner_and_record_decide_together() {
-        use Provenance::{Foreign, Plausible, Proven};
+        use Provenance::{Foreign, Former, Plausible, Proven};
         let records = [
             ("no record", None),
             ("its record", Some(record(|_| {}))),
@@ -181,9 +195,12 @@ mod tests {
             ("none", None, Foreign),
         ] {
             // Where the owner confirms the submission, the record is not asked.
-            let expected = [without_record]
-                .into_iter()
-                .chain(confirmed.map(|by_record| if without_record == Proven { Proven } else { by_record }));
+            let is_elsewhere = owner.as_ref().is_some_and(|owner| owner.namespace != "training");
+            let expected = [without_record].into_iter().chain(confirmed.map(|by_record| match by_record {
+                _ if without_record == Proven => Proven,
+                Proven if is_elsewhere => Former,
+                by_record => by_record,
+            }));
             for ((with, record), expected) in records.iter().zip(expected) {
                 let provenance = attribution().provenance(owner.as_ref(), record.as_ref());
                 assert_eq!(provenance, expected, "owner: {label}; {with}");
@@ -193,9 +210,9 @@ mod tests {
 
     #[test]
     fn only_what_is_proven_is_followed_and_nothing_foreign_is_changed() {
-        let allowed = [Provenance::Proven, Provenance::Plausible, Provenance::Foreign]
-            .map(|provenance| (provenance.may_be_followed(), provenance.may_be_changed()));
-        assert_eq!(allowed, [(true, true), (false, true), (false, false)]);
+        let allowed = [Provenance::Proven, Provenance::Former, Provenance::Plausible, Provenance::Foreign]
+            .map(|provenance| (provenance.shows_the_run(), provenance.may_be_followed(), provenance.may_be_changed()));
+        assert_eq!(allowed, [(true, true, true), (false, true, true), (false, false, true), (false, false, false)]);
     }
 
     #[test]

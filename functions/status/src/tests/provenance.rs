@@ -83,13 +83,6 @@ async fn annotations_are_followed_where_the_bucket_confirms_them() {
             true,
         ),
         (
-            "the run went on in another namespace",
-            "training",
-            "u1",
-            vec![owner("two", "other", OTHER), record("training", "j", SUBMISSION, "u1")],
-            true,
-        ),
-        (
             "made again by another tool after it was superseded",
             "training",
             "u9",
@@ -122,6 +115,25 @@ async fn annotations_are_followed_where_the_bucket_confirms_them() {
         let answer = World::new(script, store).get(&format!("/train/j?namespace={namespace}")).await;
         assert_eq!((answer.status, &answer.body["status"]), (200, &json!("failed")), "{label}");
         assert_eq!(answer.text.contains("private"), is_told, "{label}: {}", answer.text);
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_went_on_in_another_namespace_shows_the_old_jobs_own_alone() {
+    let confirmed_by = [owner("two", "other", OTHER), record("training", "j", SUBMISSION, "u1")];
+    let world = || {
+        let script = vec![job_row(&job("j")), row(PODS, 200, list(&[], ""))];
+        World::new(script, testing::holding(traces().into_iter().chain(confirmed_by.clone())))
+    };
+    let status = world().get("/train/j").await;
+    assert_eq!((status.status, &status.body["progress"]["step"]), (200, &json!(7)), "{}", status.text);
+    let log = world().get("/train/j/logs?source=archive").await;
+    assert!(log.status == 200 && log.text.contains("private"), "{}", log.text);
+    // What is the run's is the other namespace's by now.
+    assert_eq!(world().get("/train/j/checkpoints").await.body["checkpoints"], json!([]));
+    for path in ["latest", "best", "20"] {
+        let answer = world().get(&format!("/train/j/checkpoints/{path}")).await;
+        assert_eq!((answer.status, answer.code()), (404, "checkpoint_not_found"), "{path}: {}", answer.text);
     }
 }
 

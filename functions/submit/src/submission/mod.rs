@@ -203,7 +203,7 @@ impl<'a> Submitting<'a> {
         }
         let provenance = self.service.provenance(found, &self.request.namespace, &self.request.job_name).await;
         Ok(match provenance {
-            Ok(Provenance::Proven) => (decision, true),
+            Ok(Provenance::Proven | Provenance::Former) => (decision, true),
             Ok(Provenance::Plausible | Provenance::Foreign) => {
                 (Err(replay::foreign(self.request.job_name.as_str())), false)
             }
