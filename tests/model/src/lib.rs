@@ -262,6 +262,10 @@ impl Protocols {
                     Some(Life::Active) => OwnersJob::Active,
                 })
             }
+            Call::ReadWhetherThere { submission } => {
+                let found = state.there(asked.job).and_then(|at| state.jobs.get(at));
+                Reply::IsThere(found.is_some_and(|job| job.submission == submission))
+            }
             Call::Pause if state.tick - turn.sent_at >= GIVES_UP_AFTER => Reply::Refused,
             Call::Replace => {
                 state.jobs.get_mut(turn.job?)?.life = Life::Gone;

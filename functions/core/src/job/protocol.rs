@@ -39,6 +39,11 @@ pub enum Call {
     ReadJob,
     /// Read the job that this owner names, which has another name than the request's.
     ReadOwnersJob(Owner),
+    /// Read whether the job that has the request's name is still that of this submission.
+    ReadWhetherThere {
+        /// The submission.
+        submission: String,
+    },
     /// Find out all that the manifest needs; nothing is changed.
     Prepare,
     /// Find out whether the job that was found could be deleted, and the new one be made in its place.
@@ -80,6 +85,8 @@ pub enum Reply {
     Job(Option<Found>),
     /// The job that the owner names.
     OwnersJob(OwnersJob),
+    /// Whether the job is still there.
+    IsThere(bool),
     /// The `ETag` of what was written; `None` when another writer was quicker.
     Written(Option<String>),
     /// The old job's name is free now; `false` when the job changed before it could be deleted, or would be.
@@ -234,6 +241,8 @@ struct Hold {
 enum HoldStep {
     ReadingOwner,
     ReadingOwnersJob(OwnerRead),
+    /// Over the owner of this `ETag`.
+    ReadingWhetherThere(String),
     Writing,
     Pausing,
 }
@@ -525,10 +534,11 @@ impl Protocol {
     }
 
     fn go_on_holding(&mut self, mut hold: Hold, reply: Reply, now: u64) -> Call {
-        let (read, job) = match (hold.step, reply) {
+        let (read, job) = match (std::mem::replace(&mut hold.step, HoldStep::Pausing), reply) {
             (HoldStep::Pausing, Reply::Done) => return self.hold(hold.owner, hold.ending),
             (HoldStep::ReadingOwner, Reply::Owner(read)) => (read, OwnersJob::NotRead),
             (HoldStep::ReadingOwnersJob(read), Reply::OwnersJob(job)) => (Some(read), job),
+            (HoldStep::ReadingWhetherThere(etag), Reply::IsThere(true)) => return self.write_held(hold, Some(etag)),
             (HoldStep::Writing, Reply::Written(None)) => {
                 hold.step = HoldStep::Pausing;
                 return self.go(State::Holding(hold), Call::Pause);
@@ -537,7 +547,6 @@ impl Protocol {
             _ if hold.ending == Ending::Created => return self.held(hold.ending),
             _ => return Call::End(hold.ending),
         };
-        let over = read.as_ref().map(|read| read.etag.clone());
         if let Some(read) = read {
             if read.owner.submission == hold.owner.submission && !read.owner.released {
                 return self.held(hold.ending);
@@ -554,7 +563,16 @@ impl Protocol {
                 Standing::Hidden => return self.lost(hold.ending, Ending::RunHidden),
                 Standing::Active => return self.lost(hold.ending, Ending::RunActive(read.owner)),
             }
+            // The job may have ended and been replaced meanwhile: then the owner is that of the job that took its place. The
+            // owner was read before, so whoever claims the run after this is told by the compare-and-swap.
+            let call = Call::ReadWhetherThere { submission: hold.owner.submission.clone() };
+            hold.step = HoldStep::ReadingWhetherThere(read.etag);
+            return self.go(State::Holding(hold), call);
         }
+        self.write_held(hold, None)
+    }
+
+    fn write_held(&mut self, mut hold: Hold, over: Option<String>) -> Call {
         let call = Call::WriteOwner { owner: hold.owner.clone(), over };
         hold.step = HoldStep::Writing;
         self.go(State::Holding(hold), call)

@@ -140,6 +140,7 @@ impl<'a> Submitting<'a> {
             Call::ReadRecord(owner) => self.has_record(&owner).await.map(Reply::Recorded),
             Call::ReadJob => self.read_job().await,
             Call::ReadOwnersJob(owner) => self.read_owners_job(&owner).await,
+            Call::ReadWhetherThere { submission } => self.is_there(&submission).await.map(Reply::IsThere),
             Call::Prepare => Box::pin(self.prepare()).await,
             Call::RehearseReplacing => self.rehearse_replacing().await,
             Call::WriteOwner { owner, over } => self.write_owner(&owner, over).await,
@@ -188,6 +189,12 @@ impl<'a> Submitting<'a> {
         let is_this_run = found.annotation(key::CHECKPOINT_PREFIX) == Some(self.prefix.to_string().as_str());
         let submission = found.annotation(key::SUBMISSION).filter(|_| is_proven && is_this_run).map(str::to_owned);
         Ok(Reply::Job(Some(Found { submission, verdict, is_finished: Phase::of(found).0.is_finished() })))
+    }
+
+    /// Whether the job that has the request's name is that of this submission.
+    async fn is_there(&self, submission: &str) -> Result<bool, Failure> {
+        let job = self.jobs.get(&self.request.job_name).await.map_err(cluster_failure)?;
+        Ok(job.is_some_and(|job| job.annotation(key::SUBMISSION) == Some(submission)))
     }
 
     /// What the request does about the job that has its name, and whether the bucket confirms what the job says of itself.
