@@ -56,7 +56,7 @@ pub enum Standing {
 /// Whether a submission's trainer may write into a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// The run is the submission's.
+    /// The run is the submission's, or nobody's: its claim was given up, and nothing was there before.
     Allowed,
     /// Another request has claimed it a moment ago, or has given its claim up: who owns the run is about to be settled.
     Wait,
