@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Schemas, examples};
+use crate::{examples, schemas::Schemas};
 use training_core::api::problem::{Code, Document};
 
 /// What a caller with a token may always meet.

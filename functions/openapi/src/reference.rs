@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use crate::document;
+use crate::document::document;
 
 const HEAD: &str = "# Fields of `POST /train`
 

@@ -7,12 +7,12 @@ use training_run::{
     names::{Framework, Step},
 };
 
-use super::{
-    Schemas, examples,
+use crate::{
+    examples,
     operation::{Access, Operation, answer, header, parameter, with_example, with_headers},
     request::RequestBody,
+    schemas::Schemas,
 };
-
 use training_core::{
     api::{
         checkpoints::{CheckpointAnswer, CheckpointList},

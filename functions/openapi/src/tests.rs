@@ -2,11 +2,14 @@ use std::{collections::BTreeSet, fs};
 
 use jsonschema::Validator;
 use proptest::prelude::*;
+use serde_json::{Map, Value, json};
 
 use super::{
+    document::{document, text},
+    examples,
     operation::UNROUTED,
+    reference::request_fields,
     routes::{ROUTES, place},
-    *,
 };
 use training_core::{
     access::{caller::Caller, namespaces::Namespaces},
