@@ -2,7 +2,7 @@
 //! Submit writes it before it creates a job; the trainer reads it before each marker and stops when it is another's.
 //!
 //! ```text
-//! absent ── claim ─> pending ── its job appears ─> the job's ── its job ends or goes ─> claimed over
+//! absent ── claim ─> pending ── its job appears ─> confirmed ── its job ends or goes ─> claimed over
 //!                      │  └─ an equal request joins: the same submission, another `claimed_by`
 //!                      └─ refused, and nobody joined: what was there before, or a tombstone (`released`)
 //! ```
@@ -22,9 +22,13 @@ pub struct Owner {
     pub namespace: String,
     /// Name of its job.
     pub job: String,
-    /// The request (`UUIDv7`) that claimed the run for this submission last; those of older versions name none.
+    /// Fresh id (`UUIDv7`) of the claim, of the request that joined it last, or of the confirmation; older versions wrote none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claimed_by: Option<String>,
+    /// The cluster's id of the submission's job, once somebody has seen that job: the owner is confirmed. Older versions never
+    /// wrote one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
     /// Digest of the request's fields, by which an equal request knows the claim as its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
@@ -58,7 +62,7 @@ pub enum Standing {
 pub enum Write {
     /// The run is the submission's, or nobody's: its claim was given up, and nothing was there before.
     Allowed,
-    /// Another request has claimed it a moment ago, or has given its claim up: who owns the run is about to be settled.
+    /// It has become another's a moment ago, or that claim was given up: who owns the run is about to be settled.
     Wait,
     /// It is another's.
     Superseded,
@@ -118,10 +122,22 @@ impl Owner {
     /// 1970.
     #[must_use]
     pub fn is_young(&self, now: u64) -> bool {
-        !self.released && self.is_recent(now)
+        !self.released && self.uid.is_none() && self.is_recent(now)
     }
 
-    /// Whether the request that made this claim, given up or not, was made a moment ago: its id begins with the time. That
+    /// Whether it is a claim whose job nobody has confirmed.
+    #[must_use]
+    pub fn is_claim(&self) -> bool {
+        self.claimed_by.is_some() && self.uid.is_none()
+    }
+
+    /// Whether it is confirmed to be this job.
+    #[must_use]
+    pub fn is_confirmed(&self, submission: &str, uid: &str) -> bool {
+        !self.released && self.submission == submission && self.uid.as_deref() == Some(uid)
+    }
+
+    /// Whether this was claimed, joined or confirmed a moment ago, given up since or not: the id begins with the time. That
     /// may be ahead by as much as it may be behind, since clocks differ a little.
     fn is_recent(&self, now: u64) -> bool {
         let id = self.claimed_by.as_ref().unwrap_or(&self.submission);
@@ -173,8 +189,7 @@ impl Owner {
     /// (`is_recorded`), or else the one before it.
     #[must_use]
     pub fn trained_last(&self, is_recorded: bool) -> Option<String> {
-        let is_claim = self.claimed_by.is_some() && !is_recorded;
-        let previous = self.previous.clone().filter(|_| is_claim);
+        let previous = self.previous.clone().filter(|_| self.is_claim() && !is_recorded);
         previous.or_else(|| Some(self.submission.clone()))
     }
 

@@ -50,6 +50,8 @@ async fn a_job_is_made_with_its_owner_and_its_record() {
     assert_eq!((answer.outcome(), answer.header("location")), ((201, ""), Some("/train/hf-r")));
     let (owner, job) = world.owner_and_job("hf-r");
     assert_eq!(owner, job);
+    let confirmed: Value = serde_json::from_str(&world.bucket.body(OWNER).expect("an owner")).expect("JSON");
+    assert_eq!(confirmed["uid"], world.server(|server| server.jobs["hf-r"]["metadata"]["uid"].clone()));
     assert_eq!(world.bucket.keys(), [format!("runs/_jobs/training/hf-r/{job}"), OWNER.to_owned()]);
 }
 
@@ -75,7 +77,9 @@ async fn an_answer_that_was_lost_is_found_and_nothing_is_made_twice() {
 async fn equal_request() -> (String, Value) {
     let other = World::new();
     other.post("/train", &request()).await;
-    (other.bucket.body(OWNER).expect("an owner"), other.server(|server| server.jobs["hf-r"].clone()))
+    let mut claim: Value = serde_json::from_str(&other.bucket.body(OWNER).expect("an owner")).expect("JSON");
+    assert!(claim.as_object_mut().is_some_and(|claim| claim.remove("uid").is_some()), "confirmed: {claim}");
+    (claim.to_string(), other.server(|server| server.jobs["hf-r"].clone()))
 }
 
 #[tokio::test]

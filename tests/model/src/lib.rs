@@ -249,6 +249,7 @@ impl Protocols {
                     let verdict = self.verdicts.get(&(found.body == asked.body, is_finished, turn.may_replace));
                     Found {
                         submission: Some(found.submission.clone()),
+                        uid: uid(turn.job.unwrap_or_default()),
                         verdict: verdict.copied().unwrap_or(Verdict::Refuse),
                         is_finished,
                     }
@@ -262,9 +263,8 @@ impl Protocols {
                     Some(Life::Active) => OwnersJob::Active,
                 })
             }
-            Call::ReadWhetherThere { submission } => {
-                let found = state.there(asked.job).and_then(|at| state.jobs.get(at));
-                Reply::IsThere(found.is_some_and(|job| job.submission == submission))
+            Call::ReadWhetherThere { uid: wanted } => {
+                Reply::IsThere(state.there(asked.job).is_some_and(|at| uid(at) == wanted))
             }
             Call::Pause if state.tick - turn.sent_at >= GIVES_UP_AFTER => Reply::Refused,
             Call::Replace => {
@@ -302,7 +302,7 @@ impl Protocols {
         match fault {
             Fault::None => {
                 let reply = self.create(state, of, &submission);
-                if reply == Reply::Done {
+                if matches!(reply, Reply::Created(_)) {
                     turn.job = state.there(asked.job);
                 }
                 reply
@@ -349,7 +349,7 @@ impl Protocols {
             is_accepted: false,
             was_superseded: false,
         });
-        Reply::Done
+        Reply::Created(uid(state.jobs.len() - 1))
     }
 }
 
@@ -563,6 +563,11 @@ fn job(by: usize, body: u8, is_finished: bool) -> PyTorchJob {
         "status": {"conditions": conditions},
     });
     serde_json::from_value(job).expect("a job")
+}
+
+/// The cluster's id of a job, by its place.
+fn uid(job: usize) -> String {
+    job.to_string()
 }
 
 /// As S3 has it for small objects: equal bodies have equal ones.

@@ -47,13 +47,23 @@ fn restarts_and_deletions() {
 
 #[test]
 #[ignore = "minutes: part of the soak"]
-fn more_requests_faults_and_time() {
+fn more_equal_requests_faults_and_time() {
     let equal = vec![asked("a", 1); 2];
     check("two equal", Bounds { asked: equal, quota: 1, faults: 2, cancels: 1, ends: 1, ticks: 3 });
     let three = vec![asked("a", 1), asked("a", 1), asked("b", 1)];
     check("three, two names", Bounds { asked: three, quota: 1, faults: 1, ticks: 2, ..NONE });
+}
+
+#[test]
+#[ignore = "minutes: part of the soak"]
+fn more_restarts() {
     let restarts = vec![asked("a", 1), restart("a", 1), restart("a", 2)];
     check("restarts", Bounds { asked: restarts, cancels: 1, ends: 1, ticks: 2, ..NONE });
+}
+
+#[test]
+#[ignore = "minutes: part of the soak"]
+fn more_faults_of_several_names() {
     let names = vec![asked("a", 1), asked("b", 1)];
     check("two names", Bounds { asked: names, quota: 2, faults: 2, cancels: 1, ends: 1, ticks: 3 });
 }

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! read the owner ─> read the name ── taken ─> ours, replay, replace (and read again), or refuse
-//!                        └─ free ─> prepare ─> claim the run, or join an equal request's claim ─> create ─> hold ─> record
+//!                        └─ free ─> prepare ─> claim the run, or join an equal request's claim ─> create ─> confirm ─> record
 //!                                                   └─ lost: read again                            └─ refused ─> read the name;
 //!                                                                                          a job there is judged as above;
 //!                                                                                          else give the claim up
@@ -39,10 +39,10 @@ pub enum Call {
     ReadJob,
     /// Read the job that this owner names, which has another name than the request's.
     ReadOwnersJob(Owner),
-    /// Read whether the job that has the request's name is still that of this submission.
+    /// Read whether the job that has the request's name is still this one.
     ReadWhetherThere {
-        /// The submission.
-        submission: String,
+        /// The job's uid.
+        uid: String,
     },
     /// Find out all that the manifest needs; nothing is changed.
     Prepare,
@@ -87,6 +87,8 @@ pub enum Reply {
     OwnersJob(OwnersJob),
     /// Whether the job is still there.
     IsThere(bool),
+    /// The job was created, and has this uid.
+    Created(String),
     /// The `ETag` of what was written; `None` when another writer was quicker.
     Written(Option<String>),
     /// The old job's name is free now; `false` when the job changed before it could be deleted, or would be.
@@ -104,6 +106,8 @@ pub enum Reply {
 pub struct Found {
     /// Its submission.
     pub submission: Option<String>,
+    /// Its uid.
+    pub uid: String,
     /// What the request is to it.
     pub verdict: Verdict,
     /// Whether it has ended.
@@ -166,6 +170,8 @@ pub struct Protocol {
     may_have_created: bool,
     /// Whether a job of the name was found that is to be replaced.
     is_replacing: bool,
+    /// The submission of the job that was found last: it has existed, whether it has a record or not.
+    has_existed: Option<String>,
     /// The claim that this request waits for.
     waits_for: Option<Owner>,
     state: State,
@@ -213,7 +219,7 @@ enum State {
     PausingForOthers(Wait),
     Rehearsing,
     Replacing,
-    Holding(Hold),
+    Confirming(Confirmation),
     TakingBack(Ending),
     Recording(Ending),
     Ended,
@@ -229,16 +235,16 @@ struct Wait {
 
 /// Seeing to it that the run's owner is a job which exists.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Hold {
+struct Confirmation {
     /// The job as an owner.
     owner: Owner,
-    /// Where the request ends then; `Created` also takes the job back where its run is another's.
+    /// How the request ends then; `Created` also takes the job back where its run is another's.
     ending: Ending,
-    step: HoldStep,
+    step: ConfirmationStep,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum HoldStep {
+enum ConfirmationStep {
     ReadingOwner,
     ReadingOwnersJob(OwnerRead),
     /// Over the owner of this `ETag`.
@@ -258,6 +264,7 @@ impl Protocol {
             namespace: namespace.to_owned(),
             job: job.to_owned(),
             claimed_by: None,
+            uid: None,
             request: Some(digest.to_owned()),
             previous: None,
             released: false,
@@ -268,6 +275,7 @@ impl Protocol {
             claim: None,
             may_have_created: false,
             is_replacing: false,
+            has_existed: None,
             waits_for: None,
             state: State::Pausing,
         }
@@ -289,7 +297,7 @@ impl Protocol {
             State::ReadingName(snapshot) => match (reply, snapshot) {
                 // Nothing is deleted for a run whose owner nobody knows.
                 (Reply::Job(Some(found)), None) if found.verdict == Verdict::Replace => Call::End(Ending::Failed),
-                (Reply::Job(Some(found)), snapshot) => self.meet(found, snapshot, now),
+                (Reply::Job(Some(found)), snapshot) => self.meet(found, snapshot, now, fresh),
                 (Reply::Job(None), Some(snapshot)) => self.judge(snapshot, OwnersJob::NotRead, now),
                 _ => Call::End(Ending::Failed),
             },
@@ -318,9 +326,9 @@ impl Protocol {
                 Reply::Written(None) => self.pause(),
                 _ => Call::End(Ending::Failed),
             },
-            State::Creating => self.after_creating(&reply),
+            State::Creating => self.after_creating(&reply, fresh),
             State::ReadingAfterFailure { is_final, wait } => match reply {
-                Reply::Job(Some(found)) => self.meet(found, None, now),
+                Reply::Job(Some(found)) => self.meet(found, None, now, fresh),
                 Reply::Job(None) if is_final => self.give_up(wait, now),
                 // Whether the refusal is the whole truth is not known: an equal job may be there.
                 _ if is_final => Call::End(Ending::Failed),
@@ -356,7 +364,7 @@ impl Protocol {
                 Reply::Replaced(_) => self.pause(),
                 _ => Call::End(Ending::Failed),
             },
-            State::Holding(hold) => self.go_on_holding(hold, reply, now),
+            State::Confirming(confirmation) => self.go_on_confirming(confirmation, reply, now, fresh),
             State::TakingBack(ending) => Call::End(if reply == Reply::Done { ending } else { Ending::Failed }),
             State::Ended => Call::End(Ending::Failed),
         }
@@ -385,13 +393,16 @@ impl Protocol {
     /// The owner was read, and now the name is: in that order, see the module.
     fn read_name(&mut self, reply: Reply, now: u64) -> Call {
         match reply {
-            Reply::Owner(Some(read)) if read.is_visible && read.owner.is_young(now) => {
-                let call = Call::ReadRecord(read.owner.clone());
-                self.go(State::ReadingRecord(read), call)
-            }
             Reply::Owner(read) => {
-                let snapshot = Snapshot { read, is_recorded: false };
-                self.go(State::ReadingName(Some(snapshot)), Call::ReadJob)
+                let is_recorded =
+                    read.as_ref().is_some_and(|read| Some(&read.owner.submission) == self.has_existed.as_ref());
+                match read {
+                    Some(read) if !is_recorded && read.is_visible && read.owner.is_young(now) => {
+                        let call = Call::ReadRecord(read.owner.clone());
+                        self.go(State::ReadingRecord(read), call)
+                    }
+                    read => self.go(State::ReadingName(Some(Snapshot { read, is_recorded })), Call::ReadJob),
+                }
             }
             // A job that is there is answered all the same.
             _ => self.go(State::ReadingName(None), Call::ReadJob),
@@ -399,10 +410,11 @@ impl Protocol {
     }
 
     /// The name is taken.
-    fn meet(&mut self, found: Found, snapshot: Option<Snapshot>, now: u64) -> Call {
+    fn meet(&mut self, found: Found, snapshot: Option<Snapshot>, now: u64, fresh: &str) -> Call {
         let is_ours = found.submission.is_some() && found.submission.as_ref() == self.submission();
+        self.has_existed.clone_from(&found.submission);
         let owner = found.submission.map(|submission| Owner { submission, ..self.request.clone() });
-        let (ending, is_held) = match found.verdict {
+        let (ending, needs_owner) = match found.verdict {
             _ if is_ours && self.may_have_created => (Ending::Created, true),
             _ if is_ours => (Ending::Replayed, !found.is_finished),
             Verdict::Replay => (Ending::Replayed, !found.is_finished),
@@ -415,15 +427,17 @@ impl Protocol {
             // The run that we claimed may belong to the job that was quicker.
             Verdict::Refuse => return self.take_back_claim(Some(Ending::Conflict)),
         };
-        let is_owner = |owner: &Owner| {
-            let read = snapshot.as_ref().and_then(|snapshot| snapshot.read.as_ref());
-            read.is_some_and(|read| read.owner.submission == owner.submission && !read.owner.released)
-        };
+        let read = snapshot.as_ref().and_then(|snapshot| snapshot.read.as_ref());
+        let is_owner =
+            |owner: &Owner| read.is_some_and(|read| read.owner.submission == owner.submission && !read.owner.released);
         match owner {
             // Whoever made it may have died before the record was written.
-            Some(owner) if ending == Ending::Replayed && is_owner(&owner) => self.held(ending),
-            Some(owner) if is_held && is_owner(&owner) => self.held(ending),
-            Some(owner) if is_held => self.hold(owner, ending),
+            Some(owner) if read.is_some_and(|read| read.owner.is_confirmed(&owner.submission, &found.uid)) => {
+                self.confirmed(ending)
+            }
+            Some(owner) if needs_owner || is_owner(&owner) => {
+                self.confirm(Owner { uid: Some(found.uid), ..owner }, ending, fresh)
+            }
             _ => Call::End(ending),
         }
     }
@@ -437,7 +451,7 @@ impl Protocol {
         let Some(read) = &snapshot.read else {
             return self.go(State::Preparing(None, Standing::Free), Call::Prepare);
         };
-        let is_claim = read.owner.claimed_by.is_some() && !read.owner.released;
+        let is_claim = read.owner.is_claim() && !read.owner.released;
         let known = Known { is_visible: read.is_visible, is_recorded: snapshot.is_recorded, job };
         match read.owner.standing(&self.request, known, now) {
             Standing::Unknown => {
@@ -488,11 +502,13 @@ impl Protocol {
         self.go(State::Claiming(Claim { owner, etag: String::new(), before, is_joined }), call)
     }
 
-    fn after_creating(&mut self, reply: &Reply) -> Call {
-        self.may_have_created = matches!(reply, Reply::Done | Reply::Unanswered);
+    fn after_creating(&mut self, reply: &Reply, fresh: &str) -> Call {
+        self.may_have_created = matches!(reply, Reply::Created(_) | Reply::Unanswered);
         match (reply, self.claim.as_ref().map(|claim| claim.owner.clone())) {
-            (Reply::Done, Some(owner)) => self.hold(owner, Ending::Created),
-            (Reply::Done, None) => Call::End(Ending::Created),
+            (Reply::Created(uid), Some(owner)) => {
+                self.confirm(Owner { uid: Some(uid.clone()), ..owner }, Ending::Created, fresh)
+            }
+            (Reply::Created(_), None) => Call::End(Ending::Created),
             (Reply::AlreadyExists, _) => self.pause(),
             (_, None) => Call::End(Ending::NotCreated),
             (reply, Some(_)) => {
@@ -525,60 +541,71 @@ impl Protocol {
         self.go(State::PausingForOthers(wait), Call::Pause)
     }
 
-    fn hold(&mut self, owner: Owner, ending: Ending) -> Call {
+    /// See to it that the run's owner is this job.
+    fn confirm(&mut self, owner: Owner, ending: Ending, fresh: &str) -> Call {
         if self.is_dry_run {
             return Call::End(ending);
         }
-        let hold = Hold { owner, ending, step: HoldStep::ReadingOwner };
-        self.go(State::Holding(hold), Call::ReadOwner)
+        let confirmation = Confirmation { owner, ending, step: ConfirmationStep::ReadingOwner };
+        match &self.claim {
+            // Mostly, the owner is still what this request wrote.
+            Some(claim) if claim.owner.submission == confirmation.owner.submission => {
+                let over = Some(claim.etag.clone());
+                self.write_confirmation(confirmation, over, fresh)
+            }
+            _ => self.go(State::Confirming(confirmation), Call::ReadOwner),
+        }
     }
 
-    fn go_on_holding(&mut self, mut hold: Hold, reply: Reply, now: u64) -> Call {
-        let (read, job) = match (std::mem::replace(&mut hold.step, HoldStep::Pausing), reply) {
-            (HoldStep::Pausing, Reply::Done) => return self.hold(hold.owner, hold.ending),
-            (HoldStep::ReadingOwner, Reply::Owner(read)) => (read, OwnersJob::NotRead),
-            (HoldStep::ReadingOwnersJob(read), Reply::OwnersJob(job)) => (Some(read), job),
-            (HoldStep::ReadingWhetherThere(etag), Reply::IsThere(true)) => return self.write_held(hold, Some(etag)),
-            (HoldStep::Writing, Reply::Written(None)) => {
-                hold.step = HoldStep::Pausing;
-                return self.go(State::Holding(hold), Call::Pause);
+    fn go_on_confirming(&mut self, mut confirmation: Confirmation, reply: Reply, now: u64, fresh: &str) -> Call {
+        use ConfirmationStep::{Pausing, ReadingOwner, ReadingOwnersJob, ReadingWhetherThere, Writing};
+        let (read, job) = match (std::mem::replace(&mut confirmation.step, ReadingOwner), reply) {
+            (Pausing, Reply::Done) => return self.go(State::Confirming(confirmation), Call::ReadOwner),
+            (ReadingOwner, Reply::Owner(None)) => return self.write_confirmation(confirmation, None, fresh),
+            (ReadingOwner, Reply::Owner(Some(read))) => (read, OwnersJob::NotRead),
+            (ReadingOwnersJob(read), Reply::OwnersJob(job)) => (read, job),
+            (ReadingWhetherThere(etag), Reply::IsThere(true)) => {
+                return self.write_confirmation(confirmation, Some(etag), fresh);
+            }
+            (Writing, Reply::Written(Some(_))) => return self.confirmed(confirmation.ending),
+            (Writing, Reply::Written(None)) => {
+                confirmation.step = Pausing;
+                return self.go(State::Confirming(confirmation), Call::Pause);
             }
             // A bucket that fails now does not undo the job.
-            _ if hold.ending == Ending::Created => return self.held(hold.ending),
-            _ => return Call::End(hold.ending),
+            _ if confirmation.ending == Ending::Created => return self.confirmed(confirmation.ending),
+            _ => return Call::End(confirmation.ending),
         };
-        if let Some(read) = read {
-            if read.owner.submission == hold.owner.submission && !read.owner.released {
-                return self.held(hold.ending);
-            }
-            // A claim for this name cannot become a job while the name is taken.
-            let known = Known { is_visible: read.is_visible, is_recorded: false, job };
-            match read.owner.standing(&self.request, known, now) {
-                Standing::Unknown => {
-                    let call = Call::ReadOwnersJob(read.owner.clone());
-                    hold.step = HoldStep::ReadingOwnersJob(read);
-                    return self.go(State::Holding(hold), call);
-                }
-                Standing::Free | Standing::Joinable | Standing::Pending => {}
-                Standing::Hidden => return self.lost(hold.ending, Ending::RunHidden),
-                Standing::Active => return self.lost(hold.ending, Ending::RunActive(read.owner)),
-            }
-            // The job may have ended and been replaced meanwhile: then the owner is that of the job that took its place. The
-            // owner was read before, so whoever claims the run after this is told by the compare-and-swap.
-            let call = Call::ReadWhetherThere { submission: hold.owner.submission.clone() };
-            hold.step = HoldStep::ReadingWhetherThere(read.etag);
-            return self.go(State::Holding(hold), call);
+        let Owner { submission, uid, .. } = &confirmation.owner;
+        let uid = uid.clone().unwrap_or_default();
+        if read.owner.is_confirmed(submission, &uid) {
+            return self.confirmed(confirmation.ending);
         }
-        self.write_held(hold, None)
+        // A claim for this name cannot become a job while the name is taken.
+        let known = Known { is_visible: read.is_visible, is_recorded: false, job };
+        let (step, call) = match read.owner.standing(&self.request, known, now) {
+            Standing::Unknown => {
+                let call = Call::ReadOwnersJob(read.owner.clone());
+                (ReadingOwnersJob(read), call)
+            }
+            // The job may have gone, and another may be in its place.
+            Standing::Free | Standing::Joinable | Standing::Pending => {
+                (ReadingWhetherThere(read.etag), Call::ReadWhetherThere { uid })
+            }
+            Standing::Hidden => return self.lost(confirmation.ending, Ending::RunHidden),
+            Standing::Active => return self.lost(confirmation.ending, Ending::RunActive(read.owner)),
+        };
+        confirmation.step = step;
+        self.go(State::Confirming(confirmation), call)
     }
 
-    fn write_held(&mut self, mut hold: Hold, over: Option<String>) -> Call {
-        let call = Call::WriteOwner { owner: hold.owner.clone(), over };
-        hold.step = HoldStep::Writing;
-        self.go(State::Holding(hold), call)
+    fn write_confirmation(&mut self, mut confirmation: Confirmation, over: Option<String>, fresh: &str) -> Call {
+        let owner = Owner { claimed_by: Some(fresh.to_owned()), ..confirmation.owner.clone() };
+        confirmation.step = ConfirmationStep::Writing;
+        self.go(State::Confirming(confirmation), Call::WriteOwner { owner, over })
     }
 
-    fn held(&mut self, ending: Ending) -> Call {
+    fn confirmed(&mut self, ending: Ending) -> Call {
         match ending {
             Ending::Created | Ending::Replayed if !self.is_dry_run => self.go(State::Recording(ending), Call::Record),
             ending => Call::End(ending),

@@ -61,8 +61,9 @@ impl Attribution {
     /// Who made the job, as the run's owner and the object at [`Attribution::record_key`] say. Without a record the answer
     /// is final when it is [`Provenance::Proven`].
     ///
-    /// The owner has no uid. So a job that somebody deletes and makes again in its place, under its name and with its
-    /// annotations, counts as the first one while it is the run's owner. It tells nobody more than the first one did.
+    /// The owner's uid is not compared: it is written after the job is made, and two jobs of one submission may follow each
+    /// other. So a job that somebody deletes and makes again in its place, under its name and with its annotations, counts
+    /// as the first one while it is the run's owner. It tells nobody more than the first one did.
     #[must_use]
     pub fn provenance(&self, owner: Option<&Owner>, record: Option<&JobRecord>) -> Provenance {
         let is_elsewhere = owner.is_some_and(|owner| owner.namespace != self.namespace);
@@ -152,6 +153,7 @@ mod tests {
             namespace: namespace.to_owned(),
             job: job.to_owned(),
             claimed_by: None,
+            uid: None,
             request: None,
             previous: None,
             released,

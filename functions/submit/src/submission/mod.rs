@@ -140,7 +140,7 @@ impl<'a> Submitting<'a> {
             Call::ReadRecord(owner) => self.has_record(&owner).await.map(Reply::Recorded),
             Call::ReadJob => self.read_job().await,
             Call::ReadOwnersJob(owner) => self.read_owners_job(&owner).await,
-            Call::ReadWhetherThere { submission } => self.is_there(&submission).await.map(Reply::IsThere),
+            Call::ReadWhetherThere { uid } => self.is_there(&uid).await.map(Reply::IsThere),
             Call::Prepare => Box::pin(self.prepare()).await,
             Call::RehearseReplacing => self.rehearse_replacing().await,
             Call::WriteOwner { owner, over } => self.write_owner(&owner, over).await,
@@ -188,13 +188,14 @@ impl<'a> Submitting<'a> {
         // A job of another run may have the name.
         let is_this_run = found.annotation(key::CHECKPOINT_PREFIX) == Some(self.prefix.to_string().as_str());
         let submission = found.annotation(key::SUBMISSION).filter(|_| is_proven && is_this_run).map(str::to_owned);
-        Ok(Reply::Job(Some(Found { submission, verdict, is_finished: Phase::of(found).0.is_finished() })))
+        let is_finished = Phase::of(found).0.is_finished();
+        Ok(Reply::Job(Some(Found { submission, uid: uid_of(found), verdict, is_finished })))
     }
 
-    /// Whether the job that has the request's name is that of this submission.
-    async fn is_there(&self, submission: &str) -> Result<bool, Failure> {
+    /// Whether the job that has the request's name is this one.
+    async fn is_there(&self, uid: &str) -> Result<bool, Failure> {
         let job = self.jobs.get(&self.request.job_name).await.map_err(cluster_failure)?;
-        Ok(job.is_some_and(|job| job.annotation(key::SUBMISSION) == Some(submission)))
+        Ok(job.is_some_and(|job| job.metadata.uid.as_deref() == Some(uid)))
     }
 
     /// What the request does about the job that has its name, and whether the bucket confirms what the job says of itself.
@@ -250,8 +251,9 @@ impl<'a> Submitting<'a> {
         self.submission = submission;
         match self.jobs.create(&manifest, self.effect).await {
             Ok(job) => {
+                let uid = uid_of(&job);
                 self.job = Some(job);
-                Reply::Done
+                Reply::Created(uid)
             }
             Err(ClusterError::AlreadyExists) => Reply::AlreadyExists,
             Err(error) => {
@@ -325,6 +327,11 @@ impl<'a> Submitting<'a> {
         self.jobs.cancel(created).await.map_err(cluster_failure)?;
         Ok(Reply::Done)
     }
+}
+
+/// The cluster gives one to every job that it keeps.
+fn uid_of(job: &PyTorchJob) -> String {
+    job.metadata.uid.clone().unwrap_or_default()
 }
 
 /// Milliseconds since 1970.

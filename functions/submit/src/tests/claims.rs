@@ -65,9 +65,7 @@ async fn a_record_that_was_lost_is_written_by_the_next_equal_request() {
 #[tokio::test]
 async fn a_refused_request_leaves_the_claim_that_it_had_joined_as_it_was() {
     // The claim of an equal request that may still make its job.
-    let other = World::new();
-    other.post("/train", &request()).await;
-    let claim = other.bucket.body(OWNER).expect("a claim");
+    let (claim, _) = super::equal_request().await;
 
     let world = World::new().fault(Method::POST, Fault::Refuses(422, "Invalid", "no"));
     world.bucket.write(OWNER, &claim);
