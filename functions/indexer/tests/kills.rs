@@ -181,7 +181,8 @@ async fn of_a_trainer_stopped_between_any_two_calls_no_torn_checkpoint_is_listed
                 let found = torn_and_called_complete(&bucket).await;
                 assert_eq!(found, Vec::<u64>::new(), "{work}, stopped after call {stopped_after}, late: {is_late}");
                 torn += found.len();
-                let latest = bucket.store().latest(&common::prefix()).await.expect("an answer").map(|entry| entry.step);
+                let latest =
+                    bucket.store().latest(&common::prefix()).await.expect("an answer").map(|entry| entry.step.get());
                 let whole: Vec<_> =
                     [300, 400, STEP].into_iter().filter(|step| bucket.body(&marker_key(*step)).is_some()).collect();
                 assert_eq!(latest, whole.last().copied(), "{work}, stopped after call {stopped_after}");

@@ -48,7 +48,7 @@ async fn a_marker_that_is_too_large_takes_its_entry_away_and_stops_nobody() {
     indexer(bucket.store()).handle(&event("ObjectCreated:Put", &marker_key(500))).await.expect("acknowledged");
     assert_eq!(indexed(&bucket), [400]);
     let latest = bucket.store().latest(&prefix()).await.expect("an answer");
-    assert_eq!(latest.map(|entry| entry.step), Some(400));
+    assert_eq!(latest.map(|entry| entry.step.get()), Some(400));
     assert_eq!(differences(&bucket).await, []);
 }
 
@@ -68,7 +68,7 @@ async fn a_marker_that_nobody_is_given_has_no_entry_and_one_that_is_denied_is_a_
         let handled = indexer(store.clone()).handle(&event("ObjectCreated:Put", &marker_key(500))).await;
         assert_eq!(handled.is_ok(), is_acknowledged, "{code}");
         assert_eq!(indexed(&bucket), if is_acknowledged { vec![400] } else { vec![400, 500] }, "{code}");
-        let latest = store.latest(&prefix()).await.ok().flatten().map(|entry| entry.step);
+        let latest = store.latest(&prefix()).await.ok().flatten().map(|entry| entry.step.get());
         assert_eq!(latest, is_acknowledged.then_some(400), "{code}");
     }
 }

@@ -47,8 +47,7 @@ impl Digest {
     #[must_use]
     pub fn of(entry: &IndexEntry) -> Self {
         let mut digest = Self {
-            // Those that a marker names are submissions.
-            submission: entry.submission.as_ref().and_then(|submission| submission.parse().ok()),
+            submission: entry.submission.clone(),
             parent: entry.parent.clone(),
             metrics: Vec::new(),
             is_whole: true,
@@ -78,8 +77,7 @@ impl Digest {
                 None => return None,
             },
         };
-        let submission = self.submission.as_ref().map(ToString::to_string);
-        Some(Known { step: step.get(), submission, parent: self.parent.clone(), metric })
+        Some(Known { step, submission: self.submission.clone(), parent: self.parent.clone(), metric })
     }
 
     fn parse(name: &str) -> Option<Self> {

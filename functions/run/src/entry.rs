@@ -10,6 +10,7 @@ use thiserror::Error;
 use crate::{
     layout::{RunKey, RunPrefix},
     marker::{File, Marker, Parent, State},
+    names::{Step, Submission},
 };
 
 /// The version of the format that this release reads and writes.
@@ -22,11 +23,13 @@ pub struct IndexEntry {
     /// Version of this format.
     pub index: u64,
     /// The step that was reached.
-    pub step: u64,
+    #[cfg_attr(feature = "schema", schemars(with = "u64"))]
+    pub step: Step,
     /// Whether the files were there when the marker's last event was handled.
     pub state: State,
     /// The submission that wrote it.
-    pub submission: Option<String>,
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+    pub submission: Option<Submission>,
     /// When the marker was written, in seconds since 1970, by the trainer's clock.
     pub saved_at: f64,
     /// Sum of the listed files' sizes in bytes.
@@ -63,9 +66,9 @@ impl IndexEntry {
         let files = marker.files.as_deref().unwrap_or_default();
         Self {
             index: VERSION,
-            step: marker.step.get(),
+            step: marker.step,
             state: marker.state(listing),
-            submission: marker.submission.as_ref().map(ToString::to_string),
+            submission: marker.submission.clone(),
             saved_at: marker.saved_at,
             size_bytes: files.iter().map(|file| file.size).fold(0, u64::saturating_add),
             file_count: files.len(),

@@ -4,9 +4,10 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::names::{Framework, RunId, Step, Submission};
+use crate::names::{Framework, JobName, Namespace, RunId, Step, Submission};
 
 /// Length of an index entry's name. Counting down from the greatest step makes a plain listing newest first, and step 0
 /// still has twelve digits.
@@ -49,8 +50,14 @@ pub enum UriError {
 }
 
 /// Where one run keeps everything: `<checkpoint_base_uri>/<run_id>/framework=<framework>`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RunPrefix(S3Uri);
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RunPrefix {
+    base: S3Uri,
+    framework: Framework,
+    /// All of it.
+    uri: S3Uri,
+}
 
 /// One object of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,7 +160,8 @@ impl RunPrefix {
     /// The prefix of a run below a base.
     #[must_use]
     pub fn new(checkpoint_base_uri: &S3Uri, run_id: &RunId, framework: Framework) -> Self {
-        Self(checkpoint_base_uri.join(&format!("{run_id}/framework={framework}")))
+        let uri = checkpoint_base_uri.join(&format!("{run_id}/framework={framework}"));
+        Self { base: checkpoint_base_uri.clone(), framework, uri }
     }
 
     /// The run and step that a marker's full key belongs to; `None` when the key is no marker below one of the bases.
@@ -162,57 +170,55 @@ impl RunPrefix {
         let (prefix, tail) = key.rsplit_once("/checkpoints/")?;
         let step = parse_marker_key(&format!("checkpoints/{tail}"))?;
         let prefix: Self = format!("s3://{bucket}/{prefix}").parse().ok()?;
-        bases.iter().any(|base| prefix.0.is_within(base)).then_some((prefix, step))
+        bases.iter().any(|base| prefix.is_within(base)).then_some((prefix, step))
     }
 
     /// The bucket of the run.
     #[must_use]
     pub fn bucket(&self) -> &str {
-        &self.0.bucket
+        &self.uri.bucket
     }
 
     /// The base below which the run lies.
     #[must_use]
-    pub fn base(&self) -> S3Uri {
-        let run = self.0.key.rsplit_once('/').map_or("", |(run, _)| run);
-        let base = run.rsplit_once('/').map_or("", |(base, _)| base);
-        S3Uri { bucket: self.0.bucket.clone(), key: base.to_owned() }
+    pub fn base(&self) -> &S3Uri {
+        &self.base
     }
 
-    /// The framework that the prefix names.
+    /// The framework that trains the run.
     #[must_use]
-    pub fn framework(&self) -> Option<Framework> {
-        self.0.key.rsplit_once("/framework=")?.1.parse().ok()
+    pub fn framework(&self) -> Framework {
+        self.framework
     }
 
     /// The URI of a path below the run.
     #[must_use]
     pub fn uri(&self, path: &str) -> S3Uri {
-        self.0.join(path)
+        self.uri.join(path)
     }
 
     /// Whether the run lies below this base.
     #[must_use]
     pub fn is_within(&self, base: &S3Uri) -> bool {
-        self.0.is_within(base)
+        self.uri.is_within(base)
     }
 
     /// The full key of one of the run's objects.
     #[must_use]
     pub fn key(&self, key: &RunKey<'_>) -> String {
-        format!("{}/{}", self.0.key, key.relative())
+        format!("{}/{}", self.uri.key, key.relative())
     }
 
     /// The full key of the folder of checkpoint files, with its trailing slash.
     #[must_use]
     pub fn checkpoints_folder(&self) -> String {
-        format!("{}/checkpoints/", self.0.key)
+        format!("{}/checkpoints/", self.uri.key)
     }
 
     /// What every marker's full key begins with.
     #[must_use]
     pub fn markers(&self) -> String {
-        format!("{}/checkpoints/step-", self.0.key)
+        format!("{}/checkpoints/step-", self.uri.key)
     }
 
     /// Whether a full key is one of the run's markers.
@@ -224,7 +230,7 @@ impl RunPrefix {
     /// The step whose marker a full key is.
     #[must_use]
     pub fn marker_step(&self, key: &str) -> Option<Step> {
-        parse_marker_key(key.strip_prefix(&self.0.key)?.strip_prefix('/')?)
+        parse_marker_key(key.strip_prefix(&self.uri.key)?.strip_prefix('/')?)
     }
 
     /// The step whose index entry a full key is.
@@ -243,19 +249,19 @@ impl RunPrefix {
     /// The full key of the folder of a submission's attempts, with its trailing slash.
     #[must_use]
     pub fn attempts_folder(&self, submission: &Submission) -> String {
-        format!("{}/attempts/{submission}/", self.0.key)
+        format!("{}/attempts/{submission}/", self.uri.key)
     }
 
     /// The full key of the folder of a submission's logs, with its trailing slash.
     #[must_use]
     pub fn logs_folder(&self, submission: &Submission) -> String {
-        format!("{}/logs/{submission}/", self.0.key)
+        format!("{}/logs/{submission}/", self.uri.key)
     }
 
     /// The full key of the folder of index entries, with its trailing slash.
     #[must_use]
     pub fn index_folder(&self) -> String {
-        format!("{}/index/v1/", self.0.key)
+        format!("{}/index/v1/", self.uri.key)
     }
 
     /// The greatest full key that an index entry can have: step 0's.
@@ -274,7 +280,7 @@ impl RunPrefix {
 
 impl fmt::Display for RunPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.uri.fmt(f)
     }
 }
 
@@ -283,13 +289,26 @@ impl FromStr for RunPrefix {
 
     fn from_str(text: &str) -> Result<Self, UriError> {
         let uri: S3Uri = text.parse()?;
-        let mut segments = uri.key.rsplit('/');
-        let framework = segments.next().and_then(|last| last.strip_prefix("framework="));
-        let run_id = segments.next();
-        match (framework.map(Framework::from_str), run_id.map(RunId::from_str)) {
-            (Some(Ok(_)), Some(Ok(_))) => Ok(Self(uri)),
-            _ => Err(UriError::Segment),
-        }
+        let (run, framework) = uri.key.rsplit_once("/framework=").ok_or(UriError::Segment)?;
+        let framework = framework.parse().map_err(|_| UriError::Segment)?;
+        let (base, run_id) = run.rsplit_once('/').unwrap_or(("", run));
+        let _: RunId = run_id.parse().map_err(|_| UriError::Segment)?;
+        let base = S3Uri { bucket: uri.bucket.clone(), key: base.to_owned() };
+        Ok(Self { base, framework, uri })
+    }
+}
+
+impl TryFrom<String> for RunPrefix {
+    type Error = UriError;
+
+    fn try_from(text: String) -> Result<Self, UriError> {
+        text.parse()
+    }
+}
+
+impl From<RunPrefix> for String {
+    fn from(prefix: RunPrefix) -> Self {
+        prefix.to_string()
     }
 }
 
@@ -349,7 +368,7 @@ fn step_of_index_name(name: &str) -> Option<Step> {
 
 /// The full key of the record of a job, beside the runs below a base.
 #[must_use]
-pub fn job_record_key(base: &S3Uri, namespace: &str, job: &str, submission: &Submission) -> String {
+pub fn job_record_key(base: &S3Uri, namespace: &Namespace, job: &JobName, submission: &Submission) -> String {
     base.join(&format!("_jobs/{namespace}/{job}/{submission}")).key
 }
 
@@ -440,7 +459,7 @@ mod tests {
         let run_id = "r".parse().expect("a run id");
         for base in ["s3://bucket", "s3://bucket/runs", "s3://bucket/runs/team/a"] {
             let prefix = RunPrefix::new(&uri(base), &run_id, Framework::Hf);
-            assert_eq!(prefix.base(), uri(base));
+            assert_eq!(*prefix.base(), uri(base));
         }
     }
 

@@ -8,15 +8,19 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;
 
-use crate::{entry::IndexEntry, marker::Parent};
+use crate::{
+    entry::IndexEntry,
+    marker::Parent,
+    names::{Step, Submission},
+};
 
 /// What choosing among checkpoints needs to know of each, and no more: a run may have very many.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Known {
     /// The step that was reached.
-    pub step: u64,
+    pub step: Step,
     /// The submission that wrote it; other images' checkpoints may have none.
-    pub submission: Option<String>,
+    pub submission: Option<Submission>,
     /// From where that submission went on.
     pub parent: Option<Parent>,
     /// The metric that is asked for, where the checkpoint has it.
@@ -27,7 +31,7 @@ pub struct Known {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lineage {
     /// By submission; empty when no checkpoint names one.
-    reach: HashMap<String, Reach>,
+    reach: HashMap<Submission, Reach>,
 }
 
 /// What counts of a submission.
@@ -36,7 +40,7 @@ struct Reach {
     /// How many resumed one another until the newest; 0 is the newest.
     generation: usize,
     /// The greatest step that counts.
-    limit: u64,
+    limit: Step,
 }
 
 /// A lineage that is followed from submission to submission, back in time. This alone knows how it goes on.
@@ -44,7 +48,7 @@ struct Reach {
 pub struct Trace {
     lineage: Lineage,
     /// The submission to count next, and the greatest of its steps that counts.
-    next: Option<(String, u64)>,
+    next: Option<(Submission, Step)>,
 }
 
 /// The metric by which the best checkpoint is chosen when nobody says; the least is the best.
@@ -95,9 +99,9 @@ impl Lineage {
     /// The lineage of all of a run's checkpoints, in any order.
     #[must_use]
     pub fn of(checkpoints: &[Known]) -> Self {
-        let mut by_submission: BTreeMap<&str, Vec<&Known>> = BTreeMap::new();
+        let mut by_submission: BTreeMap<&Submission, Vec<&Known>> = BTreeMap::new();
         for known in checkpoints {
-            if let Some(submission) = known.submission.as_deref() {
+            if let Some(submission) = &known.submission {
                 by_submission.entry(submission).or_default().push(known);
             }
         }
@@ -114,12 +118,12 @@ impl Lineage {
 
     /// Whether a checkpoint is not of this lineage. Where no checkpoint names a submission, all are.
     #[must_use]
-    pub fn supersedes(&self, submission: Option<&str>, step: u64) -> bool {
+    pub fn supersedes(&self, submission: Option<&Submission>, step: Step) -> bool {
         self.generation(submission, step).is_none()
     }
 
     /// The generation of a checkpoint's submission; `None` when the checkpoint is superseded.
-    fn generation(&self, submission: Option<&str>, step: u64) -> Option<usize> {
+    fn generation(&self, submission: Option<&Submission>, step: Step) -> Option<usize> {
         match submission {
             Some(submission) => {
                 self.reach.get(submission).filter(|reach| step <= reach.limit).map(|reach| reach.generation)
@@ -134,15 +138,15 @@ impl Lineage {
 impl Trace {
     /// From the run's newest submission.
     #[must_use]
-    pub fn of(newest: &str) -> Self {
-        Self { lineage: Lineage::default(), next: Some((newest.to_owned(), u64::MAX)) }
+    pub fn of(newest: &Submission) -> Self {
+        Self { lineage: Lineage::default(), next: Some((newest.clone(), Step::LAST)) }
     }
 
     /// The submission whose parent is to be told, and the greatest of its steps that counts. The newest checkpoint that
     /// counts tells it, or where none does, the submission's first one.
     #[must_use]
-    pub fn asks(&self) -> Option<(&str, u64)> {
-        self.next.as_ref().map(|(submission, limit)| (submission.as_str(), *limit))
+    pub fn asks(&self) -> Option<(&Submission, Step)> {
+        self.next.as_ref().map(|(submission, limit)| (submission, *limit))
     }
 
     /// Count the next submission, and go on with its parent.
@@ -150,7 +154,7 @@ impl Trace {
         let Some((submission, limit)) = self.next.take() else { return };
         let generation = self.lineage.reach.len();
         self.lineage.reach.insert(submission, Reach { generation, limit });
-        let next = parent.map(|parent| (parent.submission.to_string(), limit.min(parent.step.get())));
+        let next = parent.map(|parent| (parent.submission.clone(), limit.min(parent.step)));
         // Nobody is their own ancestor, except in markers that lie.
         self.next = next.filter(|(submission, _)| !self.lineage.reach.contains_key(submission));
     }
@@ -164,10 +168,10 @@ impl Trace {
 
 /// The steps of the checkpoints that may be chosen, the preferred one first.
 #[must_use]
-pub fn candidates(checkpoints: &[Known], preference: Preference) -> Vec<u64> {
+pub fn candidates(checkpoints: &[Known], preference: Preference) -> Vec<Step> {
     let lineage = Lineage::of(checkpoints);
     let in_line = checkpoints.iter().filter_map(|known| {
-        let generation = lineage.generation(known.submission.as_deref(), known.step)?;
+        let generation = lineage.generation(known.submission.as_ref(), known.step)?;
         Some((generation, known))
     });
     let mut chosen: Vec<(usize, &Known)> = match preference {
@@ -195,8 +199,8 @@ mod tests {
     #[test]
     fn the_best_is_in_line_and_has_the_metric() {
         let of = |step, submission: &str, metric| Known {
-            step,
-            submission: Some(submission.to_owned()),
+            step: Step::new(step).expect("a step"),
+            submission: Some(submission.parse().expect("a submission")),
             parent: None,
             metric,
         };
@@ -208,8 +212,10 @@ mod tests {
             of(40, B, Some(1.0)),
             of(50, B, Some(-0.0)),
         ];
-        assert_eq!(candidates(&checkpoints, Preference::Best(Mode::Min)), [50, 40, 20, 10]);
-        assert_eq!(candidates(&checkpoints, Preference::Best(Mode::Max)), [10, 40, 20, 50]);
+        let best =
+            |mode| candidates(&checkpoints, Preference::Best(mode)).into_iter().map(Step::get).collect::<Vec<_>>();
+        assert_eq!(best(Mode::Min), [50, 40, 20, 10]);
+        assert_eq!(best(Mode::Max), [10, 40, 20, 50]);
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl Marker {
     /// As [`Marker::parse`], and when framework or step contradict the key.
     pub fn parse_at(body: &[u8], prefix: &RunPrefix, step: Step) -> Result<Self, MarkerError> {
         let marker = Self::parse(body)?;
-        if prefix.framework() != Some(marker.framework) {
+        if prefix.framework() != marker.framework {
             return Err(MarkerError::ContradictsKey("framework"));
         }
         if marker.step != step {

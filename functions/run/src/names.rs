@@ -26,7 +26,8 @@ pub enum Framework {
 pub struct RunId(String);
 
 /// The name of a `PyTorchJob`: a DNS-1035 label short enough that its pods' services can be named too.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct JobName(String);
 
 /// A global training step, 0 to 999,999,999,999.
@@ -35,7 +36,7 @@ pub struct JobName(String);
 pub struct Step(u64);
 
 /// The id of one really created job (`UUIDv7`): pods restarted by the cluster keep it, a new POST has a new one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Submission(String);
 
@@ -60,7 +61,8 @@ pub enum NameError {
 }
 
 /// The name of a Kubernetes namespace: a DNS-1123 label.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Namespace(String);
 
 /// A text is not the name of a namespace.
@@ -164,6 +166,14 @@ impl JobName {
     }
 }
 
+impl TryFrom<String> for JobName {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
 impl fmt::Display for JobName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -193,6 +203,8 @@ impl FromStr for JobName {
 impl Step {
     /// The greatest step that the index can order.
     pub const MAX: u64 = 999_999_999_999;
+    /// The greatest step.
+    pub const LAST: Self = Self(Self::MAX);
 
     /// A step from its number.
     ///
@@ -285,6 +297,14 @@ impl Namespace {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl TryFrom<String> for Namespace {
+    type Error = NamespaceError;
+
+    fn try_from(text: String) -> Result<Self, NamespaceError> {
+        text.parse()
     }
 }
 

@@ -9,6 +9,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::{
+    layout::RunPrefix,
+    names::{JobName, Namespace, Submission},
+};
+
 /// How long after a claim its job may still appear, in milliseconds: longer than any request takes. A function's answer is
 /// cut at 27 s.
 pub const CLAIM_LIFETIME_MS: u64 = 35_000;
@@ -17,11 +22,11 @@ pub const CLAIM_LIFETIME_MS: u64 = 35_000;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Owner {
     /// The submission.
-    pub submission: String,
+    pub submission: Submission,
     /// Namespace of its job.
-    pub namespace: String,
+    pub namespace: Namespace,
     /// Name of its job.
-    pub job: String,
+    pub job: JobName,
     /// Fresh id (`UUIDv7`) of the claim, of the request that joined it last, or of the confirmation; older versions wrote none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claimed_by: Option<String>,
@@ -34,10 +39,21 @@ pub struct Owner {
     pub request: Option<String>,
     /// The submission whose run it was before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub previous: Option<String>,
+    pub previous: Option<Submission>,
     /// Whether the job of this claim is known never to appear.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub released: bool,
+}
+
+/// A request for a job that would own a run.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Claimant {
+    /// Namespace of the job.
+    pub namespace: Namespace,
+    /// Name of the job.
+    pub job: JobName,
+    /// Digest of the request's fields.
+    pub request: String,
 }
 
 /// Whether a request may claim a run.
@@ -96,17 +112,36 @@ pub enum OwnersJob {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRecord {
     /// The submission.
-    pub submission: String,
+    pub submission: Submission,
     /// Namespace of the job.
-    pub namespace: String,
+    pub namespace: Namespace,
     /// Name of the job.
-    pub job: String,
+    pub job: JobName,
     /// The cluster's id of the job.
     pub uid: Option<String>,
     /// The run's prefix.
-    pub checkpoint_prefix: String,
+    pub checkpoint_prefix: RunPrefix,
     /// When the cluster made the job, in RFC 3339.
     pub created_at: Option<String>,
+}
+
+// === impl Claimant ===
+
+impl Claimant {
+    /// This request's job as an owner.
+    #[must_use]
+    pub fn owner(&self, submission: Submission) -> Owner {
+        Owner {
+            submission,
+            namespace: self.namespace.clone(),
+            job: self.job.clone(),
+            claimed_by: None,
+            uid: None,
+            request: Some(self.request.clone()),
+            previous: None,
+            released: false,
+        }
+    }
 }
 
 // === impl Owner ===
@@ -114,8 +149,8 @@ pub struct JobRecord {
 impl Owner {
     /// Whether it is a job of this name.
     #[must_use]
-    pub fn is_job(&self, namespace: &str, job: &str) -> bool {
-        self.namespace == namespace && self.job == job
+    pub fn is_job(&self, namespace: &Namespace, job: &JobName) -> bool {
+        self.namespace == *namespace && self.job == *job
     }
 
     /// Whether the job of this claim may still be about to appear, as far as the time tells; `now` is in milliseconds since
@@ -133,14 +168,14 @@ impl Owner {
 
     /// Whether it is confirmed to be this job.
     #[must_use]
-    pub fn is_confirmed(&self, submission: &str, uid: &str) -> bool {
-        !self.released && self.submission == submission && self.uid.as_deref() == Some(uid)
+    pub fn is_confirmed(&self, submission: &Submission, uid: &str) -> bool {
+        !self.released && self.submission == *submission && self.uid.as_deref() == Some(uid)
     }
 
     /// Whether this was claimed, joined or confirmed a moment ago, given up since or not: the id begins with the time. That
     /// may be ahead by as much as it may be behind, since clocks differ a little.
     fn is_recent(&self, now: u64) -> bool {
-        let id = self.claimed_by.as_ref().unwrap_or(&self.submission);
+        let id = self.claimed_by.as_deref().unwrap_or(self.submission.as_str());
         let id = id.parse::<uuid::Uuid>().ok().filter(|id| id.get_version_num() == 7);
         let made_at = id.and_then(|id| id.get_timestamp()).map(|timestamp| {
             let (seconds, nanoseconds) = timestamp.to_unix();
@@ -149,18 +184,18 @@ impl Owner {
         made_at.is_some_and(|made_at| now.abs_diff(made_at) < CLAIM_LIFETIME_MS)
     }
 
-    /// Where this run stands for a request that would claim it so. Everything in `known` was read after this owner was, and
+    /// Where this run stands for a request that would claim it. Everything in `known` was read after this owner was, and
     /// the claim is a compare-and-swap of this owner: a claim that came in between is never written over.
     ///
     /// A run that was trained in a namespace belongs to those who see that namespace, also when its job has ended.
     #[must_use]
-    pub fn standing(&self, claim: &Self, known: Known, now: u64) -> Standing {
+    pub fn standing(&self, claimant: &Claimant, known: Known, now: u64) -> Standing {
         let is_pending = self.is_young(now) && !known.is_recorded;
-        if self.is_job(&claim.namespace, &claim.job) {
+        if self.is_job(&claimant.namespace, &claimant.job) {
             // The name is free, or its job is the one to be replaced.
             return match is_pending {
                 false => Standing::Free,
-                true if self.request.is_some() && self.request == claim.request => Standing::Joinable,
+                true if self.request.as_ref() == Some(&claimant.request) => Standing::Joinable,
                 true => Standing::Pending,
             };
         }
@@ -175,8 +210,8 @@ impl Owner {
 
     /// This claim, joined by an equal request.
     #[must_use]
-    pub fn joined_by(&self, request: &str) -> Self {
-        Self { claimed_by: Some(request.to_owned()), ..self.clone() }
+    pub fn joined_by(&self, id: &Submission) -> Self {
+        Self { claimed_by: Some(id.to_string()), ..self.clone() }
     }
 
     /// What a request that was refused writes over its claim: what was there before, or a tombstone.
@@ -188,16 +223,16 @@ impl Owner {
     /// The submission that trained the run last, as far as this owner tells: its own where its job has existed
     /// (`is_recorded`), or else the one before it.
     #[must_use]
-    pub fn trained_last(&self, is_recorded: bool) -> Option<String> {
+    pub fn trained_last(&self, is_recorded: bool) -> Submission {
         let previous = self.previous.clone().filter(|_| self.is_claim() && !is_recorded);
-        previous.or_else(|| Some(self.submission.clone()))
+        previous.unwrap_or_else(|| self.submission.clone())
     }
 
     /// Whether the trainer of this submission may write into the run: the rule of the trainer's `owner.py`. A claim that was
     /// given up where nothing was before claims nothing, once no request can be about to claim the run.
     #[must_use]
-    pub fn write(&self, submission: &str, now: u64) -> Write {
-        if self.submission == submission {
+    pub fn write(&self, submission: &Submission, now: u64) -> Write {
+        if self.submission == *submission {
             Write::Allowed
         } else if self.is_recent(now) {
             Write::Wait

@@ -151,12 +151,7 @@ fn checkpoints(input: &Value) -> Vec<Known> {
         let mut marker = json!({"framework": "hf", "saved_at": 1.0});
         marker.as_object_mut().expect("an object").extend(told.as_object().expect("an object").clone());
         let marker = Marker::parse(marker.to_string().as_bytes()).expect("a marker");
-        Known {
-            step: marker.step.get(),
-            submission: marker.submission.map(|submission| submission.to_string()),
-            parent: marker.parent,
-            metric: None,
-        }
+        Known { step: marker.step, submission: marker.submission, parent: marker.parent, metric: None }
     };
     input["checkpoints"].as_array().expect("a list").iter().map(known).collect()
 }
@@ -168,7 +163,7 @@ fn in_line(input: &Value) -> Value {
 fn superseded(input: &Value) -> Value {
     let checkpoints = checkpoints(input);
     let lineage = Lineage::of(&checkpoints);
-    let superseded = checkpoints.iter().filter(|known| lineage.supersedes(known.submission.as_deref(), known.step));
+    let superseded = checkpoints.iter().filter(|known| lineage.supersedes(known.submission.as_ref(), known.step));
     json!(superseded.map(|known| known.step).collect::<BTreeSet<_>>())
 }
 
@@ -248,7 +243,7 @@ fn markers_are_read_as_the_trainer_writes_them() {
 
 fn write(input: &Value) -> Value {
     let owner: Owner = serde_json::from_value(input["owner"].clone()).expect("an owner");
-    match owner.write(text(input, "submission"), input["now_ms"].as_u64().expect("a time")) {
+    match owner.write(&submission(input), input["now_ms"].as_u64().expect("a time")) {
         Write::Allowed => "allowed".into(),
         Write::Wait => "wait".into(),
         Write::Superseded => "superseded".into(),

@@ -49,7 +49,7 @@ fn each_example_is_read_and_nothing_of_it_is_made_up() {
     assert_eq!((marker.step.get(), marker.files.as_ref().map(Vec::len)), (500, Some(1)));
     // The entry is that of the marker.
     let told = (entry.step, entry.size_bytes, &entry.metrics, &entry.parent);
-    assert_eq!(told, (500, 532_490, &marker.metrics, &marker.parent));
+    assert_eq!(told, (Step::new(500).expect("a step"), 532_490, &marker.metrics, &marker.parent));
     let name = format!("`index/v1/digest/999999999499/{}`", Digest::of(&entry));
     assert!(FORMAT.contains(&name), "{name}");
 }

@@ -116,7 +116,7 @@ impl Store {
     async fn owner(&self, prefix: &RunPrefix) -> Result<Option<Submission>, StoreError> {
         let Some(object) = self.get(prefix.bucket(), &prefix.key(&RunKey::Owner)).await? else { return Ok(None) };
         let owner: Option<Owner> = serde_json::from_slice(&object.body).ok();
-        Ok(owner.and_then(|owner| owner.submission.parse().ok()))
+        Ok(owner.map(|owner| owner.submission))
     }
 
     /// The highest step that has an entry.
@@ -129,7 +129,7 @@ impl Store {
     async fn latest_of_owner(&self, prefix: &RunPrefix) -> Result<Option<IndexEntry>, StoreError> {
         let (owner, highest) = future::try_join(self.owner(prefix), self.highest(prefix)).await?;
         let (Some(owner), Some(step)) = (owner, highest) else { return Ok(None) };
-        let is_owners = |entry: &IndexEntry| entry.submission.as_deref() == Some(owner.as_str());
+        let is_owners = |entry: &IndexEntry| entry.submission.as_ref() == Some(&owner);
         let entry = self.checkpoint(prefix, step).await?;
         Ok(entry.filter(|entry| entry.state == State::Complete && is_owners(entry)))
     }
@@ -139,15 +139,14 @@ impl Store {
     async fn lineage_of_owner(&self, prefix: &RunPrefix) -> Result<Option<Lineage>, StoreError> {
         let (owner, highest) = future::try_join(self.owner(prefix), self.index_page(prefix, 1, None)).await?;
         let (Some(owner), Some(highest)) = (owner, highest.entries.first()) else { return Ok(None) };
-        if highest.submission.as_deref() != Some(owner.as_str()) {
+        if highest.submission.as_ref() != Some(&owner) {
             return Ok(None);
         }
-        let mut trace = Trace::of(owner.as_str());
+        let mut trace = Trace::of(&owner);
         trace.go_on(highest.parent.as_ref());
-        while let Some((submission, limit)) = trace.asks() {
-            let Ok(step) = Step::new(limit) else { return Ok(None) };
+        while let Some((submission, step)) = trace.asks() {
             let found = self.entries(prefix, vec![prefix.key(&RunKey::IndexEntry(step))], |entry| entry).await?;
-            let teller = found.into_iter().find(|entry| entry.submission.as_deref() == Some(submission));
+            let teller = found.into_iter().find(|entry| entry.submission.as_ref() == Some(submission));
             let Some(teller) = teller else { return Ok(None) };
             trace.go_on(teller.parent.as_ref());
         }
@@ -155,11 +154,10 @@ impl Store {
     }
 
     /// The first of some steps whose checkpoint is complete now. The first is looked at alone, as it nearly always is.
-    async fn first_complete(&self, prefix: &RunPrefix, steps: &[u64]) -> Result<Option<IndexEntry>, StoreError> {
+    async fn first_complete(&self, prefix: &RunPrefix, steps: &[Step]) -> Result<Option<IndexEntry>, StoreError> {
         let (first, rest) = steps.split_at(steps.len().min(1));
         for steps in std::iter::once(first).chain(rest.chunks(PARALLEL_LOOKS)) {
-            let steps = steps.iter().filter_map(|step| Step::new(*step).ok());
-            let looks = steps.map(|step| async move { self.checkpoint(prefix, step).await });
+            let looks = steps.iter().map(|step| async move { self.checkpoint(prefix, *step).await });
             let found = future::try_join_all(looks).await?;
             if let Some(entry) = found.into_iter().flatten().find(|entry| entry.state == State::Complete) {
                 return Ok(Some(entry));
@@ -320,7 +318,7 @@ mod tests {
     }
 
     fn at(entry: Option<IndexEntry>) -> Option<u64> {
-        entry.map(|entry| entry.step)
+        entry.map(|entry| entry.step.get())
     }
 
     #[tokio::test]
@@ -334,7 +332,7 @@ mod tests {
             (2, Some(10), &[]),
         ] {
             let page = store.index_page(&prefix(), limit, before.map(step)).await.expect("a page").entries;
-            let found: Vec<_> = page.iter().map(|entry| entry.step).collect();
+            let found: Vec<_> = page.iter().map(|entry| entry.step.get()).collect();
             assert_eq!(found, steps, "{limit} before {before:?}");
         }
     }
@@ -349,7 +347,7 @@ mod tests {
             let (mut found, mut before) = (Vec::new(), None);
             loop {
                 let page = store.index_page(&prefix(), limit, before).await.expect("a page");
-                found.push(page.entries.iter().map(|entry| entry.step).collect::<Vec<_>>());
+                found.push(page.entries.iter().map(|entry| entry.step.get()).collect::<Vec<_>>());
                 before = page.next;
                 if before.is_none() {
                     break;

@@ -12,6 +12,10 @@ use training_store::testing::{self, Bucket};
 
 use world::{Fault, Jobs, MARKER, OWNER, TOKEN, World, request};
 
+/// Submissions of July 2025.
+const THEIRS: &str = "01980000-0000-7000-8000-000000000009";
+const LATE: &str = "01980000-0000-7000-8000-00000000000a";
+
 #[tokio::test]
 async fn each_event_of_the_folder_is_answered_as_its_table_says() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../events");
@@ -116,7 +120,7 @@ async fn a_later_claim_of_an_equal_request_does_not_disown_the_job() {
     // Something else has written another owner after all: the next request puts it right.
     let world = World::new();
     world.post("/train", &request()).await;
-    world.bucket.write(OWNER, &json!({"submission": "late", "namespace": "training", "job": "hf-r"}).to_string());
+    world.bucket.write(OWNER, &json!({"submission": LATE, "namespace": "training", "job": "hf-r"}).to_string());
     assert_eq!(world.post("/train", &request()).await.outcome(), (200, ""));
     let (owner, job) = world.owner_and_job("hf-r");
     assert_eq!(owner, job);
@@ -182,10 +186,10 @@ async fn another_job_that_got_the_run_first_keeps_it() {
     let other = json!({
         "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": {},
         "metadata": {"name": "other", "uid": "o", "annotations": {
-            "trainer.deepfinery/submission": "theirs", "trainer.deepfinery/checkpoint-prefix": "s3://bucket/runs/r/framework=hf",
+            "trainer.deepfinery/submission": THEIRS, "trainer.deepfinery/checkpoint-prefix": "s3://bucket/runs/r/framework=hf",
         }},
     });
-    let claim = json!({"submission": "theirs", "namespace": "training", "job": "other"}).to_string();
+    let claim = json!({"submission": THEIRS, "namespace": "training", "job": "other"}).to_string();
 
     let world = World::new();
     world.bucket.write(OWNER, &claim);
@@ -228,7 +232,11 @@ async fn another_job_that_got_the_run_first_keeps_it() {
     }
 
     // An owner that cannot be looked at is not passed over.
-    for strange in ["{", r#"{"submission": "x", "namespace": "retired", "job": "other"}"#] {
+    for strange in [
+        "{",
+        r#"{"submission": "x", "namespace": "training", "job": "other"}"#,
+        r#"{"submission": "01980000-0000-7000-8000-000000000009", "namespace": "retired", "job": "other"}"#,
+    ] {
         let world = World::new();
         world.bucket.write(OWNER, strange);
         let answer = world.post("/train", &request()).await;
@@ -372,7 +380,7 @@ async fn a_different_request_that_came_too_late_leaves_the_run_to_the_job() {
 
 #[tokio::test]
 async fn a_restart_that_would_be_refused_deletes_nothing() {
-    let claim = json!({"submission": "theirs", "namespace": "training", "job": "other"}).to_string();
+    let claim = json!({"submission": THEIRS, "namespace": "training", "job": "other"}).to_string();
     let other = json!({
         "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": {},
         "metadata": {"name": "other", "annotations": {"trainer.deepfinery/checkpoint-prefix": "s3://bucket/runs/r/framework=hf"}},

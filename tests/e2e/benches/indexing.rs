@@ -78,7 +78,7 @@ async fn run() -> Result<()> {
         let started = Instant::now();
         for _ in 0..READS {
             let latest = store.latest(&prefix).await?.context("no checkpoint")?;
-            ensure!(latest.step == FIRST + count - 1, "step {}", latest.step);
+            ensure!(latest.step.get() == FIRST + count - 1, "step {}", latest.step);
         }
         println!("| latest, files checked | {count} | {} | |", row(&bucket, READS, started.elapsed()));
         let started = Instant::now();
@@ -102,7 +102,7 @@ async fn run() -> Result<()> {
         let started = Instant::now();
         for _ in 0..CHOICES {
             let latest = store.latest(&prefix).await?.context("no checkpoint")?;
-            ensure!(latest.step == FIRST, "step {}", latest.step);
+            ensure!(latest.step.get() == FIRST, "step {}", latest.step);
         }
         println!("| latest of a run begun anew | {count} | {} | |", row(&bucket, CHOICES, started.elapsed()));
     }

@@ -20,7 +20,10 @@ use training_core::{
     },
     request::fingerprint::Fingerprint,
 };
-use training_run::owner::{CLAIM_LIFETIME_MS, Known, Owner, OwnersJob, Standing, Write};
+use training_run::{
+    names::Submission,
+    owner::{CLAIM_LIFETIME_MS, Claimant, Known, Owner, OwnersJob, Standing, Write},
+};
 
 /// One step of the clock, in milliseconds: a claim is young for less than two.
 const TICK_MS: u64 = 20_000;
@@ -64,7 +67,7 @@ pub struct Bounds {
 pub struct State {
     tick: u64,
     owner: Option<Owner>,
-    records: Vec<String>,
+    records: Vec<Submission>,
     jobs: Vec<Job>,
     requests: Vec<Request>,
     in_flight: Vec<InFlight>,
@@ -77,7 +80,7 @@ pub struct State {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Job {
     name: &'static str,
-    submission: String,
+    submission: Submission,
     body: u8,
     life: Life,
     /// Somebody was answered that it is theirs, while it was there and not finished.
@@ -97,7 +100,7 @@ enum Life {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct InFlight {
     by: usize,
-    submission: String,
+    submission: Submission,
     until: u64,
 }
 
@@ -106,9 +109,9 @@ enum Request {
     NotSent,
     Underway(Box<Turn>),
     Answered {
-        ending: Ending,
+        ending: Box<Ending>,
         /// The job's submission and body.
-        job: Option<(String, u8)>,
+        job: Option<(Submission, u8)>,
         /// It was refused although an equal job was there, and is there still.
         was_refused_wrongly: bool,
     },
@@ -256,7 +259,7 @@ impl Protocols {
                 }))
             }
             Call::ReadOwnersJob(owner) => {
-                let found = state.jobs.iter().find(|job| job.is_there() && job.name == owner.job);
+                let found = state.jobs.iter().find(|job| job.is_there() && job.name == owner.job.as_str());
                 Reply::OwnersJob(match found.map(|job| job.life) {
                     None | Some(Life::Gone) => OwnersJob::Absent,
                     Some(Life::Finished) => OwnersJob::Finished,
@@ -293,7 +296,7 @@ impl Protocols {
         })
     }
 
-    fn creation(&self, state: &mut State, turn: &mut Turn, of: usize, submission: String, fault: Fault) -> Reply {
+    fn creation(&self, state: &mut State, turn: &mut Turn, of: usize, submission: Submission, fault: Fault) -> Reply {
         let Some(asked) = self.bounds.asked.get(of) else { return Reply::Refused };
         // Who was not answered is told so, whatever is there.
         let is_answered = matches!(fault, Fault::None | Fault::Refused);
@@ -329,11 +332,11 @@ impl Protocols {
         });
         let beside = turn.refused_beside.and_then(|at| state.jobs.get(at));
         let was_refused_wrongly = ending == Ending::NotCreated && beside.is_some_and(Job::is_there);
-        Request::Answered { ending, job, was_refused_wrongly }
+        Request::Answered { ending: Box::new(ending), job, was_refused_wrongly }
     }
 
     /// A creation has its effect, as the API server has it: the quota is judged before the name.
-    fn create(&self, state: &mut State, of: usize, submission: &str) -> Reply {
+    fn create(&self, state: &mut State, of: usize, submission: &Submission) -> Reply {
         let Some(asked) = self.bounds.asked.get(of) else { return Reply::Refused };
         if state.jobs.iter().filter(|job| job.is_there()).count() >= self.bounds.quota {
             return Reply::Refused;
@@ -343,7 +346,7 @@ impl Protocols {
         }
         state.jobs.push(Job {
             name: asked.job,
-            submission: submission.to_owned(),
+            submission: submission.clone(),
             body: asked.body,
             life: Life::Active,
             is_accepted: false,
@@ -424,7 +427,7 @@ impl Model for Protocols {
         match action {
             Action::Send(at) => {
                 let asked = self.bounds.asked.get(at)?;
-                let mut protocol = Protocol::new("training", asked.job, &asked.body.to_string(), false);
+                let mut protocol = Protocol::new(claimant(asked.job, asked.body), false);
                 let call = protocol.next(Reply::Done, now(state.tick), &id(state.tick, at, 0));
                 *state.requests.get_mut(at)? = Request::Underway(Box::new(Turn {
                     protocol,
@@ -490,8 +493,8 @@ impl Model for Protocols {
                 let known = Known { is_visible: true, is_recorded: false, job: OwnersJob::Absent };
                 state.owner.as_ref().is_none_or(|owner| {
                     ["a", "b"].iter().all(|job| {
-                        let claim = Owner { job: (*job).to_owned(), request: None, ..owner.clone() };
-                        owner.standing(&claim, known, later) == Standing::Free
+                        // Of a body that nobody else sends.
+                        owner.standing(&claimant(job, 0), known, later) == Standing::Free
                     })
                 })
             }),
@@ -504,14 +507,14 @@ impl Model for Protocols {
                         .all(|request| matches!(request, Request::Answered { .. } | Request::NotSent));
                     let is_quiet = state.in_flight.is_empty() && state.faults == model.bounds.faults;
                     let is_refused = are_answered && is_quiet && state.jobs.is_empty();
-                    let is_first =
-                        |owner: &Owner| owner.released || owner.claimed_by.as_ref() == Some(&owner.submission);
+                    let is_first = |owner: &Owner| {
+                        owner.released || owner.claimed_by.as_deref() == Some(owner.submission.as_str())
+                    };
                     !is_refused || state.owner.as_ref().is_none_or(is_first)
                 },
             ),
             Property::sometimes("a request is answered with a job that it made", |model, state: &State| {
-                let is_created =
-                    |request: &Request| matches!(request, Request::Answered { ending: Ending::Created, .. });
+                let is_created = |request: &Request| matches!(request, Request::Answered { ending, .. } if **ending == Ending::Created);
                 model.bounds.quota == 0 || state.requests.iter().any(is_created)
             }),
         ]
@@ -526,15 +529,15 @@ fn write(owner: Option<&Owner>, job: &Job, now: u64) -> Write {
 /// Whether what a request was answered is so.
 fn is_true(state: &State, request: &Request, asked: &Asked) -> bool {
     let Request::Answered { ending, job, was_refused_wrongly } = request else { return true };
-    match ending {
+    match &**ending {
         Ending::Created | Ending::Replayed => job.as_ref().is_some_and(|(submission, body)| {
             *body == asked.body && state.jobs.iter().any(|job| job.submission == *submission && job.name == asked.job)
         }),
-        Ending::RunActive(owner) => state.jobs.iter().any(|job| job.name == owner.job),
+        Ending::RunActive(owner) => state.jobs.iter().any(|job| job.name == owner.job.as_str()),
         // An equal job that was there when the API server refused ours is what was asked for.
         Ending::NotCreated => !was_refused_wrongly,
         // Only a claim of another request is waited for.
-        Ending::ClaimPending(owner) => owner.job != asked.job || owner.request != Some(asked.body.to_string()),
+        Ending::ClaimPending(owner) => owner.job.as_str() != asked.job || owner.request != Some(asked.body.to_string()),
         Ending::Conflict | Ending::RunHidden | Ending::Failed => true,
     }
 }
@@ -580,9 +583,17 @@ fn now(tick: u64) -> u64 {
 }
 
 /// A `UUIDv7` that a request makes at this time.
-fn id(tick: u64, by: usize, number: usize) -> String {
+fn id(tick: u64, by: usize, number: usize) -> Submission {
     let mut rest = [0; 10];
     rest[8] = u8::try_from(number).expect("few ids");
     rest[9] = u8::try_from(by).expect("few requests");
-    uuid::Builder::from_unix_timestamp_millis(now(tick), &rest).into_uuid().to_string()
+    uuid::Builder::from_unix_timestamp_millis(now(tick), &rest).into_uuid().into()
+}
+
+fn claimant(job: &str, body: u8) -> Claimant {
+    Claimant {
+        namespace: "training".parse().expect("a namespace"),
+        job: job.parse().expect("a name"),
+        request: body.to_string(),
+    }
 }

@@ -35,6 +35,6 @@ impl CheckpointAnswer {
     /// A checkpoint and its place in the run's history.
     #[must_use]
     pub fn new(entry: IndexEntry, lineage: &Lineage) -> Self {
-        Self { superseded: lineage.supersedes(entry.submission.as_deref(), entry.step), entry }
+        Self { superseded: lineage.supersedes(entry.submission.as_ref(), entry.step), entry }
     }
 }

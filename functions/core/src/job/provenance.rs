@@ -16,8 +16,8 @@ pub struct Attribution {
     pub prefix: RunPrefix,
     /// The submission.
     pub submission: Submission,
-    namespace: String,
-    job: String,
+    namespace: Namespace,
+    job: JobName,
     uid: Option<String>,
 }
 
@@ -48,14 +48,14 @@ impl Attribution {
         let prefix: RunPrefix = job.annotation(key::CHECKPOINT_PREFIX)?.parse().ok()?;
         bases.iter().any(|base| prefix.is_within(base)).then_some(())?;
         let submission = job.annotation(key::SUBMISSION)?.parse().ok()?;
-        let (namespace, name) = (namespace.to_string(), name.to_string());
-        Some(Self { prefix, submission, namespace, job: name, uid: job.metadata.uid.clone() })
+        let uid = job.metadata.uid.clone();
+        Some(Self { prefix, submission, namespace: namespace.clone(), job: name.clone(), uid })
     }
 
     /// The full key of the job's record, if submit made the job.
     #[must_use]
     pub fn record_key(&self) -> String {
-        job_record_key(&self.prefix.base(), &self.namespace, &self.job, &self.submission)
+        job_record_key(self.prefix.base(), &self.namespace, &self.job, &self.submission)
     }
 
     /// Who made the job, as the run's owner and the object at [`Attribution::record_key`] say. Without a record the answer
@@ -68,7 +68,7 @@ impl Attribution {
     pub fn provenance(&self, owner: Option<&Owner>, record: Option<&JobRecord>) -> Provenance {
         let is_elsewhere = owner.is_some_and(|owner| owner.namespace != self.namespace);
         let owner = owner.filter(|owner| owner.is_job(&self.namespace, &self.job));
-        if owner.is_some_and(|owner| owner.submission == self.submission.as_str()) {
+        if owner.is_some_and(|owner| owner.submission == self.submission) {
             return Provenance::Proven;
         }
         match record {
@@ -84,8 +84,8 @@ impl Attribution {
     fn is_of(&self, record: &JobRecord) -> bool {
         record.namespace == self.namespace
             && record.job == self.job
-            && record.submission == self.submission.as_str()
-            && record.checkpoint_prefix == self.prefix.to_string()
+            && record.submission == self.submission
+            && record.checkpoint_prefix == self.prefix
             && (record.uid.is_none() || record.uid == self.uid)
     }
 }
@@ -148,27 +148,16 @@ mod tests {
     }
 
     fn owner(namespace: &str, job: &str, submission: &str, released: bool) -> Owner {
-        Owner {
-            submission: submission.to_owned(),
-            namespace: namespace.to_owned(),
-            job: job.to_owned(),
-            claimed_by: None,
-            uid: None,
-            request: None,
-            previous: None,
-            released,
-        }
+        let owner = json!({"submission": submission, "namespace": namespace, "job": job, "released": released});
+        serde_json::from_value(owner).expect("an owner")
     }
 
     fn record(change: impl FnOnce(&mut JobRecord)) -> JobRecord {
-        let mut record = JobRecord {
-            submission: SUBMISSION.to_owned(),
-            namespace: "training".to_owned(),
-            job: "hf-r".to_owned(),
-            uid: Some("u1".to_owned()),
-            checkpoint_prefix: PREFIX.to_owned(),
-            created_at: None,
-        };
+        let record = json!({
+            "submission": SUBMISSION, "namespace": "training", "job": "hf-r", "uid": "u1", "checkpoint_prefix": PREFIX,
+            "created_at": null,
+        });
+        let mut record = serde_json::from_value(record).expect("a record");
         change(&mut record);
         record
     }
@@ -181,10 +170,21 @@ mod tests {
             ("its record", Some(record(|_| {}))),
             ("its record without a uid", Some(record(|record| record.uid = None))),
             ("a record of another uid", Some(record(|record| record.uid = Some("u2".to_owned())))),
-            ("a record of another run", Some(record(|record| record.checkpoint_prefix = PREFIX.replace("/r/", "/s/")))),
-            ("a record of another submission", Some(record(|record| record.submission = OTHER.to_owned()))),
-            ("a record of another namespace", Some(record(|record| record.namespace = "two".to_owned()))),
-            ("a record of another name", Some(record(|record| record.job = "hf-s".to_owned()))),
+            (
+                "a record of another run",
+                Some(record(|record| {
+                    record.checkpoint_prefix = PREFIX.replace("/r/", "/s/").parse().expect("a prefix");
+                })),
+            ),
+            (
+                "a record of another submission",
+                Some(record(|record| record.submission = OTHER.parse().expect("an id"))),
+            ),
+            (
+                "a record of another namespace",
+                Some(record(|record| record.namespace = "two".parse().expect("a namespace"))),
+            ),
+            ("a record of another name", Some(record(|record| record.job = "hf-s".parse().expect("a name")))),
         ];
         let confirmed = [Proven, Proven, Foreign, Foreign, Foreign, Foreign, Foreign];
         for (label, owner, without_record) in [
@@ -197,7 +197,7 @@ mod tests {
             ("none", None, Foreign),
         ] {
             // Where the owner confirms the submission, the record is not asked.
-            let is_elsewhere = owner.as_ref().is_some_and(|owner| owner.namespace != "training");
+            let is_elsewhere = owner.as_ref().is_some_and(|owner| owner.namespace.as_str() != "training");
             let expected = [without_record].into_iter().chain(confirmed.map(|by_record| match by_record {
                 _ if without_record == Proven => Proven,
                 Proven if is_elsewhere => Former,

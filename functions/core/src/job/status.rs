@@ -292,7 +292,7 @@ impl TrainingJobStatus {
         let checkpoints = checkpoints.and_then(|Checkpoints { bucket, entries }| {
             let newest = newest_complete(entries, submission?)?;
             let latest_uri = format!("s3://{bucket}/{}", newest.marker_key);
-            Some(NewestCheckpoint { latest_step: newest.step, latest_uri })
+            Some(NewestCheckpoint { latest_step: newest.step.get(), latest_uri })
         });
         if job.metadata.deletion_timestamp.is_none()
             && let Some(detail) = closer_detail(&summary, has_looked, progress.as_ref(), diagnosis.as_ref())
@@ -366,7 +366,8 @@ fn closer_detail(
 /// The newest complete checkpoint that a submission wrote itself, of entries whose newest comes first.
 #[must_use]
 pub fn newest_complete<'a>(entries: &'a [IndexEntry], submission: &str) -> Option<&'a IndexEntry> {
-    let own = |entry: &&IndexEntry| entry.state == State::Complete && entry.submission.as_deref() == Some(submission);
+    let writer = |entry: &IndexEntry| entry.submission.as_ref().is_some_and(|writer| writer.as_str() == submission);
+    let own = |entry: &&IndexEntry| entry.state == State::Complete && writer(entry);
     entries.iter().find(own)
 }
 
@@ -376,6 +377,7 @@ mod tests {
     use serde_json::{Value, json};
 
     const SUBMISSION: &str = "01980000-0000-7000-8000-000000000001";
+    const OLDER: &str = "01970000-0000-7000-8000-000000000001";
 
     fn job(conditions: &Value) -> PyTorchJob {
         serde_json::from_value(json!({
@@ -559,9 +561,9 @@ mod tests {
     fn the_newest_complete_checkpoint_of_the_submission_is_named() {
         let entry = |step: u64, state, submission: &str| IndexEntry {
             index: 1,
-            step,
+            step: step.try_into().expect("a step"),
             state,
-            submission: Some(submission.to_owned()),
+            submission: Some(submission.parse().expect("a submission")),
             saved_at: 0.0,
             size_bytes: 0,
             file_count: 0,
@@ -571,7 +573,7 @@ mod tests {
             marker_etag: String::new(),
         };
         let entries = [
-            entry(90, State::Complete, "older"),
+            entry(90, State::Complete, OLDER),
             entry(40, State::Incomplete, SUBMISSION),
             entry(30, State::Complete, SUBMISSION),
         ];

@@ -159,7 +159,7 @@ pub async fn check_readable(bucket: &Bucket) {
 pub async fn torn_and_called_complete(bucket: &Bucket) -> Vec<u64> {
     let page = bucket.store().index_page(&prefix(), 1_000, None).await.expect("an index");
     let is_torn = |entry: &&IndexEntry| {
-        let Some(marker) = bucket.body(&marker_key(entry.step)) else { return true };
+        let Some(marker) = bucket.body(&marker_key(entry.step.get())) else { return true };
         let marker: Value = serde_json::from_str(&marker).expect("a marker");
         let content = marker["saved_at"].as_f64().expect("a number");
         let paths =
@@ -167,5 +167,10 @@ pub async fn torn_and_called_complete(bucket: &Bucket) -> Vec<u64> {
         let mut bodies = paths.map(|path| bucket.body(&format!("{RUN}/checkpoints/{path}")));
         bodies.any(|body| body != Some(format!("{content:08}")))
     };
-    page.entries.iter().filter(|entry| entry.state == State::Complete).filter(is_torn).map(|entry| entry.step).collect()
+    page.entries
+        .iter()
+        .filter(|entry| entry.state == State::Complete)
+        .filter(is_torn)
+        .map(|entry| entry.step.get())
+        .collect()
 }

@@ -31,27 +31,23 @@ impl Submitting<'_> {
             return Ok(Reply::Owner(None));
         };
         let owner: Owner = serde_json::from_slice(&object.body).map_err(|_| self.not_understood())?;
-        let is_visible = owner.is_job(self.request.namespace.as_str(), self.request.job_name.as_str())
-            || owner.namespace.parse().is_ok_and(|namespace| self.caller.sees(&namespace));
+        let is_visible =
+            owner.is_job(&self.request.namespace, &self.request.job_name) || self.caller.sees(&owner.namespace);
         self.owner = Some(owner.clone());
         Ok(Reply::Owner(Some(OwnerRead { owner, etag: object.identity.etag, is_visible })))
     }
 
     /// Whether the job of an owner has existed, as far as its record tells.
     pub(super) async fn has_record(&self, owner: &Owner) -> Result<bool, Failure> {
-        let Ok(submission) = owner.submission.parse() else { return Ok(false) };
         let base = &self.request.checkpoint_base_uri;
-        let key = job_record_key(base, &owner.namespace, &owner.job, &submission);
+        let key = job_record_key(base, &owner.namespace, &owner.job, &owner.submission);
         Ok(self.service.store.get(base.bucket(), &key).await.map_err(storage_failure)?.is_some())
     }
 
     pub(super) async fn read_owners_job(&self, owner: &Owner) -> Result<Reply, Failure> {
-        let (Ok(namespace), Ok(name)) =
-            (self.service.rules.namespaces.choose(Some(&owner.namespace), self.caller), owner.job.parse())
-        else {
-            return Err(self.not_understood());
-        };
-        let job = self.service.cluster.jobs(&namespace).get(&name).await.map_err(cluster_failure)?;
+        let namespace = self.service.rules.namespaces.choose(Some(owner.namespace.as_str()), self.caller);
+        let namespace = namespace.map_err(|_| self.not_understood())?;
+        let job = self.service.cluster.jobs(&namespace).get(&owner.job).await.map_err(cluster_failure)?;
         // By the run and not by the submission: another one's claim may stand there for a moment.
         let prefix = self.prefix.to_string();
         let job = job.filter(|job| job.annotation(key::CHECKPOINT_PREFIX) == Some(prefix.as_str()));
@@ -84,15 +80,15 @@ impl Submitting<'_> {
         let Some(job) = &self.job else { return };
         let Some(Ok(submission)) = job.annotation(key::SUBMISSION).map(str::parse::<Submission>) else { return };
         let record = JobRecord {
-            submission: submission.to_string(),
-            namespace: self.request.namespace.to_string(),
-            job: self.request.job_name.to_string(),
+            submission,
+            namespace: self.request.namespace.clone(),
+            job: self.request.job_name.clone(),
             uid: job.metadata.uid.clone(),
-            checkpoint_prefix: self.prefix.to_string(),
+            checkpoint_prefix: self.prefix.clone(),
             created_at: job.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()),
         };
         let base = &self.request.checkpoint_base_uri;
-        let key = job_record_key(base, &record.namespace, &record.job, &submission);
+        let key = job_record_key(base, &record.namespace, &record.job, &record.submission);
         let written = async {
             let body = to_body(&record)?;
             self.service.store.put_if(base.bucket(), &key, body, Expected::Absent).await.map_err(storage_failure)

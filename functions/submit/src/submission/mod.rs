@@ -28,7 +28,11 @@ use training_core::{
     request::TrainingJobRequest,
 };
 use training_http::{Failure, answer::cluster_failure};
-use training_run::{layout::RunPrefix, names::Submission, owner::Owner};
+use training_run::{
+    layout::RunPrefix,
+    names::Submission,
+    owner::{Claimant, Owner},
+};
 use uuid::Uuid;
 
 use crate::service::Service;
@@ -111,11 +115,15 @@ impl<'a> Submitting<'a> {
     }
 
     pub(crate) async fn run(mut self) -> Result<Placed, Failure> {
-        let (namespace, job) = (self.request.namespace.as_str(), self.request.job_name.as_str());
-        let mut protocol = Protocol::new(namespace, job, &self.digest(), self.effect == Effect::DryRun);
+        let claimant = Claimant {
+            namespace: self.request.namespace.clone(),
+            job: self.request.job_name.clone(),
+            request: self.digest(),
+        };
+        let mut protocol = Protocol::new(claimant, self.effect == Effect::DryRun);
         let mut reply = Reply::Done;
         let ending = loop {
-            reply = match protocol.next(reply, now(), &Uuid::now_v7().to_string()) {
+            reply = match protocol.next(reply, now(), &Uuid::now_v7().into()) {
                 Call::End(ending) => break ending,
                 call => Box::pin(self.make(call)).await,
             };
@@ -144,7 +152,7 @@ impl<'a> Submitting<'a> {
             Call::Prepare => Box::pin(self.prepare()).await,
             Call::RehearseReplacing => self.rehearse_replacing().await,
             Call::WriteOwner { owner, over } => self.write_owner(&owner, over).await,
-            Call::Create { submission } => return self.create(&submission).await,
+            Call::Create { submission } => return self.create(submission).await,
             Call::Replace => Box::pin(self.replace()).await,
             Call::TakeBack => self.take_back().await,
             Call::Record => {
@@ -187,7 +195,8 @@ impl<'a> Submitting<'a> {
         };
         // A job of another run may have the name.
         let is_this_run = found.annotation(key::CHECKPOINT_PREFIX) == Some(self.prefix.to_string().as_str());
-        let submission = found.annotation(key::SUBMISSION).filter(|_| is_proven && is_this_run).map(str::to_owned);
+        let submission = found.annotation(key::SUBMISSION).filter(|_| is_proven && is_this_run);
+        let submission = submission.and_then(|submission| submission.parse().ok());
         let is_finished = Phase::of(found).0.is_finished();
         Ok(Reply::Job(Some(Found { submission, uid: uid_of(found), verdict, is_finished })))
     }
@@ -242,8 +251,8 @@ impl<'a> Submitting<'a> {
         manifest::build(self.request, origin, defaults, &self.service.platform)
     }
 
-    async fn create(&mut self, submission: &str) -> Reply {
-        let (Ok(submission), Some((start, defaults))) = (submission.parse(), &self.prepared) else {
+    async fn create(&mut self, submission: Submission) -> Reply {
+        let Some((start, defaults)) = &self.prepared else {
             self.refusal = Some(lost_track());
             return Reply::Refused;
         };

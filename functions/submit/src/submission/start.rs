@@ -9,7 +9,7 @@ use training_http::{Failure, answer::storage_failure, boundary::in_storage};
 use training_run::{
     lineage::{DEFAULT_METRIC, Mode},
     marker::State,
-    names::{Step, Submission},
+    names::Submission,
 };
 
 use super::Submitting;
@@ -46,7 +46,6 @@ impl Submitting<'_> {
                 found.filter(|entry| entry.state != State::Incomplete).map(|entry| entry.step)
             }
         };
-        let step = step.and_then(|step| Step::new(step).ok());
         step.map(Start::Step).ok_or_else(|| {
             let run = &self.request.run_id;
             Failure::new(
@@ -60,10 +59,10 @@ impl Submitting<'_> {
     /// before it.
     pub(super) async fn was_trained_last_by(&self, named: &Submission) -> Result<bool, Failure> {
         let Some(owner) = &self.owner else { return Ok(false) };
-        if owner.submission == named.as_str() {
+        if owner.submission == *named {
             return Ok(true);
         }
-        Ok(owner.previous.as_deref() == Some(named.as_str()) && !self.has_record(owner).await?)
+        Ok(owner.previous.as_ref() == Some(named) && !self.has_record(owner).await?)
     }
 
     /// Nobody trains over a run by a retry whose job is long gone.

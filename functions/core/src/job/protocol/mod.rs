@@ -22,146 +22,24 @@
 //!   last of those wrote whose creation may still be under way.
 //! - A job that is there is believed only where the owner or its record confirms it; [`Found::submission`] is `None` else.
 
-use training_run::owner::{Known, Owner, OwnersJob, Standing};
+mod call;
+
+pub use call::{Call, Ending, Found, OwnerRead, Reply, Verdict};
+
+use training_run::{
+    names::Submission,
+    owner::{Claimant, Known, Owner, OwnersJob, Standing},
+};
 
 /// How long a request whose creation was refused waits for the job of those who share its claim, in milliseconds. A quota
 /// counts a job a moment before the job can be read.
 pub const OTHERS_MS: u64 = 5_000;
 
-/// A call that the protocol wants to be made.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Call {
-    /// Read the run's owner.
-    ReadOwner,
-    /// Read whether the job that this owner names has a record.
-    ReadRecord(Owner),
-    /// Read the job that has the request's name.
-    ReadJob,
-    /// Read the job that this owner names, which has another name than the request's.
-    ReadOwnersJob(Owner),
-    /// Read whether the job that has the request's name is still this one.
-    ReadWhetherThere {
-        /// The job's uid.
-        uid: String,
-    },
-    /// Find out all that the manifest needs; nothing is changed.
-    Prepare,
-    /// Find out whether the job that was found could be deleted, and the new one be made in its place.
-    RehearseReplacing,
-    /// Write the run's owner over the one that was read, by compare-and-swap.
-    WriteOwner {
-        /// The new owner.
-        owner: Owner,
-        /// The `ETag` of the one that was read; `None` where there was none.
-        over: Option<String>,
-    },
-    /// Create the job.
-    Create {
-        /// Its submission.
-        submission: String,
-    },
-    /// Delete the finished job that was found, or wait for one that is being deleted, until its name is free.
-    Replace,
-    /// Delete the job that was created: its run is another's.
-    TakeBack,
-    /// Keep a record of the job.
-    Record,
-    /// Wait a moment. It is refused when the request's time is over.
-    Pause,
-    /// Answer.
-    End(Ending),
-}
-
-/// What a call was answered.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Reply {
-    /// The call was made, and has nothing to say.
-    Done,
-    /// The run's owner.
-    Owner(Option<OwnerRead>),
-    /// Whether the job has a record.
-    Recorded(bool),
-    /// The job of the name.
-    Job(Option<Found>),
-    /// The job that the owner names.
-    OwnersJob(OwnersJob),
-    /// Whether the job is still there.
-    IsThere(bool),
-    /// The job was created, and has this uid.
-    Created(String),
-    /// The `ETag` of what was written; `None` when another writer was quicker.
-    Written(Option<String>),
-    /// The old job's name is free now; `false` when the job changed before it could be deleted, or would be.
-    Replaced(bool),
-    /// The name was taken.
-    AlreadyExists,
-    /// The call failed, and had no effect.
-    Refused,
-    /// The call failed, and may have had its effect, or may have it still.
-    Unanswered,
-}
-
-/// A job that has the request's name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Found {
-    /// Its submission.
-    pub submission: Option<String>,
-    /// Its uid.
-    pub uid: String,
-    /// What the request is to it.
-    pub verdict: Verdict,
-    /// Whether it has ended.
-    pub is_finished: bool,
-}
-
-/// What a request does about the job that has its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Verdict {
-    /// It is what was asked for.
-    Replay,
-    /// It is to be replaced.
-    Replace,
-    /// The request is refused.
-    Refuse,
-}
-
-/// The run's owner as it was read.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct OwnerRead {
-    /// The owner.
-    pub owner: Owner,
-    /// The object's `ETag`.
-    pub etag: String,
-    /// Whether the caller sees the owner's namespace.
-    pub is_visible: bool,
-}
-
-/// How a request ends.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Ending {
-    /// This request made the job.
-    Created,
-    /// An earlier, equal request made it.
-    Replayed,
-    /// The job that was found is not what was asked for.
-    Conflict,
-    /// The owner's job trains the run.
-    RunActive(Owner),
-    /// Another request has claimed the run, and its job may still appear.
-    ClaimPending(Owner),
-    /// The run belongs to a namespace that the caller does not see.
-    RunHidden,
-    /// The creation failed, which says why.
-    NotCreated,
-    /// The last call that failed says why.
-    Failed,
-}
-
 /// One request on its way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Protocol {
-    /// Namespace, job and digest of the request; each claim has a submission of its own.
-    request: Owner,
+    /// Each claim has a submission of its own.
+    claimant: Claimant,
     /// Whether the request is only rehearsed: nothing is written, and creations are the API server's dry runs.
     is_dry_run: bool,
     /// What this request wrote as the run's owner last.
@@ -171,7 +49,7 @@ pub struct Protocol {
     /// Whether a job of the name was found that is to be replaced.
     is_replacing: bool,
     /// The submission of the job that was found last: it has existed, whether it has a record or not.
-    has_existed: Option<String>,
+    has_existed: Option<Submission>,
     /// The claim that this request waits for.
     waits_for: Option<Owner>,
     state: State,
@@ -256,21 +134,11 @@ enum ConfirmationStep {
 // === impl Protocol ===
 
 impl Protocol {
-    /// A request for the job that `request` names, with the digest of its fields.
+    /// A request that was sent.
     #[must_use]
-    pub fn new(namespace: &str, job: &str, digest: &str, is_dry_run: bool) -> Self {
-        let request = Owner {
-            submission: String::new(),
-            namespace: namespace.to_owned(),
-            job: job.to_owned(),
-            claimed_by: None,
-            uid: None,
-            request: Some(digest.to_owned()),
-            previous: None,
-            released: false,
-        };
+    pub fn new(claimant: Claimant, is_dry_run: bool) -> Self {
         Self {
-            request,
+            claimant,
             is_dry_run,
             claim: None,
             may_have_created: false,
@@ -283,7 +151,7 @@ impl Protocol {
 
     /// The next call, after the last one was answered so. `now` is in milliseconds since 1970; `fresh` is a `UUIDv7` of now
     /// that nobody has used.
-    pub fn next(&mut self, reply: Reply, now: u64, fresh: &str) -> Call {
+    pub fn next(&mut self, reply: Reply, now: u64, fresh: &Submission) -> Call {
         match std::mem::replace(&mut self.state, State::Ended) {
             State::Pausing => self.read(&reply),
             State::ReadingOwner => self.read_name(reply, now),
@@ -410,10 +278,10 @@ impl Protocol {
     }
 
     /// The name is taken.
-    fn meet(&mut self, found: Found, snapshot: Option<Snapshot>, now: u64, fresh: &str) -> Call {
+    fn meet(&mut self, found: Found, snapshot: Option<Snapshot>, now: u64, fresh: &Submission) -> Call {
         let is_ours = found.submission.is_some() && found.submission.as_ref() == self.submission();
         self.has_existed.clone_from(&found.submission);
-        let owner = found.submission.map(|submission| Owner { submission, ..self.request.clone() });
+        let owner = found.submission.map(|submission| self.claimant.owner(submission));
         let (ending, needs_owner) = match found.verdict {
             _ if is_ours && self.may_have_created => (Ending::Created, true),
             _ if is_ours => (Ending::Replayed, !found.is_finished),
@@ -442,7 +310,7 @@ impl Protocol {
         }
     }
 
-    fn submission(&self) -> Option<&String> {
+    fn submission(&self) -> Option<&Submission> {
         self.claim.as_ref().map(|claim| &claim.owner.submission)
     }
 
@@ -453,7 +321,7 @@ impl Protocol {
         };
         let is_claim = read.owner.is_claim() && !read.owner.released;
         let known = Known { is_visible: read.is_visible, is_recorded: snapshot.is_recorded, job };
-        match read.owner.standing(&self.request, known, now) {
+        match read.owner.standing(&self.claimant, known, now) {
             Standing::Unknown => {
                 let call = Call::ReadOwnersJob(read.owner.clone());
                 self.go(State::ReadingOwnersJob(snapshot), call)
@@ -472,7 +340,7 @@ impl Protocol {
     }
 
     /// Everything is prepared: claim the run, join its claim, or wait for the claim's job.
-    fn begin(&mut self, snapshot: Option<Snapshot>, standing: Standing, fresh: &str) -> Call {
+    fn begin(&mut self, snapshot: Option<Snapshot>, standing: Standing, fresh: &Submission) -> Call {
         let is_recorded = snapshot.as_ref().is_some_and(|snapshot| snapshot.is_recorded);
         let read = snapshot.and_then(|snapshot| snapshot.read);
         let (before, over) = read.map(|read| (read.owner, read.etag)).unzip();
@@ -484,16 +352,15 @@ impl Protocol {
             return self.go(State::Rehearsing, Call::RehearseReplacing);
         }
         if self.is_dry_run {
-            return self.go(State::Creating, Call::Create { submission: fresh.to_owned() });
+            return self.go(State::Creating, Call::Create { submission: fresh.clone() });
         }
         let (owner, is_joined) = match (standing, &before) {
             (Standing::Joinable, Some(owner)) => (owner.joined_by(fresh), true),
             (_, before) => {
                 let owner = Owner {
-                    submission: fresh.to_owned(),
-                    claimed_by: Some(fresh.to_owned()),
-                    previous: before.as_ref().and_then(|owner| owner.trained_last(is_recorded)),
-                    ..self.request.clone()
+                    claimed_by: Some(fresh.to_string()),
+                    previous: before.as_ref().map(|owner| owner.trained_last(is_recorded)),
+                    ..self.claimant.owner(fresh.clone())
                 };
                 (owner, false)
             }
@@ -502,7 +369,7 @@ impl Protocol {
         self.go(State::Claiming(Claim { owner, etag: String::new(), before, is_joined }), call)
     }
 
-    fn after_creating(&mut self, reply: &Reply, fresh: &str) -> Call {
+    fn after_creating(&mut self, reply: &Reply, fresh: &Submission) -> Call {
         self.may_have_created = matches!(reply, Reply::Created(_) | Reply::Unanswered);
         match (reply, self.claim.as_ref().map(|claim| claim.owner.clone())) {
             (Reply::Created(uid), Some(owner)) => {
@@ -542,7 +409,7 @@ impl Protocol {
     }
 
     /// See to it that the run's owner is this job.
-    fn confirm(&mut self, owner: Owner, ending: Ending, fresh: &str) -> Call {
+    fn confirm(&mut self, owner: Owner, ending: Ending, fresh: &Submission) -> Call {
         if self.is_dry_run {
             return Call::End(ending);
         }
@@ -557,7 +424,7 @@ impl Protocol {
         }
     }
 
-    fn go_on_confirming(&mut self, mut confirmation: Confirmation, reply: Reply, now: u64, fresh: &str) -> Call {
+    fn go_on_confirming(&mut self, mut confirmation: Confirmation, reply: Reply, now: u64, fresh: &Submission) -> Call {
         use ConfirmationStep::{Pausing, ReadingOwner, ReadingOwnersJob, ReadingWhetherThere, Writing};
         let (read, job) = match (std::mem::replace(&mut confirmation.step, ReadingOwner), reply) {
             (Pausing, Reply::Done) => return self.go(State::Confirming(confirmation), Call::ReadOwner),
@@ -583,7 +450,7 @@ impl Protocol {
         }
         // A claim for this name cannot become a job while the name is taken.
         let known = Known { is_visible: read.is_visible, is_recorded: false, job };
-        let (step, call) = match read.owner.standing(&self.request, known, now) {
+        let (step, call) = match read.owner.standing(&self.claimant, known, now) {
             Standing::Unknown => {
                 let call = Call::ReadOwnersJob(read.owner.clone());
                 (ReadingOwnersJob(read), call)
@@ -599,8 +466,8 @@ impl Protocol {
         self.go(State::Confirming(confirmation), call)
     }
 
-    fn write_confirmation(&mut self, mut confirmation: Confirmation, over: Option<String>, fresh: &str) -> Call {
-        let owner = Owner { claimed_by: Some(fresh.to_owned()), ..confirmation.owner.clone() };
+    fn write_confirmation(&mut self, mut confirmation: Confirmation, over: Option<String>, fresh: &Submission) -> Call {
+        let owner = Owner { claimed_by: Some(fresh.to_string()), ..confirmation.owner.clone() };
         confirmation.step = ConfirmationStep::Writing;
         self.go(State::Confirming(confirmation), Call::WriteOwner { owner, over })
     }
