@@ -15,7 +15,8 @@ use training_core::{
     },
     cause::chain,
     job::{
-        logs::{ChoiceError, Instance, MAX_LOG_BYTES, Replica, Source, Tail, Timestamp, rfc3339},
+        log_source::{self, End, Hint, Next, Question, Source},
+        logs::{ChoiceError, Instance, MAX_LOG_BYTES, Replica, Tail, Timestamp, rfc3339},
         provenance::Attribution,
         pytorchjob::PyTorchJob,
     },
@@ -59,11 +60,9 @@ struct Wanted {
     since: Option<Timestamp>,
 }
 
-/// The cluster has no such log.
+/// The cluster gave no log.
 struct Unprinted {
     failure: Failure,
-    /// Whether the archive may have it. Not where a start of the pod was asked for by its number: the pod of an attempt may
-    /// have been replaced, and the archive counts on.
     may_be_archived: bool,
 }
 
@@ -101,47 +100,57 @@ impl Handler {
         let run = async || -> Result<Option<Attribution>, Unknown> {
             Ok(timeout_at(deadline, self.run(&namespace, &name, &job)).await??)
         };
-        let archived = async |run: Option<&Attribution>| -> Result<Option<Answer>, Unknown> {
-            Ok(timeout_at(deadline, self.archived(run, &wanted, began)).await??)
+        let question = Question { source, has_since: wanted.since.is_some(), has_rank: wanted.rank.is_some() };
+        let (mut printed, mut archived) = (None, None);
+        let end = loop {
+            match question.next(printed.as_ref().map(of_cluster), archived.as_ref().map(of_archive)) {
+                Next::Read(Source::Cluster) => {
+                    printed = Some(self.printed(&namespace, &name, &job, &wanted, began + BUDGET).await);
+                }
+                Next::Read(Source::Archive) => {
+                    archived = Some(match run().await {
+                        Ok(run) => match timeout_at(deadline, self.archived(run.as_ref(), &wanted, began)).await {
+                            Ok(Ok(answer)) => Ok((run, answer)),
+                            Ok(Err(error)) => Err(error.into()),
+                            Err(late) => Err(late.into()),
+                        },
+                        Err(error) => Err(error),
+                    });
+                }
+                Next::Done(end) => break end,
+            }
         };
-
-        if source == Some(Source::Archive) {
-            let run = run().await.map_err(storage_failure)?;
-            return archived(run.as_ref()).await.map_err(storage_failure)?.ok_or_else(|| {
+        match (end, printed, archived) {
+            (End::Serve(Source::Cluster), Some(Ok(answer)), _)
+            | (End::Serve(Source::Archive), _, Some(Ok((_, Some(answer))))) => Ok(answer),
+            (End::RefuseUnarchived, _, Some(Ok((run, _)))) => {
                 let place = archive_of(run.as_ref(), &wanted, ", as ");
-                Failure::new(Code::LogNotFound, format!("no such log is archived that can be read{place}"))
-            });
-        }
-        let Unprinted { mut failure, may_be_archived } =
-            match self.printed(&namespace, &name, &job, &wanted, began + BUDGET).await {
-                Ok(answer) => return Ok(answer),
-                Err(unprinted) => unprinted,
-            };
-        let looks = source.is_none() && may_be_archived && wanted.since.is_none() && wanted.rank.is_some();
-        let found = match run().await {
-            Ok(run) if looks => archived(run.as_ref()).await.map(|answer| (run, answer)),
-            Ok(run) => Ok((run, None)),
-            Err(error) => Err(error),
-        };
-        match found {
-            Ok((_, Some(answer))) => return Ok(answer),
-            Ok((run, None)) => {
-                let hint = if looks {
-                    "; nor is one archived that can be read, as "
-                } else {
-                    "; source=archive may have it, if the trainer archives it as "
-                };
-                failure.problem.detail.push_str(&archive_of(run.as_ref(), &wanted, hint));
+                Err(Failure::new(Code::LogNotFound, format!("no such log is archived that can be read{place}")))
             }
-            // That the cluster has none does not say that there is none.
-            Err(error) if looks && failure.problem.code == Code::LogNotFound => {
+            (End::RefuseUnknown, _, Some(Err(error))) => Err(storage_failure(error)),
+            (End::RefuseAbsentAndUnknown, Some(Err(unprinted)), Some(Err(error))) => {
                 let mut unknown = storage_failure(error);
-                unknown.problem.detail = format!("{}; {}", failure.problem.detail, unknown.problem.detail);
-                return Err(unknown);
+                unknown.problem.detail = format!("{}; {}", unprinted.failure.problem.detail, unknown.problem.detail);
+                Err(unknown)
             }
-            Err(error) => warn!(cause = chain(&*error), "no archived log"),
+            (End::Refuse(hint), Some(Err(Unprinted { mut failure, .. })), archived) => {
+                let run = match archived {
+                    Some(archived) => archived.map(|(run, _)| run),
+                    None => run().await,
+                };
+                let words = match hint {
+                    Hint::NotArchived => "; nor is one archived that can be read, as ",
+                    Hint::MayBeArchived | Hint::None => "; source=archive may have it, if the trainer archives it as ",
+                };
+                match run {
+                    Ok(run) => failure.problem.detail.push_str(&archive_of(run.as_ref(), &wanted, words)),
+                    Err(error) => warn!(cause = chain(&*error), "no archived log"),
+                }
+                Err(failure)
+            }
+            // Each ending has what it was made of.
+            _ => Err(Failure::new(Code::ClusterError, "the question ended without a log or a reason")),
         }
-        Err(failure)
     }
 
     /// The log as the cluster has it.
@@ -198,6 +207,24 @@ impl Handler {
             answer(found.text, Source::Archive, found.truncated, false)
                 .with_header(LOG_ATTEMPT, found.attempt.to_string())
         }))
+    }
+}
+
+fn of_cluster(printed: &Result<Answer, Unprinted>) -> log_source::Printed {
+    match printed {
+        Ok(_) => log_source::Printed::Log,
+        Err(Unprinted { failure, may_be_archived }) if failure.problem.code == Code::LogNotFound => {
+            log_source::Printed::Absent { may_be_archived: *may_be_archived }
+        }
+        Err(Unprinted { may_be_archived, .. }) => log_source::Printed::Unknown { may_be_archived: *may_be_archived },
+    }
+}
+
+fn of_archive(archived: &Result<(Option<Attribution>, Option<Answer>), Unknown>) -> log_source::Archived {
+    match archived {
+        Ok((_, Some(_))) => log_source::Archived::Log,
+        Ok((_, None)) => log_source::Archived::Absent,
+        Err(_) => log_source::Archived::Unknown,
     }
 }
 

@@ -69,15 +69,6 @@ pub enum InstanceError {
     },
 }
 
-/// Where a log is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// What the cluster keeps of a pod's output.
-    Cluster,
-    /// What the trainer has written into the runs bucket, a log for each rank and attempt.
-    Archive,
-}
-
 /// Keeps the newest lines of a log, as many as fit.
 ///
 /// Broken UTF-8 becomes U+FFFD. A line that is too long alone loses its front, and keeps its time.
