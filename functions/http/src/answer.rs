@@ -103,15 +103,15 @@ impl From<Problem> for Failure {
 pub fn storage_failure(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
     let error = error.into();
     if error.downcast_ref().is_some_and(StoreError::is_final) {
-        let detail = "the runs bucket does not let this service in, or what it holds cannot be read; tell its operator";
+        let detail = "the runs bucket denied this service access, or an object in it cannot be read; ask your operator";
         return Failure::with_cause(Code::StorageUnavailable, detail, error).final_if(true);
     }
     let is_timeout = error.is::<Elapsed>() || error.downcast_ref().is_some_and(StoreError::is_timeout);
     if is_timeout {
-        let detail = "the runs bucket did not answer in time; send the same request again: nothing is done twice";
+        let detail = "the runs bucket did not answer in time; retry the same request (it is idempotent)";
         return Failure::with_cause(Code::StorageTimeout, detail, error);
     }
-    Failure::with_cause(Code::StorageUnavailable, "the runs bucket cannot be used now; try again", error)
+    Failure::with_cause(Code::StorageUnavailable, "the runs bucket is unavailable; retry later", error)
 }
 
 /// What a caller is told of a failure in the cluster; absent and existing objects are the handler's to explain.
@@ -120,23 +120,20 @@ pub fn cluster_failure(error: ClusterError) -> Failure {
     let of = |code, detail: &str, error| Failure::with_cause(code, detail, error);
     match error {
         ClusterError::Rejected(rejection) => Problem::rejected_by_cluster(&rejection.message, &rejection.causes).into(),
-        ClusterError::TooLarge => {
-            Failure::new(Code::BodyTooLarge, "the job's manifest is larger than the cluster takes")
-        }
+        ClusterError::TooLarge => Failure::new(Code::BodyTooLarge, "the job's manifest exceeds the cluster's limit"),
         ClusterError::QuotaExceeded(message) => {
-            Failure::new(Code::QuotaExceeded, format!("the namespace has no room for the job: {message}"))
+            Failure::new(Code::QuotaExceeded, format!("the namespace's quota has no room for the job: {message}"))
         }
         ClusterError::NamespaceTerminating => Failure::new(
             Code::NamespaceTerminating,
-            "the namespace is being deleted; choose another one, or wait until it is made again",
+            "the namespace is being deleted; choose another one, or wait until it is created again",
         ),
         ClusterError::ContinueExpired => Failure::new(
             Code::ContinueExpired,
             "the token of the next page has expired; read the list again from its first page",
         ),
         ClusterError::Throttled { retry_after_seconds, .. } => {
-            let failure =
-                of(Code::Throttled, "the cluster has too much to do now; send the request again later", error);
+            let failure = of(Code::Throttled, "the cluster is overloaded; retry later", error);
             match retry_after_seconds {
                 Some(seconds) => failure.with_header(header::RETRY_AFTER, seconds.to_string()),
                 None => failure,
@@ -144,12 +141,12 @@ pub fn cluster_failure(error: ClusterError) -> Failure {
         }
         ClusterError::Denied(_) => of(
             Code::ClusterDenied,
-            "the cluster does not let this service in, or not do this (a namespace that does not exist looks the same); tell its operator",
+            "the cluster denied this service access (a namespace that does not exist gets the same answer); ask your operator",
             error,
         ),
         ClusterError::SignIn(ref cause) if cause.is_final() => of(
             Code::ClusterDenied,
-            "there is no cluster of the configured name, or this service may not find it; tell its operator",
+            "the configured cluster does not exist, or this service may not describe it; ask your operator",
             error,
         ),
         ClusterError::NotReady(ref status) => {
@@ -157,18 +154,18 @@ pub fn cluster_failure(error: ClusterError) -> Failure {
             let is_absent = status.code == 404;
             of(
                 Code::ClusterNotReady,
-                "the cluster is not ready for jobs (namespace, PyTorchJob resource or operator missing); tell its operator",
+                "the cluster is not ready for jobs (namespace, PyTorchJob resource or operator missing); ask your operator",
                 error,
             )
             .final_if(is_absent)
         }
         ClusterError::TimedOut(_) => of(
             Code::ClusterTimeout,
-            "the cluster did not answer in time; send the same request again: nothing is done twice",
+            "the cluster did not answer in time; retry the same request (it is idempotent)",
             error,
         ),
         ClusterError::Busy(_) | ClusterError::Unreachable(_) | ClusterError::SignIn(_) => {
-            of(Code::ClusterUnavailable, "the cluster cannot be reached now; try again", error)
+            of(Code::ClusterUnavailable, "the cluster is unreachable; retry later", error)
         }
         ClusterError::NotFound
         | ClusterError::AlreadyExists

@@ -31,7 +31,7 @@ use crate::{
 
 /// How long a request may take. API Gateway gives up after 30 s and says nothing of what happened.
 const ANSWER_WITHIN: Duration = Duration::from_secs(27);
-/// So much earlier storage has to be done, so that what was too slow is called by its name.
+/// So much earlier storage has to be done, so that the slow service is named.
 const ROOM_TO_SAY_SO: Duration = Duration::from_millis(250);
 /// Every answer is for one caller, and true only now.
 const NOT_KEPT: &str = "no-store";
@@ -73,7 +73,7 @@ pub async fn answer(
 }
 
 /// Tell the log what a request is about, once that is known.
-pub fn tell(field: &'static str, value: impl Display) {
+pub fn record(field: &'static str, value: impl Display) {
     Span::current().record(field, tracing::field::display(value));
 }
 
@@ -81,7 +81,7 @@ pub fn tell(field: &'static str, value: impl Display) {
 async fn in_time(work: impl Future<Output = Result<Answer, Failure>>) -> Result<Answer, Failure> {
     let work = STORAGE_UNTIL.scope(tokio::time::Instant::now() + ANSWER_WITHIN - ROOM_TO_SAY_SO, work);
     tokio::time::timeout(ANSWER_WITHIN, work).await.unwrap_or_else(|elapsed| {
-        let detail = "what is behind this service was too slow; send the same request again: nothing is done twice";
+        let detail = "an upstream service timed out; retry the same request (it is idempotent)";
         Err(Failure::with_cause(Code::ClusterTimeout, detail, elapsed))
     })
 }

@@ -117,7 +117,7 @@ impl TokenCheck {
         };
         let caller = self.identify(&TokenDigest::of(token)).await?;
         if let Some(id) = &caller.id {
-            boundary::tell("caller", id);
+            boundary::record("caller", id);
         }
         if caller.may(scope) {
             return Ok(caller);
@@ -244,9 +244,9 @@ fn invalid() -> Failure {
 fn unavailable(error: SecretError) -> Failure {
     let is_final = error.is_final();
     let detail = if is_final {
-        "the token cannot be checked, because the secret of this service cannot be used; tell its operator"
+        "this service cannot use its secret, so it cannot check the token; ask your operator"
     } else {
-        "the token cannot be checked now; try again"
+        "this service cannot check the token now; retry later"
     };
     Failure::with_cause(Code::AuthUnavailable, detail, error).final_if(is_final)
 }
@@ -371,7 +371,7 @@ mod tests {
             let secrets = Secrets::default();
             secrets.set(|versions| (versions.current, versions.refusal) = (current.clone(), refusal));
             let failure = secrets.check().check(&request(Some(TOKEN)), Scope::Read).await.expect_err("nobody gets in");
-            let told = (failure.problem.code, failure.is_final, failure.problem.detail.contains("tell its operator"));
+            let told = (failure.problem.code, failure.is_final, failure.problem.detail.contains("ask your operator"));
             assert_eq!(told, (Code::AuthUnavailable, is_final, is_final), "{current:?} {refusal:?}");
         }
     }

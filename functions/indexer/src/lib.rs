@@ -26,7 +26,7 @@ pub struct Indexer {
     pub runs_base_uris: Vec<S3Uri>,
 }
 
-/// Why an event has to come again.
+/// Why an event has to be redelivered.
 #[derive(Debug, Error)]
 pub enum EventError {
     /// A checkpoint could not be indexed.
@@ -37,7 +37,7 @@ pub enum EventError {
     Unreadable(Unusable),
 }
 
-/// Which messages of a batch have to come again. It counts only where the queue's event source mapping has
+/// Which messages of a batch have to be redelivered. It counts only where the queue's event source mapping has
 /// `ReportBatchItemFailures`; elsewhere Lambda takes any answer for a success.
 ///
 /// Source: AWS Lambda Developer Guide, "Implementing partial batch responses".
@@ -48,7 +48,7 @@ pub struct BatchAnswer {
     pub batch_item_failures: Vec<BatchItemFailure>,
 }
 
-/// A message that has to come again.
+/// A message that has to be redelivered.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BatchItemFailure {
@@ -62,7 +62,7 @@ impl Indexer {
     /// Index every checkpoint that an event names; the answer is for SQS alone.
     ///
     /// # Errors
-    /// The event, or each message of a batch, has to come again. What could be indexed was.
+    /// The event, or each message of a batch, has to be redelivered. What could be indexed was.
     pub async fn handle(&self, event: &serde_json::Value) -> Result<Option<BatchAnswer>, EventError> {
         let messages = match Delivery::parse(event, &self.runs_base_uris) {
             Delivery::Event(records) => return self.index(records).await.map(|()| None),
@@ -92,7 +92,7 @@ impl Indexer {
             let marker = match record {
                 Ok(marker) => marker,
                 Err(reason) if reason.may_hide_a_marker() => {
-                    error!("failed to read {reason}: it will come again");
+                    error!("failed to read {reason}: it will be redelivered");
                     failure = Some(EventError::Unreadable(reason));
                     continue;
                 }
@@ -106,9 +106,9 @@ impl Indexer {
                 Ok(Found::Checkpoint(entry)) => info!(run, step, state = ?entry.state, "indexed the checkpoint"),
                 Ok(Found::Nothing) => info!(run, step, "removed the checkpoint"),
                 Ok(Found::Unusable(reason)) => warn!(run, step, "ignored a marker that cannot be used: {reason}"),
-                // The other records are still worth handling; the event comes again for this one.
+                // The other records are still worth handling; the event is redelivered for this one.
                 Err(error) => {
-                    error!(run, step, cause = chain(&error), "failed: the event will come again");
+                    error!(run, step, cause = chain(&error), "failed: the event will be redelivered");
                     failure = Some(error.into());
                 }
             }

@@ -7,7 +7,7 @@ use lambda_runtime::{Error, LambdaEvent, service_fn, tracing};
 use training_core::settings::Settings;
 use training_store::Store;
 
-/// Nobody waits for an event; it comes again when it fails.
+/// Nobody waits for an event; it is redelivered when it fails.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
 const CALL_WITHIN: Duration = Duration::from_secs(15);
 

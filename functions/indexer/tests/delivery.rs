@@ -131,7 +131,7 @@ impl Pool {
         }
     }
 
-    /// A delivery has ended; one that failed comes again, as from Lambda's retries and the dead-letter queue.
+    /// A delivery has ended; one that failed is redelivered, as from Lambda's retries and the dead-letter queue.
     fn end(&self, step: u64, event: Value, is_done: bool) {
         self.with(|waiting| {
             let at = waiting.in_flight.iter().position(|found| *found == step).expect("it was taken");

@@ -8,7 +8,7 @@ use training_core::{
     api::problem::Problem,
     job::{
         manifest::{self, Origin, Platform, Start},
-        status::{Look, TrainingJobStatus},
+        status::{ProgressRead, TrainingJobStatus},
     },
     request::{Rules, TrainingJobRequest, image::AllowedImages},
 };
@@ -85,7 +85,7 @@ pub(crate) fn job() -> TrainingJobStatus {
     let origin = Origin { submission: &submission, submitted_by: Some("ci"), start: Start::Step(step) };
     let job = manifest::build(&request, origin, None, &platform);
     let namespaces = Namespaces::new(request.namespace, Vec::new());
-    TrainingJobStatus::new(&job, &namespaces, None, Look::Unknown, None)
+    TrainingJobStatus::new(&job, &namespaces, None, ProgressRead::Unknown, None)
 }
 
 /// The answer to a request with two mistakes.

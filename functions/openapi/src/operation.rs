@@ -111,8 +111,7 @@ fn add_problem(response: &mut Value, code: Code, problem: &Value) {
     }
     if code.retry_after_seconds().is_some() {
         let seconds = json!({"type": "integer", "minimum": 1});
-        response["headers"]["Retry-After"] =
-            json!({"description": "Seconds after which to try again.", "schema": seconds});
+        response["headers"]["Retry-After"] = json!({"description": "Seconds after which to retry.", "schema": seconds});
     }
 }
 

@@ -58,7 +58,7 @@ pub struct Claimant {
 
 /// Whether a request may claim a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Standing {
+pub enum LeaseState {
     /// Its owner has ended or is gone.
     Free,
     /// An equal request has claimed it, and the job of that claim may be about to appear.
@@ -86,7 +86,7 @@ pub enum Write {
 
 /// What a request knows of a run's owner.
 #[derive(Clone, Copy, Debug)]
-pub struct Known {
+pub struct Evidence {
     /// Whether the caller sees the owner's namespace.
     pub is_visible: bool,
     /// Whether the owner's job has a record, so that it has existed. Read before the job itself is.
@@ -184,27 +184,27 @@ impl Owner {
         made_at.is_some_and(|made_at| now.abs_diff(made_at) < CLAIM_LIFETIME_MS)
     }
 
-    /// Where this run stands for a request that would claim it. Everything in `known` was read after this owner was, and
+    /// Where this run stands for a request that would claim it. All evidence was read after this owner was, and
     /// the claim is a compare-and-swap of this owner: a claim that came in between is never written over.
     ///
     /// A run that was trained in a namespace belongs to those who see that namespace, also when its job has ended.
     #[must_use]
-    pub fn standing(&self, claimant: &Claimant, known: Known, now: u64) -> Standing {
-        let is_pending = self.is_young(now) && !known.is_recorded;
+    pub fn lease_state(&self, claimant: &Claimant, evidence: Evidence, now: u64) -> LeaseState {
+        let is_pending = self.is_young(now) && !evidence.is_recorded;
         if self.is_job(&claimant.namespace, &claimant.job) {
             // The name is free, or its job is the one to be replaced.
             return match is_pending {
-                false => Standing::Free,
-                true if self.request.as_ref() == Some(&claimant.request) => Standing::Joinable,
-                true => Standing::Pending,
+                false => LeaseState::Free,
+                true if self.request.as_ref() == Some(&claimant.request) => LeaseState::Joinable,
+                true => LeaseState::Pending,
             };
         }
-        match known.job {
-            _ if !known.is_visible => Standing::Hidden,
-            OwnersJob::NotRead => Standing::Unknown,
-            OwnersJob::Active => Standing::Active,
-            OwnersJob::Absent if is_pending => Standing::Pending,
-            OwnersJob::Absent | OwnersJob::Finished => Standing::Free,
+        match evidence.job {
+            _ if !evidence.is_visible => LeaseState::Hidden,
+            OwnersJob::NotRead => LeaseState::Unknown,
+            OwnersJob::Active => LeaseState::Active,
+            OwnersJob::Absent if is_pending => LeaseState::Pending,
+            OwnersJob::Absent | OwnersJob::Finished => LeaseState::Free,
         }
     }
 

@@ -89,17 +89,17 @@ impl Handler {
         let namespace = query.text("namespace");
         query.finish()?;
         let namespace = self.namespaces.choose(namespace.as_deref(), &caller)?;
-        boundary::tell("namespace", &namespace);
+        boundary::record("namespace", &namespace);
         Ok(namespace)
     }
 
-    /// The namespace of a job that is asked about, once all parameters are taken. For a caller who may not look there, the
-    /// job does not exist.
+    /// The namespace of the requested job, after all other parameters were read. Without access it is `job_not_found`, so that
+    /// job names do not leak.
     pub(crate) fn namespace_of(&self, Asked { mut query, caller }: Asked, name: &str) -> Result<Namespace, Failure> {
         let namespace = query.text("namespace");
         query.finish()?;
         let namespace = self.namespaces.find(namespace.as_deref(), &caller)?;
-        boundary::tell("namespace", &namespace);
+        boundary::record("namespace", &namespace);
         if caller.sees(&namespace) { Ok(namespace) } else { Err(Problem::job_not_found(name, &namespace).into()) }
     }
 
@@ -107,11 +107,11 @@ impl Handler {
     pub(crate) async fn job(&self, namespace: &Namespace, name: &str) -> Result<(JobName, PyTorchJob), Failure> {
         let not_found = || Failure::from(Problem::job_not_found(name, namespace));
         let name: JobName = name.parse().map_err(|_| not_found())?;
-        boundary::tell("job", &name);
+        boundary::record("job", &name);
         let job = self.cluster.jobs(namespace).get(&name).await.map_err(cluster_failure)?;
         let job = job.ok_or_else(not_found)?;
         if let Some(run_id) = job.label(key::RUN_ID) {
-            boundary::tell("run_id", run_id);
+            boundary::record("run_id", run_id);
         }
         Ok((name, job))
     }

@@ -18,7 +18,7 @@ use training_core::{
         failure,
         provenance::Attribution,
         pytorchjob::key,
-        status::{Checkpoints, JobList, JobSummary, Look, Phase, Status, TrainingJobStatus, newest_complete},
+        status::{Checkpoints, JobList, JobSummary, Phase, ProgressRead, Status, TrainingJobStatus, newest_complete},
     },
 };
 use training_http::{Answer, Failure, answer::cluster_failure};
@@ -48,7 +48,7 @@ const NEWEST: [u32; 2] = [10, 200];
 struct Traces {
     /// Why the job failed.
     reason: Option<Diagnosis>,
-    progress: Look,
+    progress: ProgressRead,
     /// The newest ones of the run's index.
     entries: Vec<IndexEntry>,
 }
@@ -57,7 +57,7 @@ struct Traces {
 
 impl Default for Traces {
     fn default() -> Self {
-        Self { reason: None, progress: Look::Unknown, entries: Vec::new() }
+        Self { reason: None, progress: ProgressRead::Unknown, entries: Vec::new() }
     }
 }
 
@@ -188,23 +188,23 @@ impl Handler {
     }
 
     /// The newest progress. A bucket that cannot be read does not hide what the cluster says.
-    async fn progress(&self, run: &Attribution) -> Look {
+    async fn progress(&self, run: &Attribution) -> ProgressRead {
         let Attribution { prefix, submission, .. } = run;
         let object = match self.store.get(prefix.bucket(), &prefix.key(&RunKey::Progress(submission))).await {
             Ok(Some(object)) => object,
-            Ok(None) => return Look::Nothing,
+            Ok(None) => return ProgressRead::Nothing,
             Err(error) => {
                 warn!(cause = chain(&error), "no progress");
-                return Look::Unknown;
+                return ProgressRead::Unknown;
             }
         };
         if object.body.len() > MAX_PROGRESS_BYTES {
             warn!(%submission, bytes = object.body.len(), "the progress object is too large");
-            return Look::Unknown;
+            return ProgressRead::Unknown;
         }
         serde_json::from_slice(&object.body)
             .inspect_err(|error| warn!(cause = chain(error), %submission, "the progress object is not readable"))
-            .map_or(Look::Unknown, Look::Found)
+            .map_or(ProgressRead::Unknown, ProgressRead::Found)
     }
 
     /// The newest index entries, down to a complete one of the job's own submission. A bucket that cannot be read does not

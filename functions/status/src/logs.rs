@@ -181,7 +181,7 @@ impl Handler {
             ClusterError::BadRequest(message) => no_start(of_the_pod(&message)),
             // The API server could not reach the node, and says so with a 500.
             ClusterError::Unexpected(cause) => {
-                let detail = format!("the node of the pod `{pod_name}` does not answer now; try again");
+                let detail = format!("the node of the pod `{pod_name}` is not responding; retry later");
                 no_start(Failure::with_cause(Code::ClusterUnavailable, detail, cause))
             }
             error @ (ClusterError::Denied(_) | ClusterError::NotReady(_)) => other(cluster_failure(error)),
@@ -278,7 +278,7 @@ async fn read(mut log: LogStream, deadline: Instant) -> Result<(String, bool, bo
         }
         Err(_) if !text.is_empty() => Ok((text, truncated, true)),
         Ok(Err(error)) => {
-            Err(Failure::with_cause(Code::ClusterUnavailable, "the log cannot be read now; try again", error))
+            Err(Failure::with_cause(Code::ClusterUnavailable, "the log cannot be read now; retry later", error))
         }
         Err(_) => Err(cluster_failure(ClusterError::TimedOut(None))),
     }

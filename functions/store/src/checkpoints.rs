@@ -106,7 +106,7 @@ impl Store {
     /// # Errors
     /// S3 cannot be reached or denies the request.
     pub async fn checkpoint(&self, prefix: &RunPrefix, step: Step) -> Result<Option<IndexEntry>, StoreError> {
-        match self.look(prefix, step).await?.found {
+        match self.snapshot(prefix, step).await?.found {
             Found::Checkpoint(entry) => Ok(Some(entry)),
             Found::Nothing | Found::Unusable(_) => Ok(None),
         }

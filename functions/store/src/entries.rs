@@ -22,7 +22,7 @@ const MAX_LISTED: usize = 20_000;
 
 /// What stands at a step now.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Look {
+pub struct Snapshot {
     marker: Seen,
     /// What it is.
     pub found: Found,
@@ -70,9 +70,9 @@ pub enum IndexingError {
     Restless(String),
 }
 
-// === impl Look ===
+// === impl Snapshot ===
 
-impl Look {
+impl Snapshot {
     fn is_incomplete(&self) -> bool {
         matches!(&self.found, Found::Checkpoint(entry) if entry.state == State::Incomplete)
     }
@@ -81,35 +81,35 @@ impl Look {
 // === impl Store ===
 
 impl Store {
-    /// Look at a step: its marker, and a listing of the files that the marker names. Where they are not there, the step may
+    /// Read a step: its marker, and a listing of the files that the marker names. Where they are not there, the step may
     /// have been saved again in between, or deleted: then it is looked at anew.
     ///
     /// # Errors
     /// S3 cannot be reached or denies the request.
-    pub async fn look(&self, prefix: &RunPrefix, step: Step) -> Result<Look, StoreError> {
+    pub async fn snapshot(&self, prefix: &RunPrefix, step: Step) -> Result<Snapshot, StoreError> {
         let key = prefix.key(&RunKey::Marker(step));
-        let mut look = self.look_once(prefix, step).await?;
+        let mut look = self.snapshot_once(prefix, step).await?;
         for _ in 1..ROUNDS {
             if !look.is_incomplete() || self.is_still(prefix.bucket(), &key, &look.marker).await? {
                 break;
             }
-            look = self.look_once(prefix, step).await?;
+            look = self.snapshot_once(prefix, step).await?;
         }
         Ok(look)
     }
 
-    async fn look_once(&self, prefix: &RunPrefix, step: Step) -> Result<Look, StoreError> {
+    async fn snapshot_once(&self, prefix: &RunPrefix, step: Step) -> Result<Snapshot, StoreError> {
         let key = prefix.key(&RunKey::Marker(step));
         let object = match self.read(prefix.bucket(), &key, marker::MAX_BYTES).await? {
             Read::Object(object) => object,
-            Read::Nothing => return Ok(Look { marker: Seen::Nothing, found: Found::Nothing }),
+            Read::Nothing => return Ok(Snapshot { marker: Seen::Nothing, found: Found::Nothing }),
             Read::TooLarge(identity) => {
-                return Ok(Look {
+                return Ok(Snapshot {
                     marker: Seen::Object(identity),
                     found: Found::Unusable(MarkerError::TooLarge.into()),
                 });
             }
-            Read::Withheld(why) => return Ok(Look { marker: Seen::Withheld, found: Found::Unusable(why.into()) }),
+            Read::Withheld(why) => return Ok(Snapshot { marker: Seen::Withheld, found: Found::Unusable(why.into()) }),
         };
         let found = match Marker::parse_at(&object.body, prefix, step) {
             Err(reason) => Found::Unusable(reason.into()),
@@ -118,7 +118,7 @@ impl Store {
                 Found::Checkpoint(IndexEntry::new(prefix, &marker, object.identity.etag.clone(), &listing))
             }
         };
-        Ok(Look { marker: Seen::Object(object.identity), found })
+        Ok(Snapshot { marker: Seen::Object(object.identity), found })
     }
 
     /// Those of a marker's files that are there, and others of the same folder.
@@ -155,7 +155,7 @@ impl Store {
         let marker_key = prefix.key(&RunKey::Marker(step));
         let entry_key = prefix.key(&RunKey::IndexEntry(step));
         for _ in 0..ROUNDS {
-            let Look { marker, found } = self.look_once(prefix, step).await?;
+            let Snapshot { marker, found } = self.snapshot_once(prefix, step).await?;
             let digest = match &found {
                 Found::Checkpoint(entry) => digest_key(prefix, step, entry),
                 Found::Nothing | Found::Unusable(_) => None,

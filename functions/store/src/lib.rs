@@ -33,7 +33,7 @@ use thiserror::Error;
 use training_run::{entry::IndexError, marker::File, s3_event::form_decode};
 
 pub use checkpoints::IndexPage;
-pub use entries::{Found, IndexingError, Look, Unusable, digest_key};
+pub use entries::{Found, IndexingError, Snapshot, Unusable, digest_key};
 pub use log::LogPart;
 
 /// Largest object that is read, in bytes: all that the functions read is text, and a function has little memory.

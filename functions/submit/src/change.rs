@@ -7,7 +7,7 @@ use training_core::{
     job::{
         pytorchjob::{PyTorchJob, key},
         replay,
-        status::{Look, Phase, TrainingJobStatus},
+        status::{Phase, ProgressRead, TrainingJobStatus},
     },
 };
 use training_http::{Answer, Failure, answer::cluster_failure};
@@ -48,7 +48,7 @@ impl<'a> Change<'a> {
             Err(ClusterError::NotFound) => Err(self.not_found().into()),
             Err(ClusterError::Changed) => Err(Failure::new(
                 Code::JobConflict,
-                format!("the job `{}` was replaced at this moment; look at it again", self.name),
+                format!("the job `{}` was replaced while this request ran; read its status and retry", self.name),
             )),
             Err(error) => Err(cluster_failure(error)),
         }
@@ -69,7 +69,7 @@ impl<'a> Change<'a> {
                 Err(error) => return Err(cluster_failure(error)),
             }
         }
-        Err(Failure::new(Code::ClusterUnavailable, format!("the job `{}` changes all the time; try again", self.name)))
+        Err(Failure::new(Code::ClusterUnavailable, format!("the job `{}` keeps changing; retry later", self.name)))
     }
 
     fn check_changeable(&self, job: &PyTorchJob) -> Result<(), Failure> {
@@ -101,7 +101,7 @@ impl<'a> Change<'a> {
     }
 
     fn accepted(&self, job: &PyTorchJob) -> Result<Answer, Failure> {
-        let report = TrainingJobStatus::new(job, &self.service.rules.namespaces, None, Look::Unknown, None);
+        let report = TrainingJobStatus::new(job, &self.service.rules.namespaces, None, ProgressRead::Unknown, None);
         let location = report.summary.links.itself.clone();
         Ok(Answer::json(202, &report)?.with_header(header::LOCATION, location))
     }

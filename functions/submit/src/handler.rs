@@ -15,7 +15,7 @@ use training_core::{
     },
     job::{
         replay::Restart,
-        status::{Look, TrainingJobStatus},
+        status::{ProgressRead, TrainingJobStatus},
     },
     request::TrainingJobRequest,
 };
@@ -86,16 +86,16 @@ impl Service {
         query.finish()?;
         let body = boundary::json_body(request)?;
         let training = TrainingJobRequest::parse(body, namespace.as_deref(), &self.rules, caller)?;
-        boundary::tell("namespace", &training.namespace);
-        boundary::tell("job", &training.job_name);
-        boundary::tell("run_id", &training.run_id);
+        boundary::record("namespace", &training.namespace);
+        boundary::record("job", &training.job_name);
+        boundary::record("run_id", &training.run_id);
         let effect = if dry_run { Effect::DryRun } else { Effect::Real };
 
         let (status, job) = match Box::pin(Submitting::new(self, &training, caller, restart, effect).run()).await? {
             Placed::Created(job) => (201, job),
             Placed::Replayed(job) => (200, job),
         };
-        let report = TrainingJobStatus::new(&job, &self.rules.namespaces, None, Look::Unknown, None);
+        let report = TrainingJobStatus::new(&job, &self.rules.namespaces, None, ProgressRead::Unknown, None);
         let location = report.summary.links.itself.clone();
         let answer = match effect {
             Effect::DryRun => Answer::json(200, &DryRun::new(report, status, job))?,
@@ -104,16 +104,16 @@ impl Service {
         Ok(if status == 200 { answer.with_header(REPLAYED, "true") } else { answer })
     }
 
-    /// Let a caller change a job; the namespace that the query names. For a caller who may not look there, the job does not
-    /// exist.
+    /// Authorize a change, and return the requested namespace. Without access it is `job_not_found`, so that job names do not
+    /// leak.
     async fn namespace_of(&self, request: &Request, name: &str) -> Result<Namespace, Failure> {
         let caller = self.token.check(request, Scope::Submit).await?;
         let mut query = boundary::query(request);
         let namespace = query.text("namespace");
         query.finish()?;
         let namespace = self.rules.namespaces.find(namespace.as_deref(), &caller)?;
-        boundary::tell("namespace", &namespace);
-        boundary::tell("job", bounded(name, 64));
+        boundary::record("namespace", &namespace);
+        boundary::record("job", bounded(name, 64));
         if caller.sees(&namespace) { Ok(namespace) } else { Err(Problem::job_not_found(name, &namespace).into()) }
     }
 }

@@ -114,7 +114,7 @@ async fn compare_once(store: &Store, Place { prefix, step }: &Place) -> Result<O
     let entry_key = prefix.key(&RunKey::IndexEntry(*step));
     let entry = store.get(prefix.bucket(), &entry_key);
     let (look, entry, digests) =
-        future::try_join3(store.look(prefix, *step), entry, store.digests_of(prefix, *step)).await?;
+        future::try_join3(store.snapshot(prefix, *step), entry, store.digests_of(prefix, *step)).await?;
     let (wanted, digest) = match look.found {
         Found::Checkpoint(entry) => (Some(entry.to_body()), digest_key(prefix, *step, &entry)),
         Found::Nothing | Found::Unusable(_) => (None, None),

@@ -22,7 +22,7 @@ use training_core::{
 };
 use training_run::{
     names::Submission,
-    owner::{CLAIM_LIFETIME_MS, Claimant, Known, Owner, OwnersJob, Standing, Write},
+    owner::{CLAIM_LIFETIME_MS, Claimant, Evidence, LeaseState, Owner, OwnersJob, Write},
 };
 
 /// One step of the clock, in milliseconds: a claim is young for less than two.
@@ -490,11 +490,11 @@ impl Model for Protocols {
             }),
             Property::always("a claim without a job never blocks for ever", |_, state: &State| {
                 let later = now(state.tick) + CLAIM_LIFETIME_MS;
-                let known = Known { is_visible: true, is_recorded: false, job: OwnersJob::Absent };
+                let evidence = Evidence { is_visible: true, is_recorded: false, job: OwnersJob::Absent };
                 state.owner.as_ref().is_none_or(|owner| {
                     ["a", "b"].iter().all(|job| {
                         // Of a body that nobody else sends.
-                        owner.standing(&claimant(job, 0), known, later) == Standing::Free
+                        owner.lease_state(&claimant(job, 0), evidence, later) == LeaseState::Free
                     })
                 })
             }),

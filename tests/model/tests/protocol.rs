@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use model::{Asked, Bounds, Protocols};
-use stateright::{Checker, Model, report::WriteReporter};
+use stateright::{Checker, CheckerBuilder, HasDiscoveries, Model, report::WriteReporter};
 
 const NONE: Bounds = Bounds { asked: Vec::new(), quota: 9, faults: 0, cancels: 0, ends: 0, ticks: 0 };
 
@@ -15,23 +15,31 @@ fn restart(job: &'static str, body: u8) -> Asked {
     Asked { is_restart: true, ..asked(job, body) }
 }
 
+/// Longest that a check may take.
+const LIMIT: Duration = Duration::from_hours(2);
+
 /// Visit every state within the bounds, or find the shortest path to one in which a property does not hold.
 fn check(label: &str, bounds: Bounds) {
     let started = Instant::now();
-    judge(label, started, &Protocols::new(bounds).checker().threads(2).spawn_bfs().join());
+    judge(label, started, &checker(bounds).spawn_bfs().join());
 }
 
 /// The same for very many states: of those that wait, only the way to them is kept. A path is not the shortest one.
 fn check_wide(label: &str, bounds: Bounds) {
     let started = Instant::now();
-    let checker = Protocols::new(bounds).checker().threads(2).timeout(Duration::from_hours(2)).spawn_dfs();
-    judge(label, started, &checker.join_and_report(&mut WriteReporter::new(&mut std::io::stderr())));
+    let mut stderr = std::io::stderr();
+    judge(label, started, &checker(bounds).spawn_dfs().join_and_report(&mut WriteReporter::new(&mut stderr)));
+}
+
+fn checker(bounds: Bounds) -> CheckerBuilder<Protocols> {
+    Protocols::new(bounds).checker().threads(2).timeout(LIMIT).finish_when(HasDiscoveries::AnyFailures)
 }
 
 fn judge(label: &str, started: Instant, checker: &impl Checker<Protocols>) {
-    eprintln!("{label}: {} states in {:.1} s", checker.unique_state_count(), started.elapsed().as_secs_f64());
+    let (states, elapsed) = (checker.unique_state_count(), started.elapsed());
+    eprintln!("{label}: {states} states in {:.1} s", elapsed.as_secs_f64());
     checker.assert_properties();
-    assert!(checker.is_done(), "{label}: not every state was visited");
+    assert!(checker.is_done() && elapsed < LIMIT, "{label}: not every state was visited");
 }
 
 #[test]

@@ -232,7 +232,7 @@ impl Code {
             Self::BodyTooLarge => ("body_too_large", 413, "The body is too large", 0),
             Self::UnsupportedMediaType => ("unsupported_media_type", 415, "The body is not JSON by its media type", 0),
             Self::RejectedByCluster => ("rejected_by_cluster", 422, "The cluster refused the request", 0),
-            Self::Throttled => ("throttled", 429, "The cluster asks for patience", 1),
+            Self::Throttled => ("throttled", 429, "The cluster is overloaded", 1),
             Self::ClusterDenied => ("cluster_denied", 502, "The cluster denied access", 0),
             Self::ClusterError => ("cluster_error", 502, "The cluster answered unexpectedly", 0),
             Self::ClusterUnavailable => ("cluster_unavailable", 503, "The cluster cannot be reached", 5),

@@ -149,7 +149,7 @@ impl Differences {
 pub fn terminating(name: &str) -> Problem {
     Problem::new(
         Code::JobTerminating,
-        format!("the job `{name}` is being deleted and its pods are still stopping; send the same request again"),
+        format!("the job `{name}` is being deleted and its pods are still stopping; retry the same request"),
     )
 }
 

@@ -163,7 +163,7 @@ pub struct Checkpoints<'a> {
 
 /// What a look for the trainer's progress has found.
 #[derive(Clone, Debug)]
-pub enum Look {
+pub enum ProgressRead {
     /// Nobody looked, or what was found cannot be read.
     Unknown,
     /// No progress.
@@ -279,15 +279,17 @@ impl TrainingJobStatus {
         job: &PyTorchJob,
         namespaces: &Namespaces,
         diagnosis: Option<Diagnosis>,
-        progress: Look,
+        progress: ProgressRead,
         checkpoints: Option<Checkpoints<'_>>,
     ) -> Self {
         let mut summary = JobSummary::new(job, namespaces);
         let submission = summary.submission.as_deref();
-        let has_looked = !matches!(progress, Look::Unknown);
+        let was_read = !matches!(progress, ProgressRead::Unknown);
         let progress = match progress {
-            Look::Found(progress) => Some(progress).filter(|found| Some(found.submission.as_str()) == submission),
-            Look::Nothing | Look::Unknown => None,
+            ProgressRead::Found(progress) => {
+                Some(progress).filter(|found| Some(found.submission.as_str()) == submission)
+            }
+            ProgressRead::Nothing | ProgressRead::Unknown => None,
         };
         let checkpoints = checkpoints.and_then(|Checkpoints { bucket, entries }| {
             let newest = newest_complete(entries, submission?)?;
@@ -295,7 +297,7 @@ impl TrainingJobStatus {
             Some(NewestCheckpoint { latest_step: newest.step.get(), latest_uri })
         });
         if job.metadata.deletion_timestamp.is_none()
-            && let Some(detail) = closer_detail(&summary, has_looked, progress.as_ref(), diagnosis.as_ref())
+            && let Some(detail) = closer_detail(&summary, was_read, progress.as_ref(), diagnosis.as_ref())
         {
             summary.detail = detail;
         }
@@ -337,7 +339,7 @@ fn detail(phase: Phase, condition: Option<&JobCondition>) -> String {
 /// What pods, attempts and progress tell beyond that.
 fn closer_detail(
     summary: &JobSummary,
-    has_looked: bool,
+    was_read: bool,
     progress: Option<&Progress>,
     diagnosis: Option<&Diagnosis>,
 ) -> Option<String> {
@@ -350,7 +352,7 @@ fn closer_detail(
         (Phase::Pending, Some(diagnosis), _) => Some(format!("waiting: {}", diagnosis.message)),
         (Phase::Running | Phase::Restarting, Some(diagnosis), _) => Some(format!("held up: {}", diagnosis.message)),
         (Phase::Running, None, Some(progress)) => Some(format!("running, {}", reached(progress))),
-        (Phase::Running, None, None) => has_looked.then(|| "running, no step finished yet".to_owned()),
+        (Phase::Running, None, None) => was_read.then(|| "running, no step finished yet".to_owned()),
         (Phase::Restarting, None, Some(progress)) => Some(format!("restarting, had reached {}", reached(progress))),
         (Phase::Succeeded, _, Some(progress)) => Some(format!("succeeded at {}", reached(progress))),
         (Phase::Failed, Some(diagnosis), _) => {
@@ -373,7 +375,10 @@ pub fn newest_complete<'a>(entries: &'a [IndexEntry], submission: &str) -> Optio
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        ProgressRead::{Found, Nothing, Unknown},
+        *,
+    };
     use serde_json::{Value, json};
 
     const SUBMISSION: &str = "01980000-0000-7000-8000-000000000001";
@@ -443,12 +448,12 @@ mod tests {
             (&["Created", "Restarting", "Failed"], Phase::Failed, Status::Failed),
             (&["Created", "Succeeded", "Failed"], Phase::Failed, Status::Failed),
         ] {
-            let answer = TrainingJobStatus::new(&job(&conditions(true_ones)), &namespaces(), None, Look::Unknown, None);
+            let answer = TrainingJobStatus::new(&job(&conditions(true_ones)), &namespaces(), None, Unknown, None);
             assert_eq!((answer.summary.phase, answer.summary.status), (phase, status), "{true_ones:?}");
         }
         let over = json!([{"type": "Created", "status": "True"}, {"type": "Running", "status": "False"}]);
         assert_eq!(
-            TrainingJobStatus::new(&job(&over), &namespaces(), None, Look::Unknown, None).summary.phase,
+            TrainingJobStatus::new(&job(&over), &namespaces(), None, Unknown, None).summary.phase,
             Phase::Pending
         );
     }
@@ -459,7 +464,7 @@ mod tests {
             &job(&conditions(&["Running"])),
             &namespaces(),
             None,
-            Look::Found(progress(SUBMISSION)),
+            Found(progress(SUBMISSION)),
             None,
         );
         let text = serde_json::to_string(&answer).expect("serialisable");
@@ -493,7 +498,7 @@ mod tests {
         for phase in ["Created", "Running", "Succeeded", "Failed"] {
             let mut job = job(&conditions(&[phase]));
             job.metadata.deletion_timestamp = Some(Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
-            let answer = TrainingJobStatus::new(&job, &namespaces(), None, Look::Found(progress(SUBMISSION)), None);
+            let answer = TrainingJobStatus::new(&job, &namespaces(), None, Found(progress(SUBMISSION)), None);
             assert!(answer.summary.detail.starts_with("is being deleted"), "{phase}: {}", answer.summary.detail);
         }
     }
@@ -503,18 +508,17 @@ mod tests {
         let detail = |phase: &str, look| {
             TrainingJobStatus::new(&job(&conditions(&[phase])), &namespaces(), None, look, None).summary.detail
         };
-        assert_eq!(detail("Running", Look::Unknown), "running");
-        assert_eq!(detail("Running", Look::Nothing), "running, no step finished yet");
-        assert_eq!(detail("Running", Look::Found(progress("another"))), "running, no step finished yet");
-        assert_eq!(detail("Restarting", Look::Nothing), "restarting");
+        assert_eq!(detail("Running", Unknown), "running");
+        assert_eq!(detail("Running", Nothing), "running, no step finished yet");
+        assert_eq!(detail("Running", Found(progress("another"))), "running, no step finished yet");
+        assert_eq!(detail("Restarting", Nothing), "restarting");
     }
 
     #[test]
     fn progress_of_another_submission_is_not_this_jobs() {
         let other = progress("01970000-0000-7000-8000-000000000001");
         assert_eq!(
-            TrainingJobStatus::new(&job(&conditions(&["Running"])), &namespaces(), None, Look::Found(other), None)
-                .progress,
+            TrainingJobStatus::new(&job(&conditions(&["Running"])), &namespaces(), None, Found(other), None).progress,
             None
         );
     }
@@ -535,10 +539,10 @@ mod tests {
             "restartCount": 0, "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]}));
         let pending = job(&conditions(&["Created"]));
         let answer =
-            TrainingJobStatus::new(&pending, &namespaces(), of_pods(&[pulling.clone(), waiting]), Look::Unknown, None);
+            TrainingJobStatus::new(&pending, &namespaces(), of_pods(&[pulling.clone(), waiting]), Unknown, None);
         assert_eq!(answer.diagnosis.as_ref().map(|diagnosis| diagnosis.code), Some("unschedulable"));
         assert_eq!(answer.summary.detail, format!("waiting: {scheduler}"));
-        let answer = TrainingJobStatus::new(&pending, &namespaces(), of_pods(&[pulling]), Look::Unknown, None);
+        let answer = TrainingJobStatus::new(&pending, &namespaces(), of_pods(&[pulling]), Unknown, None);
         assert_eq!(answer.diagnosis.map(|diagnosis| diagnosis.code), Some("image_pull"));
     }
 
@@ -552,7 +556,7 @@ mod tests {
             (None, "it has reached the backoff limit."),
             (Some(reason("attempt 1 ended by crash")), "it has reached the backoff limit: attempt 1 ended by crash"),
         ] {
-            let answer = TrainingJobStatus::new(&job(&failed), &namespaces(), diagnosis, Look::Unknown, None);
+            let answer = TrainingJobStatus::new(&job(&failed), &namespaces(), diagnosis, Unknown, None);
             assert_eq!(answer.summary.detail, detail);
         }
     }
@@ -578,13 +582,8 @@ mod tests {
             entry(30, State::Complete, SUBMISSION),
         ];
         let checkpoints = Checkpoints { bucket: "b", entries: &entries };
-        let answer = TrainingJobStatus::new(
-            &job(&conditions(&["Running"])),
-            &namespaces(),
-            None,
-            Look::Unknown,
-            Some(checkpoints),
-        );
+        let answer =
+            TrainingJobStatus::new(&job(&conditions(&["Running"])), &namespaces(), None, Unknown, Some(checkpoints));
         let newest = answer.checkpoints.expect("a checkpoint");
         assert_eq!((newest.latest_step, newest.latest_uri.as_str()), (30, "s3://b/k30"));
     }

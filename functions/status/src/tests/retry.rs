@@ -38,7 +38,7 @@ async fn a_bucket_that_denies_does_not_ask_to_be_asked_again() {
         let answer = World::new(vec![job_row(&job("j"))], store).get("/train/j/checkpoints").await;
         assert_eq!((answer.status, answer.code()), (503, "storage_unavailable"), "{code}: {}", answer.text);
         assert_eq!(answer.header("retry-after"), retry_after, "{code}");
-        assert_eq!(answer.detail().contains("tell its operator"), retry_after.is_none(), "{code}: {}", answer.detail());
+        assert_eq!(answer.detail().contains("ask your operator"), retry_after.is_none(), "{code}: {}", answer.detail());
     }
 }
 

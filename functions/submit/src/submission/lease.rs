@@ -69,8 +69,8 @@ impl Submitting<'_> {
     fn not_understood(&self) -> Failure {
         let key = self.prefix.key(&RunKey::Owner);
         let detail = format!(
-            "the owner of this run cannot be looked at, so it may be being trained; when it is not, its operator removes the \
-             object {key} from the bucket"
+            "cannot read this run's owner record, so another job may be training it; if none is, ask your operator to delete \
+             {key} from the runs bucket"
         );
         Failure::new(Code::RunActive, detail)
     }
@@ -102,8 +102,8 @@ impl Submitting<'_> {
     pub(super) fn claim_pending(owner: &Owner) -> Failure {
         let seconds = CLAIM_LIFETIME_MS / 1000;
         let detail = format!(
-            "another request claimed this run for the job `{}` less than {seconds} s ago, and that job may still appear; send the \
-             same request again in {seconds} s, or look at that job",
+            "another request claimed this run for the job `{}` less than {seconds} s ago, and that job may still appear; retry \
+             the same request in {seconds} s, or read the status of that job",
             owner.job
         );
         Failure::new(Code::RunActive, detail).with_header(header::RETRY_AFTER, seconds.to_string())
@@ -111,8 +111,7 @@ impl Submitting<'_> {
 
     /// The refusal for a caller who may not see the owner's namespace: the same whatever that job does or did.
     pub(super) fn run_hidden() -> Failure {
-        let detail =
-            "this run belongs to a namespace that the token does not see; choose another run_id or checkpoint_base_uri";
+        let detail = "this run belongs to a namespace that the token cannot access; choose another run_id or checkpoint_base_uri";
         Failure::new(Code::RunActive, detail)
     }
 

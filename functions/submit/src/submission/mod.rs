@@ -171,7 +171,7 @@ impl<'a> Submitting<'a> {
 
     async fn pause(&self) -> Result<Reply, Failure> {
         if self.started.elapsed() >= BUDGET {
-            let detail = "other requests for this job came in between all the time; send the same request again";
+            let detail = "concurrent requests kept changing this job; retry the same request";
             return Err(Failure::new(Code::ClusterTimeout, detail));
         }
         sleep(LOOK_AGAIN).await;

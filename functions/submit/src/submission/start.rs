@@ -42,7 +42,7 @@ impl Submitting<'_> {
             }
             ResumeTarget::Step(step) => {
                 let found = store.checkpoint(&self.prefix, step).await.map_err(storage_failure)?;
-                // One that lists no files cannot be looked at; the trainer will see.
+                // One that lists no files cannot be checked here; the trainer checks it.
                 found.filter(|entry| entry.state != State::Incomplete).map(|entry| entry.step)
             }
         };
@@ -75,8 +75,8 @@ impl Submitting<'_> {
             return Ok(());
         }
         let detail = format!(
-            "the run `{}` has checkpoints already; send `resume_from_checkpoint` to go on from them, ?restart=true to train \
-             it anew, or choose another run_id",
+            "the run `{}` has checkpoints already; send `resume_from_checkpoint` to resume from them, ?restart=true to \
+             start from scratch, or choose another run_id",
             self.request.run_id
         );
         Err(Failure::new(Code::RunExists, detail))

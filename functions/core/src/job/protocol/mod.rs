@@ -20,6 +20,11 @@
 //! - A request whose creation was refused puts back what it wrote over: whoever made the claim gives it up, whoever joined it
 //!   leaves it. Either works only while nobody has joined since; so what is left of a claim that many shared is what the
 //!   last of those wrote whose creation may still be under way.
+//! - A claim settles nothing until its job exists. Whoever creates or finds a job confirms the owner with the job's uid, by
+//!   compare-and-swap, before the request is answered. Over another owner that is done only after the job was read once
+//!   more: a slow request never writes over the job that has taken the place of its own, because that job's confirmation
+//!   changes the owner too.
+//! - A submission whose job was seen is never joined again, so a job that replaces another has a submission of its own.
 //! - A job that is there is believed only where the owner or its record confirms it; [`Found::submission`] is `None` else.
 
 mod call;
@@ -28,7 +33,7 @@ pub use call::{Call, Ending, Found, OwnerRead, Reply, Verdict};
 
 use training_run::{
     names::Submission,
-    owner::{Claimant, Known, Owner, OwnersJob, Standing},
+    owner::{Claimant, Evidence, LeaseState, Owner, OwnersJob},
 };
 
 /// How long a request whose creation was refused waits for the job of those who share its claim, in milliseconds. A quota
@@ -83,7 +88,7 @@ enum State {
     ReadingOwnersJob(Snapshot),
     /// Whether the job of the claim that is to be written over has existed.
     ReadingLastRecord(Snapshot),
-    Preparing(Option<Snapshot>, Standing),
+    Preparing(Option<Snapshot>, LeaseState),
     /// Over what was read.
     Claiming(Claim),
     Creating,
@@ -118,6 +123,8 @@ struct Confirmation {
     owner: Owner,
     /// How the request ends then; `Created` also takes the job back where its run is another's.
     ending: Ending,
+    /// Whether another request is known to have written the owner meanwhile.
+    is_contested: bool,
     step: ConfirmationStep,
 }
 
@@ -128,7 +135,6 @@ enum ConfirmationStep {
     /// Over the owner of this `ETag`.
     ReadingWhetherThere(String),
     Writing,
-    Pausing,
 }
 
 // === impl Protocol ===
@@ -176,12 +182,12 @@ impl Protocol {
             State::ReadingLastRecord(snapshot) => match reply {
                 Reply::Recorded(is_recorded) => {
                     let snapshot = Snapshot { is_recorded, ..snapshot };
-                    self.go(State::Preparing(Some(snapshot), Standing::Free), Call::Prepare)
+                    self.go(State::Preparing(Some(snapshot), LeaseState::Free), Call::Prepare)
                 }
                 _ => Call::End(Ending::Failed),
             },
-            State::Preparing(snapshot, standing) => match reply {
-                Reply::Done => self.begin(snapshot, standing, fresh),
+            State::Preparing(snapshot, lease) => match reply {
+                Reply::Done => self.begin(snapshot, lease, fresh),
                 _ => Call::End(Ending::Failed),
             },
             State::Claiming(mut claim) => match reply {
@@ -317,34 +323,34 @@ impl Protocol {
     /// The name is free, or its job is to be replaced: may the run be claimed?
     fn judge(&mut self, snapshot: Snapshot, job: OwnersJob, now: u64) -> Call {
         let Some(read) = &snapshot.read else {
-            return self.go(State::Preparing(None, Standing::Free), Call::Prepare);
+            return self.go(State::Preparing(None, LeaseState::Free), Call::Prepare);
         };
         let is_claim = read.owner.is_claim() && !read.owner.released;
-        let known = Known { is_visible: read.is_visible, is_recorded: snapshot.is_recorded, job };
-        match read.owner.standing(&self.claimant, known, now) {
-            Standing::Unknown => {
+        let evidence = Evidence { is_visible: read.is_visible, is_recorded: snapshot.is_recorded, job };
+        match read.owner.lease_state(&self.claimant, evidence, now) {
+            LeaseState::Unknown => {
                 let call = Call::ReadOwnersJob(read.owner.clone());
                 self.go(State::ReadingOwnersJob(snapshot), call)
             }
-            Standing::Hidden => Call::End(Ending::RunHidden),
-            Standing::Active => Call::End(Ending::RunActive(read.owner.clone())),
+            LeaseState::Hidden => Call::End(Ending::RunHidden),
+            LeaseState::Active => Call::End(Ending::RunActive(read.owner.clone())),
             // A job that is there has existed, and what a rehearsal claims is not kept.
-            Standing::Free if is_claim && !snapshot.is_recorded && !self.is_replacing && !self.is_dry_run => {
+            LeaseState::Free if is_claim && !snapshot.is_recorded && !self.is_replacing && !self.is_dry_run => {
                 let call = Call::ReadRecord(read.owner.clone());
                 self.go(State::ReadingLastRecord(snapshot), call)
             }
-            standing @ (Standing::Free | Standing::Joinable | Standing::Pending) => {
-                self.go(State::Preparing(Some(snapshot), standing), Call::Prepare)
+            lease @ (LeaseState::Free | LeaseState::Joinable | LeaseState::Pending) => {
+                self.go(State::Preparing(Some(snapshot), lease), Call::Prepare)
             }
         }
     }
 
     /// Everything is prepared: claim the run, join its claim, or wait for the claim's job.
-    fn begin(&mut self, snapshot: Option<Snapshot>, standing: Standing, fresh: &Submission) -> Call {
+    fn begin(&mut self, snapshot: Option<Snapshot>, lease: LeaseState, fresh: &Submission) -> Call {
         let is_recorded = snapshot.as_ref().is_some_and(|snapshot| snapshot.is_recorded);
         let read = snapshot.and_then(|snapshot| snapshot.read);
         let (before, over) = read.map(|read| (read.owner, read.etag)).unzip();
-        if let (Standing::Pending, Some(owner)) = (standing, &before) {
+        if let (LeaseState::Pending, Some(owner)) = (lease, &before) {
             self.waits_for = Some(owner.clone());
             return self.pause();
         }
@@ -354,8 +360,8 @@ impl Protocol {
         if self.is_dry_run {
             return self.go(State::Creating, Call::Create { submission: fresh.clone() });
         }
-        let (owner, is_joined) = match (standing, &before) {
-            (Standing::Joinable, Some(owner)) => (owner.joined_by(fresh), true),
+        let (owner, is_joined) = match (lease, &before) {
+            (LeaseState::Joinable, Some(owner)) => (owner.joined_by(fresh), true),
             (_, before) => {
                 let owner = Owner {
                     claimed_by: Some(fresh.to_string()),
@@ -413,7 +419,8 @@ impl Protocol {
         if self.is_dry_run {
             return Call::End(ending);
         }
-        let confirmation = Confirmation { owner, ending, step: ConfirmationStep::ReadingOwner };
+        let step = ConfirmationStep::ReadingOwner;
+        let confirmation = Confirmation { owner, ending, is_contested: false, step };
         match &self.claim {
             // Mostly, the owner is still what this request wrote.
             Some(claim) if claim.owner.submission == confirmation.owner.submission => {
@@ -425,9 +432,8 @@ impl Protocol {
     }
 
     fn go_on_confirming(&mut self, mut confirmation: Confirmation, reply: Reply, now: u64, fresh: &Submission) -> Call {
-        use ConfirmationStep::{Pausing, ReadingOwner, ReadingOwnersJob, ReadingWhetherThere, Writing};
+        use ConfirmationStep::{ReadingOwner, ReadingOwnersJob, ReadingWhetherThere, Writing};
         let (read, job) = match (std::mem::replace(&mut confirmation.step, ReadingOwner), reply) {
-            (Pausing, Reply::Done) => return self.go(State::Confirming(confirmation), Call::ReadOwner),
             (ReadingOwner, Reply::Owner(None)) => return self.write_confirmation(confirmation, None, fresh),
             (ReadingOwner, Reply::Owner(Some(read))) => (read, OwnersJob::NotRead),
             (ReadingOwnersJob(read), Reply::OwnersJob(job)) => (read, job),
@@ -435,10 +441,17 @@ impl Protocol {
                 return self.write_confirmation(confirmation, Some(etag), fresh);
             }
             (Writing, Reply::Written(Some(_))) => return self.confirmed(confirmation.ending),
+            // At once, however late it is: an owner that is another's must not outlive the answer.
             (Writing, Reply::Written(None)) => {
-                confirmation.step = Pausing;
-                return self.go(State::Confirming(confirmation), Call::Pause);
+                confirmation.is_contested = true;
+                return self.go(State::Confirming(confirmation), Call::ReadOwner);
             }
+            (ReadingWhetherThere(_), Reply::IsThere(false)) if confirmation.ending == Ending::Created => {
+                return self.confirmed(confirmation.ending);
+            }
+            (ReadingWhetherThere(_), Reply::IsThere(false)) => return Call::End(confirmation.ending),
+            // The same request again finds the job, and confirms it.
+            _ if confirmation.is_contested => return Call::End(Ending::Failed),
             // A bucket that fails now does not undo the job.
             _ if confirmation.ending == Ending::Created => return self.confirmed(confirmation.ending),
             _ => return Call::End(confirmation.ending),
@@ -449,18 +462,18 @@ impl Protocol {
             return self.confirmed(confirmation.ending);
         }
         // A claim for this name cannot become a job while the name is taken.
-        let known = Known { is_visible: read.is_visible, is_recorded: false, job };
-        let (step, call) = match read.owner.standing(&self.claimant, known, now) {
-            Standing::Unknown => {
+        let evidence = Evidence { is_visible: read.is_visible, is_recorded: false, job };
+        let (step, call) = match read.owner.lease_state(&self.claimant, evidence, now) {
+            LeaseState::Unknown => {
                 let call = Call::ReadOwnersJob(read.owner.clone());
                 (ReadingOwnersJob(read), call)
             }
             // The job may have gone, and another may be in its place.
-            Standing::Free | Standing::Joinable | Standing::Pending => {
+            LeaseState::Free | LeaseState::Joinable | LeaseState::Pending => {
                 (ReadingWhetherThere(read.etag), Call::ReadWhetherThere { uid })
             }
-            Standing::Hidden => return self.lost(confirmation.ending, Ending::RunHidden),
-            Standing::Active => return self.lost(confirmation.ending, Ending::RunActive(read.owner)),
+            LeaseState::Hidden => return self.lost(confirmation.ending, Ending::RunHidden),
+            LeaseState::Active => return self.lost(confirmation.ending, Ending::RunActive(read.owner)),
         };
         confirmation.step = step;
         self.go(State::Confirming(confirmation), call)
