@@ -42,7 +42,7 @@ test: check delivery up template trainer-test invoke-all denials redrive-test po
 delivery: ## The index under S3's delivery at its worst, with three seeds; needs no twin
 	$(E2E) --test delivery
 
-soak: ## The index with fifty more seeds and the trainer with many more kill points, for hours
+soak: ## The index with fifty more seeds, the submit protocol within wider bounds, the trainer with many more kill points: hours
 	$(E2E) --profile soak --test delivery --test protocol -- --ignored --nocapture
 	.local/venv/trainer/bin/pytest -q trainer/tests -m soak
 
