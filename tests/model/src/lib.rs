@@ -266,8 +266,9 @@ impl Protocols {
                     Some(Life::Active) => OwnersJob::Active,
                 })
             }
-            Call::ReadWhetherThere { uid: wanted } => {
-                Reply::IsThere(state.there(asked.job).is_some_and(|at| uid(at) == wanted))
+            Call::ReadWhetherActive { uid: wanted } => {
+                let found = state.there(asked.job).filter(|at| uid(*at) == wanted).and_then(|at| state.jobs.get(at));
+                Reply::IsActive(found.is_some_and(|job| job.life == Life::Active))
             }
             Call::Pause if state.tick - turn.sent_at >= GIVES_UP_AFTER => Reply::Refused,
             Call::Replace => {

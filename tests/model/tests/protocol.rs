@@ -54,7 +54,7 @@ fn equal_requests_under_a_quota_for_one_job() {
 #[test]
 fn different_requests_of_one_name_and_of_several() {
     check("two bodies", Bounds { asked: vec![asked("a", 1), asked("a", 2)], faults: 1, ticks: 2, ..NONE });
-    check("two names", Bounds { asked: vec![asked("a", 1), asked("b", 1)], faults: 1, ticks: 2, ..NONE });
+    check("two names", Bounds { asked: vec![asked("a", 1), asked("b", 1)], faults: 1, ends: 1, ticks: 2, ..NONE });
 }
 
 #[test]

@@ -148,7 +148,7 @@ impl<'a> Submitting<'a> {
             Call::ReadRecord(owner) => self.has_record(&owner).await.map(Reply::Recorded),
             Call::ReadJob => self.read_job().await,
             Call::ReadOwnersJob(owner) => self.read_owners_job(&owner).await,
-            Call::ReadWhetherThere { uid } => self.is_there(&uid).await.map(Reply::IsThere),
+            Call::ReadWhetherActive { uid } => self.is_active(&uid).await.map(Reply::IsActive),
             Call::Prepare => Box::pin(self.prepare()).await,
             Call::RehearseReplacing => self.rehearse_replacing().await,
             Call::WriteOwner { owner, over } => self.write_owner(&owner, over).await,
@@ -201,10 +201,10 @@ impl<'a> Submitting<'a> {
         Ok(Reply::Job(Some(Found { submission, uid: uid_of(found), verdict, is_finished })))
     }
 
-    /// Whether the job that has the request's name is this one.
-    async fn is_there(&self, uid: &str) -> Result<bool, Failure> {
+    /// Whether the job that has the request's name is this one, and has not ended.
+    async fn is_active(&self, uid: &str) -> Result<bool, Failure> {
         let job = self.jobs.get(&self.request.job_name).await.map_err(cluster_failure)?;
-        Ok(job.is_some_and(|job| job.metadata.uid.as_deref() == Some(uid)))
+        Ok(job.is_some_and(|job| job.metadata.uid.as_deref() == Some(uid) && !Phase::of(&job).0.is_finished()))
     }
 
     /// What the request does about the job that has its name, and whether the bucket confirms what the job says of itself.

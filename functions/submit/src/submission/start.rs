@@ -62,7 +62,7 @@ impl Submitting<'_> {
         if owner.submission == *named {
             return Ok(true);
         }
-        Ok(owner.previous.as_ref() == Some(named) && !self.has_record(owner).await?)
+        Ok(owner.is_claim() && owner.previous.as_ref() == Some(named) && !self.has_record(owner).await?)
     }
 
     /// Nobody trains over a run by a retry whose job is long gone.

@@ -16,8 +16,8 @@ pub enum Call {
     ReadJob,
     /// Read the job that this owner names, which has another name than the request's.
     ReadOwnersJob(Owner),
-    /// Read whether the job that has the request's name is still this one.
-    ReadWhetherThere {
+    /// Read whether the job that has the request's name is still this one, and has not ended.
+    ReadWhetherActive {
         /// The job's uid.
         uid: String,
     },
@@ -62,8 +62,8 @@ pub enum Reply {
     Job(Option<Found>),
     /// The job that the owner names.
     OwnersJob(OwnersJob),
-    /// Whether the job is still there.
-    IsThere(bool),
+    /// Whether the job is still there, and has not ended.
+    IsActive(bool),
     /// The job was created, and has this uid.
     Created(String),
     /// The `ETag` of what was written; `None` when another writer was quicker.

@@ -22,9 +22,11 @@
 //!   last of those wrote whose creation may still be under way.
 //! - A claim settles nothing until its job exists. Whoever creates or finds a job confirms the owner with the job's uid, by
 //!   compare-and-swap, before the request is answered. Over another owner that is done only after the job was read once
-//!   more: a slow request never writes over the job that has taken the place of its own, because that job's confirmation
-//!   changes the owner too.
-//! - A submission whose job was seen is never joined again, so a job that replaces another has a submission of its own.
+//!   more and has not ended: a slow request never writes over the job that has taken the place of its own, because that
+//!   job's confirmation changes the owner too. Where the bucket fails, a created job is answered without a confirmation,
+//!   unless another request is known to have written the owner.
+//! - A request never joins the claim of a submission whose job it has seen, so a job that it replaces and the new one have
+//!   submissions of their own.
 //! - A job that is there is believed only where the owner or its record confirms it; [`Found::submission`] is `None` else.
 
 mod call;
@@ -125,6 +127,8 @@ struct Confirmation {
     ending: Ending,
     /// Whether another request is known to have written the owner meanwhile.
     is_contested: bool,
+    /// Whether the bucket refused to take the confirmation.
+    has_failed: bool,
     step: ConfirmationStep,
 }
 
@@ -133,7 +137,7 @@ enum ConfirmationStep {
     ReadingOwner,
     ReadingOwnersJob(OwnerRead),
     /// Over the owner of this `ETag`.
-    ReadingWhetherThere(String),
+    ReadingWhetherActive(String),
     Writing,
 }
 
@@ -420,7 +424,7 @@ impl Protocol {
             return Call::End(ending);
         }
         let step = ConfirmationStep::ReadingOwner;
-        let confirmation = Confirmation { owner, ending, is_contested: false, step };
+        let confirmation = Confirmation { owner, ending, is_contested: false, has_failed: false, step };
         match &self.claim {
             // Mostly, the owner is still what this request wrote.
             Some(claim) if claim.owner.submission == confirmation.owner.submission => {
@@ -432,35 +436,40 @@ impl Protocol {
     }
 
     fn go_on_confirming(&mut self, mut confirmation: Confirmation, reply: Reply, now: u64, fresh: &Submission) -> Call {
-        use ConfirmationStep::{ReadingOwner, ReadingOwnersJob, ReadingWhetherThere, Writing};
+        use ConfirmationStep::{ReadingOwner, ReadingOwnersJob, ReadingWhetherActive, Writing};
         let (read, job) = match (std::mem::replace(&mut confirmation.step, ReadingOwner), reply) {
             (ReadingOwner, Reply::Owner(None)) => return self.write_confirmation(confirmation, None, fresh),
             (ReadingOwner, Reply::Owner(Some(read))) => (read, OwnersJob::NotRead),
             (ReadingOwnersJob(read), Reply::OwnersJob(job)) => (read, job),
-            (ReadingWhetherThere(etag), Reply::IsThere(true)) => {
+            (ReadingWhetherActive(etag), Reply::IsActive(true)) => {
                 return self.write_confirmation(confirmation, Some(etag), fresh);
             }
-            (Writing, Reply::Written(Some(_))) => return self.confirmed(confirmation.ending),
+            (ReadingWhetherActive(_), Reply::IsActive(false)) | (Writing, Reply::Written(Some(_))) => {
+                return self.confirmed(confirmation.ending);
+            }
             // At once, however late it is: an owner that is another's must not outlive the answer.
             (Writing, Reply::Written(None)) => {
                 confirmation.is_contested = true;
                 return self.go(State::Confirming(confirmation), Call::ReadOwner);
             }
-            (ReadingWhetherThere(_), Reply::IsThere(false)) if confirmation.ending == Ending::Created => {
-                return self.confirmed(confirmation.ending);
+            (Writing, Reply::Refused) if !confirmation.has_failed => {
+                confirmation.has_failed = true;
+                return self.go(State::Confirming(confirmation), Call::ReadOwner);
             }
-            (ReadingWhetherThere(_), Reply::IsThere(false)) => return Call::End(confirmation.ending),
-            // The same request again finds the job, and confirms it.
-            _ if confirmation.is_contested => return Call::End(Ending::Failed),
+            // With its record, the job is found and confirmed by the same request again.
+            _ if confirmation.is_contested => return self.go(State::Recording(Ending::Failed), Call::Record),
             // A bucket that fails now does not undo the job.
             _ if confirmation.ending == Ending::Created => return self.confirmed(confirmation.ending),
             _ => return Call::End(confirmation.ending),
         };
         let Owner { submission, uid, .. } = &confirmation.owner;
         let uid = uid.clone().unwrap_or_default();
-        if read.owner.is_confirmed(submission, &uid) {
+        let is_its = read.owner.submission == *submission && !read.owner.released;
+        // Where the bucket takes no confirmation, the job's own claim is as good: others wait for it, and find the job then.
+        if read.owner.is_confirmed(submission, &uid) || (confirmation.has_failed && is_its) {
             return self.confirmed(confirmation.ending);
         }
+        confirmation.is_contested |= !is_its;
         // A claim for this name cannot become a job while the name is taken.
         let evidence = Evidence { is_visible: read.is_visible, is_recorded: false, job };
         let (step, call) = match read.owner.lease_state(&self.claimant, evidence, now) {
@@ -468,9 +477,9 @@ impl Protocol {
                 let call = Call::ReadOwnersJob(read.owner.clone());
                 (ReadingOwnersJob(read), call)
             }
-            // The job may have gone, and another may be in its place.
+            // The job may have ended or gone, and another may train the run.
             LeaseState::Free | LeaseState::Joinable | LeaseState::Pending => {
-                (ReadingWhetherThere(read.etag), Call::ReadWhetherThere { uid })
+                (ReadingWhetherActive(read.etag), Call::ReadWhetherActive { uid })
             }
             LeaseState::Hidden => return self.lost(confirmation.ending, Ending::RunHidden),
             LeaseState::Active => return self.lost(confirmation.ending, Ending::RunActive(read.owner)),
