@@ -67,7 +67,8 @@ pub struct Bounds {
 pub struct State {
     tick: u64,
     owner: Option<Owner>,
-    records: Vec<Submission>,
+    /// Submission and job of each record.
+    records: Vec<(Submission, String)>,
     jobs: Vec<Job>,
     requests: Vec<Request>,
     in_flight: Vec<InFlight>,
@@ -127,6 +128,8 @@ struct Turn {
     /// How many ids it has made.
     ids: usize,
     may_replace: bool,
+    /// The submission that it created a job with last, whatever came of it.
+    created: Option<Submission>,
     /// The job that was read or made last, by its place.
     job: Option<usize>,
     /// The equal job that was there when the creation was refused, by its place.
@@ -244,18 +247,23 @@ impl Protocols {
                 etag: etag(owner),
                 is_visible: true,
             })),
-            Call::ReadRecord(owner) => Reply::Recorded(state.records.contains(&owner.submission)),
+            Call::ReadRecord(owner) => {
+                Reply::Recorded(state.records.iter().any(|(submission, _)| *submission == owner.submission))
+            }
             Call::ReadJob => {
                 turn.job = state.there(asked.job);
-                Reply::Job(turn.job.and_then(|job| state.jobs.get(job)).map(|found| {
+                Reply::Job(turn.job.and_then(|at| {
+                    let found = state.jobs.get(at)?;
                     let is_finished = found.life == Life::Finished;
                     let verdict = self.verdicts.get(&(found.body == asked.body, is_finished, turn.may_replace));
-                    Found {
-                        submission: Some(found.submission.clone()),
-                        uid: uid(turn.job.unwrap_or_default()),
-                        verdict: verdict.copied().unwrap_or(Verdict::Refuse),
+                    // Only what the bucket confirms is replayed, replaced or made the owner.
+                    let is_proven = turn.created.as_ref() == Some(&found.submission) || state.proves(at);
+                    Some(Found {
+                        submission: is_proven.then(|| found.submission.clone()),
+                        uid: uid(at),
+                        verdict: verdict.copied().filter(|_| is_proven).unwrap_or(Verdict::Refuse),
                         is_finished,
-                    }
+                    })
                 }))
             }
             Call::ReadOwnersJob(owner) => {
@@ -282,9 +290,9 @@ impl Protocols {
                 Reply::Done
             }
             Call::Record => {
-                let submission = state.jobs.get(turn.job?)?.submission.clone();
-                if !state.records.contains(&submission) {
-                    state.records.push(submission);
+                let (at, submission) = (turn.job?, state.jobs.get(turn.job?)?.submission.clone());
+                if !state.records.iter().any(|(recorded, _)| *recorded == submission) {
+                    state.records.push((submission, uid(at)));
                 }
                 Reply::Done
             }
@@ -303,6 +311,7 @@ impl Protocols {
         let is_answered = matches!(fault, Fault::None | Fault::Refused);
         let is_equal = |at: &usize| is_answered && state.jobs.get(*at).is_some_and(|job| job.body == asked.body);
         turn.refused_beside = state.there(asked.job).filter(is_equal);
+        turn.created = Some(submission.clone());
         match fault {
             Fault::None => {
                 let reply = self.create(state, of, &submission);
@@ -363,6 +372,13 @@ impl State {
     /// The job that has a name, by its place.
     fn there(&self, name: &str) -> Option<usize> {
         self.jobs.iter().position(|job| job.is_there() && job.name == name)
+    }
+
+    /// Whether the bucket confirms what a job says of itself: `Attribution::provenance`.
+    fn proves(&self, job: usize) -> bool {
+        let Some(found) = self.jobs.get(job) else { return false };
+        let is_owner = |owner: &Owner| owner.submission == found.submission && owner.job.as_str() == found.name;
+        self.owner.as_ref().is_some_and(is_owner) || self.records.contains(&(found.submission.clone(), uid(job)))
     }
 }
 
@@ -436,6 +452,7 @@ impl Model for Protocols {
                     sent_at: state.tick,
                     ids: 0,
                     may_replace: asked.is_restart,
+                    created: None,
                     job: None,
                     refused_beside: None,
                 }));
