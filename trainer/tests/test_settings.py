@@ -85,6 +85,29 @@ def test_refuses_and_names_the_setting(framework, given, named):
         settings.parse(given, framework=framework)
 
 
+def test_everything_that_is_wrong_is_said_at_once(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("batch_size: many\nseed: 1\n")
+    given = {"lr": "high", "save_step": 5, "max_steps": 5, "num_epochs": 1, "scheduler": "step", "warmup_steps": -1}
+    with pytest.raises(UserError) as refused:
+        settings.parse(json.dumps(given), str(path), "meta")
+    assert str(refused.value) == (
+        'extra_args.lr must be a number, not "high"; '
+        "extra_args.save_step is no setting of meta: did you mean save_steps?; "
+        f'CONFIG_PATH {path}: batch_size must be a whole number, not "many"; '
+        "max_steps 5 and num_epochs 1.0 exclude each other: give one; "
+        "warmup_steps must be at least 0, not -1; "
+        "scheduler must be one of linear, cosine, constant, not 'step'"
+    ).join(["6 settings are refused: ", ""])
+
+
+def test_no_hint_names_what_would_be_refused_too():
+    with pytest.raises(UserError, match=r"save_strateg is no setting of hf: did you mean (?!save_strategy)"):
+        settings.parse('{"save_strateg": "steps"}')
+    with pytest.raises(UserError, match=r"output_di is no setting of hf(?!: did you mean output_dir)"):
+        settings.parse('{"output_di": "out"}')
+
+
 def test_a_setting_of_one_framework_is_no_other_ones():
     assert settings.parse('{"sharded": true}', framework="nemo").sharded
     for framework in ("hf", "meta"):

@@ -13,10 +13,27 @@ from training import config_file, training_arguments
 from training.errors import UserError
 
 ALIASES = {"gradient_accumulation_steps": "gradient_accumulation"}
-PRECISIONS = ("fp32", "bf16", "fp16")
-REPORTS = ("none", "tensorboard")
-SCHEDULERS = ("linear", "cosine", "constant")
+WORDS = {
+    "precision": ("fp32", "bf16", "fp16"),
+    "scheduler": ("linear", "cosine", "constant"),
+    "report_to": ("none", "tensorboard"),
+}
+LEAST = {
+    "max_steps": 1,
+    "batch_size": 1,
+    "gradient_accumulation": 1,
+    "logging_steps": 1,
+    "save_steps": 1,
+    "keep_last": 1,
+    "eval_steps": 1,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "seed": 0,
+    "dataloader_workers": 0,
+    "max_seq_len": 2,  # one token predicts nothing
+}
 ALONE = {"sharded": "nemo"}  # settings of one framework, and which
+MOST_SAID = 20  # of what is refused
 EXTRA = "training_arguments"  # is no name of a setting, but where hf's own ones are kept
 NAMES = {
     int: "a whole number",
@@ -53,39 +70,41 @@ class Settings:
     training_arguments: dict[str, typing.Any] = dataclasses.field(default_factory=dict)  # of hf, by transformers' name
 
     def __post_init__(self) -> None:
-        if self.max_steps is not None and self.num_epochs is not None:
-            raise UserError(f"max_steps {self.max_steps} and num_epochs {self.num_epochs} exclude each other: give one")
-        if self.scheduler is not None and "lr_scheduler_type" in self.training_arguments:
-            raise UserError(f"scheduler {self.scheduler} and lr_scheduler_type exclude each other: give one")
-        for name in ("max_steps", "batch_size", "gradient_accumulation", "logging_steps", "save_steps", "keep_last"):
-            self._at_least(name, 1)
-        self._at_least("eval_steps", 1)
-        for name in ("warmup_steps", "weight_decay", "seed", "dataloader_workers"):
-            self._at_least(name, 0)
-        self._at_least("max_seq_len", 2)  # one token predicts nothing
-        for name in ("num_epochs", "lr"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"{name} must be above 0, not {value}")
-        if self.seed >= 2**32:
-            raise UserError(f"seed must be below 2^32, not {self.seed}")
-        self._one_of("precision", PRECISIONS)
-        self._one_of("scheduler", SCHEDULERS)
-        self._one_of("report_to", REPORTS)
-        if self.sharded and self.precision == "fp16":
-            raise UserError("precision fp16 does not go with sharded: bf16 and fp32 do")
-        if not self.dataset_text_field:
-            raise UserError("dataset_text_field must not be empty")
+        if refused := list(refusals(self)):
+            raise refusal(refused)
 
-    def _at_least(self, name: str, least: int) -> None:
-        value = getattr(self, name)
+
+def refusals(settings: typing.Any) -> typing.Iterator[str]:
+    """What is wrong with settings, a sentence each."""
+    if settings.max_steps is not None and settings.num_epochs is not None:
+        yield f"max_steps {settings.max_steps} and num_epochs {settings.num_epochs} exclude each other: give one"
+    if settings.scheduler is not None and "lr_scheduler_type" in settings.training_arguments:
+        yield f"scheduler {settings.scheduler} and lr_scheduler_type exclude each other: give one"
+    for name, least in LEAST.items():
+        value = getattr(settings, name)
         if value is not None and value < least:
-            raise UserError(f"{name} must be at least {least}, not {value}")
-
-    def _one_of(self, name: str, words: tuple[str, ...]) -> None:
-        value = getattr(self, name)
+            yield f"{name} must be at least {least}, not {value}"
+    for name in ("num_epochs", "lr"):
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            yield f"{name} must be above 0, not {value}"
+    if settings.seed >= 2**32:
+        yield f"seed must be below 2^32, not {settings.seed}"
+    for name, words in WORDS.items():
+        value = getattr(settings, name)
         if value not in (None, *words):
-            raise UserError(f"{name} must be one of {', '.join(words)}, not {value!r}")
+            yield f"{name} must be one of {', '.join(words)}, not {value!r}"
+    if settings.sharded and settings.precision == "fp16":
+        yield "precision fp16 does not go with sharded: bf16 and fp32 do"
+    if not settings.dataset_text_field:
+        yield "dataset_text_field must not be empty"
+
+
+def refusal(refused: list[str]) -> UserError:
+    """Everything that is wrong, in one message, of a length that people read."""
+    count = f"{len(refused)} settings are refused: " if len(refused) > 1 else ""
+    more = [f"and {len(refused) - MOST_SAID} more"] if len(refused) > MOST_SAID else []
+    return UserError(count + "; ".join(refused[:MOST_SAID] + more))
 
 
 def parse(text: str, config_path: str | None = None, framework: str = "hf") -> Settings:
@@ -96,12 +115,18 @@ def parse(text: str, config_path: str | None = None, framework: str = "hf") -> S
         raise UserError(f"extra_args cannot be read: {error}") from None
     if not isinstance(arguments, dict):
         raise UserError("extra_args must be a JSON object")
-    values = checked(arguments, "extra_args.", framework)
+    refused: list[str] = []
+    values = checked(arguments, "extra_args.", framework, refused)
     if config_path:
-        values = checked(config_file.read(config_path), f"CONFIG_PATH {config_path}: ", framework) | values
+        of_file = config_file.read(config_path)
+        values = checked(of_file, f"CONFIG_PATH {config_path}: ", framework, refused) | values
     types_of = names(framework)
     extra = {name: value for name, value in values.items() if name not in types_of and value is not None}
-    return Settings(**{name: value for name, value in values.items() if name in types_of}, training_arguments=extra)
+    known = {name: value for name, value in values.items() if name in types_of} | {EXTRA: extra}
+    if refused:
+        defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+        raise refusal(refused + list(refusals(types.SimpleNamespace(**defaults | known))))
+    return Settings(**known)
 
 
 def names(framework: str) -> dict[str, typing.Any]:
@@ -110,25 +135,32 @@ def names(framework: str) -> dict[str, typing.Any]:
     return {name: hint for name, hint in hints.items() if ALONE.get(name, framework) == framework and name != EXTRA}
 
 
-def checked(arguments: dict[str, typing.Any], where: str, framework: str) -> dict[str, typing.Any]:
-    """Values by the names of their settings; `where` is what a refusal puts before the key."""
+def checked(arguments: dict[str, typing.Any], where: str, framework: str, refused: list[str]) -> dict[str, typing.Any]:
+    """Values by the names of their settings; `where` is what a refusal puts before the key.
+
+    What is wrong goes to `refused`, so that one message names all of it.
+    """
     types_of = names(framework)
     aliases = ALIASES | training_arguments.ALIASES if framework == "hf" else ALIASES
     extra = training_arguments.names() if framework == "hf" else []
     values: dict[str, typing.Any] = {}
     for key, value in arguments.items():
         name = aliases.get(key, key)
-        if name in values:
-            raise UserError(f"{where}{key} is given twice, as {name} too")
-        if name in types_of:
-            values[name] = typed(f"{where}{key}", value, types_of[name])
-        elif name in extra:
-            training_arguments.check(f"{where}{key}", name, value)
-            values[name] = value
-        else:
-            near = difflib.get_close_matches(str(key), [*types_of, *aliases, *extra], n=1)
-            instead = f": did you mean {near[0]}?" if near else f"; there are: {', '.join(types_of)}"
-            raise UserError(f"{where}{key} is no setting of {framework}{instead}")
+        try:
+            if name in values:
+                raise UserError(f"{where}{key} is given twice, as {name} too")
+            if name in types_of:
+                values[name] = typed(f"{where}{key}", value, types_of[name])
+            elif name in extra:
+                training_arguments.check(f"{where}{key}", name, value)
+                values[name] = value
+            else:
+                offered = [*types_of, *aliases, *(name for name in extra if name not in training_arguments.OWNED)]
+                near = difflib.get_close_matches(str(key), offered, n=1)
+                instead = f": did you mean {near[0]}?" if near else f"; there are: {', '.join(types_of)}"
+                raise UserError(f"{where}{key} is no setting of {framework}{instead}")
+        except UserError as error:
+            refused.append(str(error))
     return values
 
 
