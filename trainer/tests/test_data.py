@@ -52,7 +52,9 @@ def test_a_prefix_is_all_its_objects_in_order(tmp_path, streaming):
     (shards / "deeper").mkdir(parents=True)
     for name, values in {"b.jsonl": "23", "a.jsonl": "1", "blank.jsonl": [""], "deeper/c.jsonl": "4"}.items():
         (shards / name).write_text(rows(*values))
-    (shards / "_SUCCESS").write_text("not JSON")
+    for hidden in ["_SUCCESS", ".ipynb_checkpoints/a.jsonl", "deeper/_temporary/0/part-0"]:
+        (shards / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (shards / hidden).write_text("not JSON")
     (shards / "empty.jsonl").write_text("")
     found = prepared(f"file://{shards}/", tmp_path / "here", streaming=streaming)
     assert isinstance(found, Streamed) is streaming
@@ -123,6 +125,8 @@ BAD = pytest.mark.parametrize(
         ('{"text": 5}', "'text'"),
         ('["text"]', "'text'"),
         (b'{"text": "\xff"}', "not JSON"),
+        pytest.param('{"text": ' + 9999 * "[" + 9999 * "]" + "}", "not JSON", id="nested"),
+        (r'{"text": "the \ud83d model"}', r"\\ud83d at character 5 is half of a character"),
     ],
 )
 
@@ -270,6 +274,14 @@ def test_padding_never_counts(model_dir):
     ends = [batch["labels"][row][mask[row]][-1] for row in (0, 1)]
     assert ends == [tokenizer.eos_token_id] * 2, "a text's end is learnt"
     assert predicted(batch) == mask.sum() - 2, "not the first token of each"
+
+
+def test_a_rendered_text_has_one_begin_and_one_end(model_dir):
+    tokenizer = AutoTokenizer.from_pretrained(model_dir / "tiny", add_bos_token=True)
+    tokenizer.add_bos_token = True
+    plain, rendered = (Collator(tokenizer, 64)([text])["input_ids"].tolist() for text in ("the", "<s>the</s>"))
+    assert plain == rendered
+    assert plain[0].count(tokenizer.bos_token_id) == plain[0].count(tokenizer.eos_token_id) == 1
 
 
 def test_a_long_text_is_cut_without_an_end_and_without_changing_the_tokenizer(model_dir):

@@ -25,6 +25,7 @@ class Collator:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_seq_len: int) -> None:
         self.tokenizer = tokenizer
         self.max_seq_len = max_seq_len
+        self.begin: typing.Any = tokenizer.bos_token_id
         self.end: typing.Any = tokenizer.eos_token_id
         self.padding: typing.Any = tokenizer.pad_token_id or 0  # any token serves: padding is masked
 
@@ -32,7 +33,7 @@ class Collator:
         import torch
 
         # The tokenizer's own truncation and padding would be saved with it, and end up in the exported model.
-        rows = [self._ended(row)[: self.max_seq_len] for row in self.tokenizer(texts, verbose=False)["input_ids"]]
+        rows = [self._bounded(row)[: self.max_seq_len] for row in self.tokenizer(texts, verbose=False)["input_ids"]]
         shape = (len(rows), max(len(row) for row in rows))
         batch = {
             "input_ids": torch.full(shape, self.padding),
@@ -44,8 +45,13 @@ class Collator:
             batch["attention_mask"][number, : len(row)] = 1
         return batch
 
-    def _ended(self, row: list[int]) -> list[int]:
-        """The row with the end token, from which the model learns where a text ends."""
+    def _bounded(self, row: list[int]) -> list[int]:
+        """The row with the end token, from which the model learns where a text ends, and with one begin token at most.
+
+        Texts that a chat template has rendered begin with it, and the tokenizer puts its own before them.
+        """
+        if self.begin is not None and row[:2] == [self.begin, self.begin]:
+            row = row[1:]
         return row if self.end is None or row[-1:] == [self.end] else [*row, self.end]
 
 

@@ -48,11 +48,16 @@ class Texts(Sequence[str]):
     def _text(self, line: bytes, where: str) -> str:
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON: {error}") from None
         text = row.get(self.field) if isinstance(row, dict) else None
         if not isinstance(text, str):
             raise UserError(f"{where}: no text in field {self.field!r}, which is what dataset_text_field names")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can say half of a character, and no tokenizer takes it
+            half = f"\\u{ord(text[error.start]):04x}"
+            raise UserError(f"{where}: {half} at character {error.start + 1} is half of a character") from None
         return text
 
     def sizes(self) -> list[int]:
@@ -167,11 +172,18 @@ def find(uri: str) -> list[Entry]:
         entries = open_storage(f"{folder}/").list("")
     except AccessDeniedError:
         raise UserError(f"DATASET_URI {uri} may not be listed by this job: access denied") from None
-    # Hidden files, and those that batch systems write beside their output (_SUCCESS), hold no texts.
-    entries = [entry for entry in entries if entry.size and entry.key.rpartition("/")[2][:1] not in "._"]
+    entries = [entry for entry in entries if entry.size and not is_hidden(entry.key)]
     if not entries:
         raise UserError(f"DATASET_URI {uri} holds no objects")
     return entries
+
+
+def is_hidden(key: str) -> bool:
+    """Whether it is no data: a folder's own object, or anything hidden (.ipynb_checkpoints/) or left by a batch system.
+
+    These write _SUCCESS beside their output, and _temporary/ before it.
+    """
+    return key.endswith("/") or any(part.startswith((".", "_")) for part in key.split("/"))
 
 
 def download(uri: str, keys: Sequence[str], paths: Sequence[Path]) -> None:
