@@ -3,6 +3,7 @@
 import functools
 import http.server
 import json
+import math
 import re
 import shutil
 import threading
@@ -12,8 +13,8 @@ import pytest
 from alone import train_alone
 from conftest import client
 from pods import FIRST, SECOND, exported, files, marker, run_of, same
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from training import model
 from training.errors import CheckpointError, StorageError, SupersededError, UserError, cause_of
@@ -51,6 +52,56 @@ def test_a_step_that_predicts_nothing_has_no_loss_and_no_gradient(train, tmp_pat
     data.write_text('{"text": "</s>"}\n' * 8)
     assert train(framework, data=data, max_steps=2) == [0.0, 0.0]
     assert same(exported(tmp_path / "store", FIRST, framework), load_file(model_dir / "tiny" / "model.safetensors"))
+
+
+@pytest.mark.parametrize(("framework", "own"), [("hf", {}), ("nemo", {}), ("nemo", {"sharded": True}), ("meta", {})])
+def test_what_is_not_finite_is_neither_saved_nor_exported(train, tmp_path, framework, own):
+    with pytest.raises(UserError, match=r"^training has diverged: .* is not finite at step \d+.*, with lr 1e\+25; "):
+        train(framework, max_steps=9, lr=1e25, scheduler="constant", **own)
+    run = run_of(tmp_path / "store", framework)
+    markers = sorted((run / "checkpoints").glob("step-*.json"))
+    assert markers, "the first step's weights are finite still"
+    assert all(math.isfinite(json.loads(path.read_bytes())["metrics"]["loss"]) for path in markers)
+    assert not (run / "model").exists()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_weights_that_a_wrapper_has_renamed_are_not_made_up(tmp_path, model_dir, prefix):
+    weights = load_file(model_dir / "tiny/model.safetensors")
+    refused = refused_model(tmp_path, model_dir, {f"{prefix}{name}": weight for name, weight in weights.items()})
+    assert f"; a wrapper has left `{prefix}` before the names: save the model that it wraps" in refused
+
+
+def test_a_model_has_all_its_weights_and_no_others(tmp_path, model_dir):
+    weights = load_file(model_dir / "tiny/model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    refused = refused_model(
+        tmp_path / "lacks", model_dir, {key: value for key, value in weights.items() if key != name}
+    )
+    assert refused.endswith(f"is not what config.json describes: its file lacks {name}")
+    refused = refused_model(
+        tmp_path / "more", model_dir, weights | {f"vision.{at}.weight": weights[name].clone() for at in range(5)}
+    )
+    assert refused.endswith(": the model has no vision.0.weight, vision.1.weight, vision.2.weight and 2 more weights")
+
+
+def test_a_tokenizer_has_no_tokens_that_the_model_lacks(tmp_path, model_dir):
+    shutil.copytree(model_dir / "tiny", tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    rows = AutoConfig.from_pretrained(tmp_path / "model").vocab_size
+    added = [f"<|added{number}|>" for number in range(rows - len(tokenizer) + 2)]
+    tokenizer.add_special_tokens({"additional_special_tokens": added})
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=rf": 2 of its tokens, from .* with id {rows}, are beyond the {rows} that the"):
+        model.load(str(tmp_path / "model"))
+
+
+def refused_model(folder, model_dir, weights):
+    shutil.copytree(model_dir / "tiny", folder / "model")
+    save_file(weights, folder / "model/model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError) as refused:
+        model.load(str(folder / "model"))
+    return str(refused.value)
 
 
 def test_a_sharded_checkpoint_that_cannot_be_read_ends_as_any_error(train, tmp_path):

@@ -25,6 +25,9 @@ if typing.TYPE_CHECKING:
 URIS = ("s3://", "file://")
 NEEDED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # of a hub's repository
 
+WRAPPERS = ("module.", "_orig_mod.", "model._orig_mod.", "base_model.model.")  # DDP, torch.compile, PEFT
+MOST_NAMED = 3
+
 Shapes = Mapping[str, "torch.Size"]  # by the weight's name
 
 logger = logging.getLogger(__name__)
@@ -102,8 +105,12 @@ def load(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     try:
         with untrusted.data_only(Path(source)):
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            network = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch.float32, trust_remote_code=False, weights_only=True
+            network, found = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                weights_only=True,
+                output_loading_info=True,
             )
     except Exception as error:  # of whichever library reads the file, also one without a type of its own
         if isinstance(error, UserError) or cause_of(error) != CRASH:
@@ -111,8 +118,45 @@ def load(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         raise unloadable(source, error) from None
     if not isinstance(tokenizer, PreTrainedTokenizerBase):  # its file may name any class of transformers
         raise unloadable(source, TypeError(f"its tokenizer is a {type(tokenizer).__name__}"))
+    check_weights(source, found["missing_keys"], found["unexpected_keys"])
+    check_tokens(source, tokenizer.get_vocab(), network.get_input_embeddings().weight.shape[0])
     network.train()  # it comes in evaluation mode
     return network, tokenizer
+
+
+def check_weights(source: str, missing: "Iterable[str]", unexpected: "Iterable[str]") -> None:
+    """Raises UserError where the file does not have the model's weights and no others.
+
+    Transformers makes up the missing ones at random, and passes over the others.
+
+    Neither list has weights that the model ties, computes or does without: transformers leaves them out.
+    """
+    missing, unexpected = sorted(missing), sorted(unexpected)
+    if not missing and not unexpected:
+        return
+    said = [f"its file lacks {named(missing)}"] if missing else []
+    said += [f"the model has no {named(unexpected)}"] if unexpected else []
+    for prefix in WRAPPERS:
+        if unexpected and all(name.startswith(prefix) for name in unexpected):
+            said.append(f"a wrapper has left `{prefix}` before the names: save the model that it wraps")
+    raise UserError(f"the model in {source} is not what config.json describes: {'; '.join(said)}")
+
+
+def check_tokens(source: str, vocabulary: Mapping[str, int], rows: int) -> None:
+    """Raises UserError where the tokenizer has tokens for which the model has no embedding, whatever the data are."""
+    beyond = sorted((number, token) for token, number in vocabulary.items() if number >= rows)
+    if beyond:
+        number, token = beyond[0]
+        raise UserError(
+            f"the tokenizer in {source} is not the model's: {len(beyond)} of its tokens, from {token!r} with id "
+            f"{number}, are beyond the {rows} that the model has embeddings for"
+        )
+
+
+def named(weights: Sequence[str]) -> str:
+    """A few of their names, and how many there are."""
+    more = f" and {len(weights) - MOST_NAMED} more weights" if len(weights) > MOST_NAMED else ""
+    return ", ".join(weights[:MOST_NAMED]) + more
 
 
 def forbid_own_code() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from training.checkpoint.checkpoints import Checkpoints
 from training.distributed import World
+from training.errors import UserError
 from training.events import Events
 from training.progress import Progress
 from training.settings import Settings
@@ -21,6 +22,13 @@ if typing.TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
+
+
+def all_finite(optimizer: "torch.optim.Optimizer") -> bool:
+    """Whether the weights that are trained are finite numbers, as far as this process has them."""
+    weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    own = (getattr(weight, "to_local", lambda weight=weight: weight)() for weight in weights)
+    return all(bool(weight.isfinite().all()) for weight in own)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +60,7 @@ class Steps:
         if settings.report_to == "tensorboard" and world.rank == 0:
             self.events = Events(progress.storage, progress.submission, world.attempt, directory / "events")
         self.first = True
+        self.finite: typing.Any = 0.0  # and not a number since some loss was none
         self.metrics: dict[str, float | None] = {}  # of the last step that was asked for its own
 
     def begin(self, step: int) -> None:
@@ -65,6 +74,8 @@ class Steps:
         """Together. `loss` is this process's share in the mean over all, `tokens` are those of it since it began.
 
         Both may be numbers on a GPU, for which nobody waits when nobody asks.
+
+        Raises UserError where a loss was not finite, or a weight that is to be saved is not.
         """
         last = step >= self.total
         stop, due, saving = self.world.any(
@@ -76,8 +87,15 @@ class Steps:
         save = last or stop or step % self.settings.save_steps == 0
         report = self.first or last or stop or due
         log = report or step % self.settings.logging_steps == 0
+        if self.settings.precision != "fp16":  # there the scaler passes over a step that overflows
+            self.finite = self.finite + (loss - loss)
         if log or save:
-            sum_of_losses, all_tokens = self.world.total([float(loss), float(tokens)])
+            weights = float(save and not all_finite(optimizer))
+            sum_of_losses, all_tokens, losses, weights = self.world.total(
+                [float(loss), float(tokens), float(self.finite), weights]
+            )
+            if weights or math.isnan(losses):
+                raise self.diverged(step, "a weight" if weights else "the loss", optimizer.param_groups[0]["lr"])
             self.metrics = {"loss": sum_of_losses / self.world.size}
             if log:
                 logger.info("step %d/%d loss %.4f", step, self.total, self.metrics["loss"])
@@ -90,6 +108,13 @@ class Steps:
             shutil.rmtree(self.directory / "resume", ignore_errors=True)
         self.first = False
         return Next(evaluate=evaluate, save=save, stop=stop)
+
+    def diverged(self, step: int, what: str, lr: float) -> UserError:
+        logged = "" if step % self.settings.logging_steps else f" or in the {self.settings.logging_steps} before it"
+        return UserError(
+            f"training has diverged: {what} is not finite at step {step}{logged}, with lr {lr:g}; the checkpoints from "
+            "before stay, and none is saved now. Lower lr, add warmup_steps, or check the texts of these steps"
+        )
 
     def evaluated(self, step: int, loss: float, tokens: float) -> None:
         """Tell the mean loss of the texts that are held out; together. Both are this process's sums."""
