@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from training import settings
+from training import settings, training_arguments
 from training.errors import UserError
 from training.layout import FRAMEWORKS
 
@@ -135,6 +135,38 @@ def test_hf_takes_its_own_names_for_the_settings_of_all():
         settings.parse('{"lr": 1, "learning_rate": 1}')
 
 
+def test_hf_takes_what_people_set_without_effect(tmp_path):
+    """A usual set of the Trainer's arguments, at once."""
+    given = {
+        "output_dir": "out", "num_train_epochs": 3, "max_steps": -1, "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8, "gradient_accumulation_steps": 4, "eval_strategy": "steps", "eval_steps": 200,
+        "save_strategy": "steps", "save_steps": 200, "save_total_limit": 3, "learning_rate": 1e-4, "weight_decay": 0.0,
+        "lr_scheduler_type": "cosine", "logging_steps": 10, "logging_first_step": True, "bf16": True, "tf32": True,
+        "gradient_checkpointing": True, "optim": "adamw_torch_fused", "report_to": ["tensorboard"],
+        "load_best_model_at_end": False, "metric_for_best_model": "eval_loss", "greater_is_better": False,
+        "ddp_timeout": 3600, "push_to_hub": False, "remove_unused_columns": False, "dataloader_num_workers": 4,
+        "seed": 7, "do_train": True, "overwrite_output_dir": True, "logging_dir": "logs", "run_name": "x",
+    }  # fmt: skip
+    found = settings.parse(json.dumps(given))
+    assert (found.max_steps, found.num_epochs, found.precision, found.report_to) == (None, 3.0, "bf16", "tensorboard")
+    assert found.training_arguments == {
+        "lr_scheduler_type": "cosine", "tf32": True, "gradient_checkpointing": True, "optim": "adamw_torch_fused",
+    }  # fmt: skip
+    assert settings.parse('{"evaluation_strategy": "no", "report_to": [], "fp16": false}').report_to == "none"
+    assert settings.parse('{"bf16": true, "precision": "bf16"}').precision == "bf16"
+    config = tmp_path / "config.json"
+    config.write_text('{"eval_steps": 5, "bf16": true}')
+    assert settings.parse('{"eval_strategy": "steps", "precision": "bf16"}', str(config)).eval_steps == 5
+
+
+def test_what_changes_nothing_is_known_by_its_type():
+    extra = training_arguments.names()
+    older = {"logging_dir", "overwrite_output_dir", "save_safetensors"}
+    assert set(training_arguments.HARMLESS) - set(extra) == older, "fields that there are, or were"
+    for name, harmless in training_arguments.HARMLESS.items():
+        assert training_arguments.changes_nothing(name, 12345.5, {}) is not bool(harmless), name
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -149,10 +181,24 @@ def test_hf_takes_its_own_names_for_the_settings_of_all():
         ({"max_grad_norm": math.nan}, "max_grad_norm must have finite numbers"),
         ({"max_grad_norm": 10**400}, "max_grad_norm must have finite numbers"),
         ({"max_grad_nrom": 1}, "max_grad_nrom is no setting of hf: did you mean max_grad_norm?"),
-        ({"output_dir": "/x"}, "output_dir cannot be set: where it writes is the platform's"),
+        ({"project": "x"}, "project cannot be set: where it writes is the platform's"),
         ({"save_strategy": "epoch"}, "save_strategy cannot be set: when it saves is decided by save_steps"),
+        (
+            {"do_train": 1},
+            "do_train cannot be set: when and on what it evaluates is decided by eval_steps; leave it out",
+        ),
+        (
+            {"eval_strategy": "steps"},
+            "eval_strategy cannot be set: when and on what it evaluates is decided by eval_steps",
+        ),
+        ({"eval_strategy": "no", "eval_steps": 5}, "eval_strategy cannot be set"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end cannot be set"),
+        ({"bf16": True, "fp16": True}, "extra_args.fp16 is given twice, as precision too"),
+        ({"bf16": True, "precision": "fp32"}, "is given twice, as precision too"),
+        ({"report_to": ["tensorboard", "wandb"]}, "report_to must be text, not a list"),
+        ({"push_to_hub": True}, "push_to_hub cannot be set: nothing is sent to a hub; leave it out, or say false"),
         ({"deepspeed": {}}, "deepspeed cannot be set: how the processes work together follows from"),
-        ({"bf16": True}, "bf16 cannot be set: precision says it"),
+        ({"bf16": 1}, "bf16 cannot be set: precision says it; leave it out, or say false"),
     ],
 )
 def test_hf_refuses_what_it_cannot_be_given(given, says):

@@ -1,4 +1,4 @@
-"""How to train: the job's config file and its extra_args, checked. Nothing that is given is ignored.
+"""How to train: the job's config file and its extra_args, checked. Nothing is ignored that would change anything.
 
 A setting that does not exist, has another type or contradicts another one is refused before anything heavy is imported.
 """
@@ -115,11 +115,11 @@ def parse(text: str, config_path: str | None = None, framework: str = "hf") -> S
         raise UserError(f"extra_args cannot be read: {error}") from None
     if not isinstance(arguments, dict):
         raise UserError("extra_args must be a JSON object")
+    of_file = config_file.read(config_path) if config_path else {}
+    everything = of_file | arguments
     refused: list[str] = []
-    values = checked(arguments, "extra_args.", framework, refused)
-    if config_path:
-        of_file = config_file.read(config_path)
-        values = checked(of_file, f"CONFIG_PATH {config_path}: ", framework, refused) | values
+    values = checked(arguments, "extra_args.", framework, everything, refused)
+    values = checked(of_file, f"CONFIG_PATH {config_path}: ", framework, everything, refused) | values
     types_of = names(framework)
     extra = {name: value for name, value in values.items() if name not in types_of and value is not None}
     known = {name: value for name, value in values.items() if name in types_of} | {EXTRA: extra}
@@ -135,10 +135,12 @@ def names(framework: str) -> dict[str, typing.Any]:
     return {name: hint for name, hint in hints.items() if ALONE.get(name, framework) == framework and name != EXTRA}
 
 
-def checked(arguments: dict[str, typing.Any], where: str, framework: str, refused: list[str]) -> dict[str, typing.Any]:
+def checked(
+    arguments: dict[str, typing.Any], where: str, framework: str, everything: dict[str, typing.Any], refused: list[str]
+) -> dict[str, typing.Any]:
     """Values by the names of their settings; `where` is what a refusal puts before the key.
 
-    What is wrong goes to `refused`, so that one message names all of it.
+    `everything` is what is given in both places. What is wrong goes to `refused`, so that one message names all of it.
     """
     types_of = names(framework)
     aliases = ALIASES | training_arguments.ALIASES if framework == "hf" else ALIASES
@@ -146,7 +148,15 @@ def checked(arguments: dict[str, typing.Any], where: str, framework: str, refuse
     values: dict[str, typing.Any] = {}
     for key, value in arguments.items():
         name = aliases.get(key, key)
+        if framework == "hf" and name in training_arguments.PRECISIONS and value is True:
+            name, value = "precision", name
+            if everything.get("precision") == value:
+                continue
+        if name == "report_to" and isinstance(value, list) and len(value) < 2:
+            value = value[0] if value else "none"
         try:
+            if framework == "hf" and training_arguments.changes_nothing(name, value, everything):
+                continue
             if name in values:
                 raise UserError(f"{where}{key} is given twice, as {name} too")
             if name in types_of:

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import math
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 
 from training.errors import UserError
@@ -20,7 +21,51 @@ ALIASES = {
     "per_device_train_batch_size": "batch_size",
     "dataloader_num_workers": "dataloader_workers",
     "save_total_limit": "keep_last",
+    "evaluation_strategy": "eval_strategy",  # of older versions
 }
+
+# What changes nothing, by the values that say what happens anyway; whatever it says where there are none. Some are of
+# older versions. Why their other values are refused is in _OWNED.
+HARMLESS: dict[str, tuple[typing.Any, ...]] = {
+    "output_dir": (),  # and a run's place is the platform's
+    "logging_dir": (),
+    "overwrite_output_dir": (),
+    "run_name": (),
+    "do_train": (True,),
+    "do_eval": (True, False),
+    "do_predict": (False,),
+    "max_steps": (-1,),  # as if it were not given
+    "save_strategy": ("steps",),
+    "save_safetensors": (True,),
+    "save_only_model": (False,),
+    "save_on_each_node": (False,),
+    "logging_strategy": ("steps",),
+    "logging_first_step": (True, False),  # the first step is always reported
+    "logging_nan_inf_filter": (True, False),  # what is not finite ends the job
+    "disable_tqdm": (True, False),
+    "per_device_eval_batch_size": (),  # the loss is a sum over tokens, whatever the batches
+    "prediction_loss_only": (True, False),
+    "eval_delay": (0, 0.0),
+    "eval_on_start": (False,),
+    "bf16_full_eval": (False,),
+    "fp16_full_eval": (False,),
+    "load_best_model_at_end": (False,),
+    "metric_for_best_model": (),  # without the one above it decides nothing
+    "greater_is_better": (),
+    "bf16": (False,),
+    "fp16": (False,),
+    "push_to_hub": (False,),
+    "resume_from_checkpoint": (False,),
+    "remove_unused_columns": (True, False),  # the data have one column
+    "auto_find_batch_size": (False,),
+    "dataloader_drop_last": (False,),
+    "dataloader_pin_memory": (True,),
+    "ddp_timeout": (),  # no process waits for another's long work in a collective call
+    "fsdp": ("", False),
+    "average_tokens_across_devices": (True,),
+    "local_rank": (-1,),
+}
+PRECISIONS = ("bf16", "fp16")
 
 # What would go past the platform, by the reason.
 _OWNED = {
@@ -69,10 +114,20 @@ def names() -> list[str]:
     return list(_fields())
 
 
+def changes_nothing(name: str, value: typing.Any, arguments: Mapping[str, typing.Any]) -> bool:
+    """Whether a field says what happens anyway, given all arguments."""
+    if name == "eval_strategy":
+        return value == ("no" if arguments.get("eval_steps") is None else "steps")
+    same = any(type(value) is type(harmless) and value == harmless for harmless in HARMLESS.get(name, ()))
+    return name in HARMLESS and (same or not HARMLESS[name])
+
+
 def check(key: str, name: str, value: typing.Any) -> None:
     """Raises UserError for a value that the field cannot have, or a field that is not the job's to set."""
     if name in OWNED:
-        raise UserError(f"{key} cannot be set: {OWNED[name]}")
+        harmless = " or ".join(json.dumps(value) for value in HARMLESS.get(name, ()))
+        alone = f"; leave it out, or say {harmless}" if harmless else ""
+        raise UserError(f"{key} cannot be set: {OWNED[name]}{alone}")
     kinds = _fields()[name]
     if "dict" in kinds:  # transformers would read it from text too
         kinds = ("dict", "None")
