@@ -52,14 +52,23 @@ def test_a_prefix_is_all_its_objects_in_order(tmp_path, streaming):
     (shards / "deeper").mkdir(parents=True)
     for name, values in {"b.jsonl": "23", "a.jsonl": "1", "blank.jsonl": [""], "deeper/c.jsonl": "4"}.items():
         (shards / name).write_text(rows(*values))
+    (shards / "_year=2024").mkdir()
+    (shards / "_year=2024/0.jsonl").write_text(rows("0"))
     for hidden in ["_SUCCESS", ".ipynb_checkpoints/a.jsonl", "deeper/_temporary/0/part-0"]:
         (shards / hidden).parent.mkdir(parents=True, exist_ok=True)
         (shards / hidden).write_text("not JSON")
     (shards / "empty.jsonl").write_text("")
     found = prepared(f"file://{shards}/", tmp_path / "here", streaming=streaming)
     assert isinstance(found, Streamed) is streaming
-    assert [found[number] for number in range(len(found))] == ["1", "2", "3", "4"]
-    assert [found[number] for number in (3, 0, 2)] == ["4", "1", "3"]
+    assert [found[number] for number in range(len(found))] == ["0", "1", "2", "3", "4"]
+    assert [found[number] for number in (4, 1, 3)] == ["4", "1", "3"]
+
+
+def test_a_prefix_of_hidden_objects_says_so(tmp_path):
+    (tmp_path / "data/_train").mkdir(parents=True)
+    (tmp_path / "data/_train/0.jsonl").write_text(rows("a"))
+    with pytest.raises(UserError, match=r"holds no objects but 1 hidden objects, such as _train/0\.jsonl$"):
+        prepared(f"file://{tmp_path}/data/", tmp_path / "here")
 
 
 def test_large_data_are_streamed_where_each_process_can_have_an_object(tmp_path, monkeypatch):

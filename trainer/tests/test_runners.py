@@ -3,7 +3,6 @@
 import functools
 import http.server
 import json
-import math
 import re
 import shutil
 import threading
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from training import model
+from training.data.batches import Collator
 from training.errors import CheckpointError, StorageError, SupersededError, UserError, cause_of
 from training.layout import FRAMEWORKS
 
@@ -54,18 +54,32 @@ def test_a_step_that_predicts_nothing_has_no_loss_and_no_gradient(train, tmp_pat
     assert same(exported(tmp_path / "store", FIRST, framework), load_file(model_dir / "tiny" / "model.safetensors"))
 
 
-@pytest.mark.parametrize(("framework", "own"), [("hf", {}), ("nemo", {}), ("nemo", {"sharded": True}), ("meta", {})])
-def test_what_is_not_finite_is_neither_saved_nor_exported(train, tmp_path, framework, own):
-    with pytest.raises(UserError, match=r"^training has diverged: .* is not finite at step \d+.*, with lr 1e\+25; "):
-        train(framework, max_steps=9, lr=1e25, scheduler="constant", **own)
+RUNNERS = [("hf", {}), ("nemo", {}), ("nemo", {"sharded": True}), ("meta", {})]
+
+
+@pytest.mark.parametrize(("framework", "own"), RUNNERS)
+def test_a_loss_that_is_not_finite_ends_training_at_the_next_line_of_the_log(train, tmp_path, framework, own):
+    # Rank 0 also reports after a while.
+    with pytest.raises(
+        UserError, match=r"a loss is not finite (at step 2|between steps 2 and 3), with lr 1e\+25; the "
+    ):
+        train(framework, max_steps=9, lr=1e25, scheduler="constant", save_steps=9, logging_steps=3, **own)
+    assert not list(run_of(tmp_path / "store", framework).rglob("step-*.json"))
+
+
+@pytest.mark.parametrize(("framework", "own"), RUNNERS)
+def test_weights_that_are_not_finite_are_neither_saved_nor_exported(train, tmp_path, framework, own):
+    """In fp32, such a step takes finite weights to infinite ones, and its own loss is finite."""
+    with pytest.raises(
+        UserError, match=r"a weight is not finite at step 1, with lr 1e\+39; the checkpoints from before"
+    ):
+        train(framework, max_steps=1, lr=1e39, scheduler="constant", **own)
     run = run_of(tmp_path / "store", framework)
-    markers = sorted((run / "checkpoints").glob("step-*.json"))
-    assert markers, "the first step's weights are finite still"
-    assert all(math.isfinite(json.loads(path.read_bytes())["metrics"]["loss"]) for path in markers)
+    assert not list(run.rglob("step-*.json"))
     assert not (run / "model").exists()
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+@pytest.mark.parametrize("prefix", model.WRAPPERS)
 def test_weights_that_a_wrapper_has_renamed_are_not_made_up(tmp_path, model_dir, prefix):
     weights = load_file(model_dir / "tiny/model.safetensors")
     refused = refused_model(tmp_path, model_dir, {f"{prefix}{name}": weight for name, weight in weights.items()})
@@ -85,14 +99,40 @@ def test_a_model_has_all_its_weights_and_no_others(tmp_path, model_dir):
     assert refused.endswith(": the model has no vision.0.weight, vision.1.weight, vision.2.weight and 2 more weights")
 
 
-def test_a_tokenizer_has_no_tokens_that_the_model_lacks(tmp_path, model_dir):
+def test_masks_of_older_versions_are_no_weights(tmp_path, model_dir):
+    shutil.copytree(model_dir / "tiny", tmp_path / "model")
+    weights = load_file(model_dir / "tiny/model.safetensors")
+    names = ["rotary_emb.inv_freq", "attn.masked_bias", "attn.bias", "attn.attention.bias", "attn.causal_mask"]
+    masks = {f"model.layers.0.{name}": weights["model.norm.weight"].clone() for name in names}
+    masks["v_head.summary.weight"] = weights["model.norm.weight"].clone()
+    save_file(weights | masks, tmp_path / "model/model.safetensors", {"format": "pt"})
+    model.load(str(tmp_path / "model"))
+    refused = refused_model(
+        tmp_path / "more", model_dir, weights | {"c_attn.bias": weights["model.norm.weight"].clone()}
+    )
+    assert refused.endswith("the model has no c_attn.bias")
+
+
+def test_a_token_beyond_the_embedding_is_refused_where_a_text_has_it(tmp_path, model_dir):
     shutil.copytree(model_dir / "tiny", tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     rows = AutoConfig.from_pretrained(tmp_path / "model").vocab_size
     added = [f"<|added{number}|>" for number in range(rows - len(tokenizer) + 2)]
     tokenizer.add_special_tokens({"additional_special_tokens": added})
     tokenizer.save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match=rf": 2 of its tokens, from .* with id {rows}, are beyond the {rows} that the"):
+    network, tokenizer = model.load(str(tmp_path / "model"))
+    collator = Collator(tokenizer, 64, model.embeddings(network))
+    collator(["the model"])
+    with pytest.raises(UserError, match=rf"the token '<.*>' of the text that begins 'the <.*>' has the id {rows}, and"):
+        collator([f"the {added[-2]}"])
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, model_dir):
+    shutil.copytree(model_dir / "tiny", tmp_path / "model")
+    config = AutoConfig.from_pretrained(tmp_path / "model")
+    config.vocab_size = 20
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"is not the model's: it has ids up to \d+, and the model 20 embeddings$"):
         model.load(str(tmp_path / "model"))
 
 

@@ -154,9 +154,38 @@ def test_hf_takes_what_people_set_without_effect(tmp_path):
     }  # fmt: skip
     assert settings.parse('{"evaluation_strategy": "no", "report_to": [], "fp16": false}').report_to == "none"
     assert settings.parse('{"bf16": true, "precision": "bf16"}').precision == "bf16"
-    config = tmp_path / "config.json"
-    config.write_text('{"eval_steps": 5, "bf16": true}')
-    assert settings.parse('{"eval_strategy": "steps", "precision": "bf16"}', str(config)).eval_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "precision"),
+    [
+        ({"bf16": False}, "fp32"),
+        ({"bf16": False, "fp16": False}, "fp32"),
+        ({"bf16": False, "fp16": True}, "fp16"),
+        ({"fp16": False}, None),
+        ({"bf16": None, "fp16": None}, None),
+        ({"bf16": False, "precision": "fp32"}, "fp32"),
+        ({"fp16": False, "precision": "bf16"}, "bf16"),
+    ],
+)
+def test_bf16_and_fp16_are_the_precision(given, precision):
+    assert settings.parse(json.dumps(given)).precision == precision
+
+
+def test_extra_args_take_the_place_of_the_files_under_whatever_name(tmp_path):
+    path = tmp_path / "config.json"
+
+    def of(file, given):
+        path.write_text(json.dumps(file))
+        return settings.parse(json.dumps(given), str(path))
+
+    assert of({"bf16": True}, {"bf16": False}).precision == "fp32"
+    assert of({"bf16": True, "precision": "bf16"}, {"precision": "fp32"}).precision == "fp32"
+    assert of({"max_steps": 500}, {"max_steps": -1}).max_steps is None
+    assert of({"eval_strategy": "no"}, {"eval_strategy": "steps", "eval_steps": 5}).eval_steps == 5
+    assert of({"eval_steps": 5}, {"evaluation_strategy": "steps"}).eval_steps == 5
+    assert of({"learning_rate": 1}, {"lr": 2}).lr == 2.0
+    assert of({"max_steps": 5}, {"fsdp": None, "deepspeed": None}).training_arguments == {}
 
 
 def test_what_changes_nothing_is_known_by_its_type():
@@ -193,12 +222,16 @@ def test_what_changes_nothing_is_known_by_its_type():
         ),
         ({"eval_strategy": "no", "eval_steps": 5}, "eval_strategy cannot be set"),
         ({"load_best_model_at_end": True}, "load_best_model_at_end cannot be set"),
-        ({"bf16": True, "fp16": True}, "extra_args.fp16 is given twice, as precision too"),
-        ({"bf16": True, "precision": "fp32"}, "is given twice, as precision too"),
+        ({"bf16": True, "fp16": True}, "bf16 true, fp16 true, precision null contradict each other"),
+        (
+            {"bf16": True, "precision": "fp32"},
+            'bf16 true, precision "fp32" contradict each other: precision alone says it',
+        ),
+        ({"bf16": False, "precision": "bf16"}, "contradict each other"),
         ({"report_to": ["tensorboard", "wandb"]}, "report_to must be text, not a list"),
         ({"push_to_hub": True}, "push_to_hub cannot be set: nothing is sent to a hub; leave it out, or say false"),
         ({"deepspeed": {}}, "deepspeed cannot be set: how the processes work together follows from"),
-        ({"bf16": 1}, "bf16 cannot be set: precision says it; leave it out, or say false"),
+        ({"bf16": 1}, "bf16 must be true or false, not 1"),
     ],
 )
 def test_hf_refuses_what_it_cannot_be_given(given, says):

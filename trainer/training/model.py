@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ NEEDED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # of a hub'
 
 WRAPPERS = ("module.", "_orig_mod.", "model._orig_mod.", "base_model.model.")  # DDP, torch.compile, PEFT
 MOST_NAMED = 3
+# Masks that older versions saved beside the weights, and the head that a reward model has.
+NO_WEIGHT = re.compile(r"(^|\.)(masked_bias|causal_mask)$|(^|\.)attn(\.attention)?\.bias$|^v_head\.")
 
 Shapes = Mapping[str, "torch.Size"]  # by the weight's name
 
@@ -119,7 +122,7 @@ def load(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     if not isinstance(tokenizer, PreTrainedTokenizerBase):  # its file may name any class of transformers
         raise unloadable(source, TypeError(f"its tokenizer is a {type(tokenizer).__name__}"))
     check_weights(source, found["missing_keys"], found["unexpected_keys"])
-    check_tokens(source, tokenizer.get_vocab(), network.get_input_embeddings().weight.shape[0])
+    check_tokens(source, tokenizer, embeddings(network))
     network.train()  # it comes in evaluation mode
     return network, tokenizer
 
@@ -131,7 +134,7 @@ def check_weights(source: str, missing: "Iterable[str]", unexpected: "Iterable[s
 
     Neither list has weights that the model ties, computes or does without: transformers leaves them out.
     """
-    missing, unexpected = sorted(missing), sorted(unexpected)
+    missing, unexpected = sorted(missing), sorted(name for name in unexpected if not NO_WEIGHT.search(name))
     if not missing and not unexpected:
         return
     said = [f"its file lacks {named(missing)}"] if missing else []
@@ -142,15 +145,23 @@ def check_weights(source: str, missing: "Iterable[str]", unexpected: "Iterable[s
     raise UserError(f"the model in {source} is not what config.json describes: {'; '.join(said)}")
 
 
-def check_tokens(source: str, vocabulary: Mapping[str, int], rows: int) -> None:
-    """Raises UserError where the tokenizer has tokens for which the model has no embedding, whatever the data are."""
-    beyond = sorted((number, token) for token, number in vocabulary.items() if number >= rows)
-    if beyond:
-        number, token = beyond[0]
+def check_tokens(source: str, tokenizer: "PreTrainedTokenizerBase", rows: int) -> None:
+    """Raises UserError where the tokenizer is another model's.
+
+    Tokens that were added to it may lie beyond the embedding, as an image's do in the text part of a model: the
+    collator refuses a text that has one.
+    """
+    needed = (token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None)
+    most = max([tokenizer.vocab_size - 1, *needed])
+    if most >= rows:
         raise UserError(
-            f"the tokenizer in {source} is not the model's: {len(beyond)} of its tokens, from {token!r} with id "
-            f"{number}, are beyond the {rows} that the model has embeddings for"
+            f"the tokenizer in {source} is not the model's: it has ids up to {most}, and the model {rows} embeddings"
         )
+
+
+def embeddings(network: "PreTrainedModel") -> int:
+    """How many tokens the model knows; their ids begin at 0."""
+    return network.get_input_embeddings().weight.shape[0]
 
 
 def named(weights: Sequence[str]) -> str:

@@ -116,10 +116,21 @@ def parse(text: str, config_path: str | None = None, framework: str = "hf") -> S
     if not isinstance(arguments, dict):
         raise UserError("extra_args must be a JSON object")
     of_file = config_file.read(config_path) if config_path else {}
-    everything = of_file | arguments
+    given = {canonical(key, framework) for key in arguments}
+    overridden = {key: value for key, value in of_file.items() if canonical(key, framework) in given}
+    left = {key: value for key, value in of_file.items() if key not in overridden}
+    everything = left | arguments
+    where = f"CONFIG_PATH {config_path}: "
     refused: list[str] = []
     values = checked(arguments, "extra_args.", framework, everything, refused)
-    values = checked(of_file, f"CONFIG_PATH {config_path}: ", framework, everything, refused) | values
+    values = checked(left, where, framework, everything, refused) | values
+    checked(overridden, where, framework, of_file, refused)
+    if framework == "hf":
+        try:
+            precision = training_arguments.precision(everything)
+            values |= {"precision": precision} if precision else {}
+        except UserError as error:
+            refused.append(str(error))
     types_of = names(framework)
     extra = {name: value for name, value in values.items() if name not in types_of and value is not None}
     known = {name: value for name, value in values.items() if name in types_of} | {EXTRA: extra}
@@ -127,6 +138,15 @@ def parse(text: str, config_path: str | None = None, framework: str = "hf") -> S
         defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
         raise refusal(refused + list(refusals(types.SimpleNamespace(**defaults | known))))
     return Settings(**known)
+
+
+def canonical(key: typing.Any, framework: str) -> typing.Any:
+    """The name under which a key is one setting, whatever it is called: extra_args take the place of the file's."""
+    if framework != "hf":
+        return ALIASES.get(key, key)
+    if key in training_arguments.PRECISIONS:
+        return "precision"
+    return (ALIASES | training_arguments.ALIASES).get(key, key)
 
 
 def names(framework: str) -> dict[str, typing.Any]:
@@ -148,10 +168,8 @@ def checked(
     values: dict[str, typing.Any] = {}
     for key, value in arguments.items():
         name = aliases.get(key, key)
-        if framework == "hf" and name in training_arguments.PRECISIONS and value is True:
-            name, value = "precision", name
-            if everything.get("precision") == value:
-                continue
+        if framework == "hf" and name in training_arguments.PRECISIONS:
+            continue  # they are judged together with precision
         if name == "report_to" and isinstance(value, list) and len(value) < 2:
             value = value[0] if value else "none"
         try:

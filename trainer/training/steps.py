@@ -24,11 +24,17 @@ if typing.TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+SKIPPED = 10  # steps that fp16 may pass over in a row
+
+
 def all_finite(optimizer: "torch.optim.Optimizer") -> bool:
     """Whether the weights that are trained are finite numbers, as far as this process has them."""
-    weights = (weight for group in optimizer.param_groups for weight in group["params"])
-    own = (getattr(weight, "to_local", lambda weight=weight: weight)() for weight in weights)
-    return all(bool(weight.isfinite().all()) for weight in own)
+    import torch
+
+    weights = (weight.detach() for group in optimizer.param_groups for weight in group["params"])
+    own = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights]
+    largest = torch.nn.utils.get_total_norm([weight for weight in own if weight.numel()], math.inf)
+    return math.isfinite(float(largest))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,12 +66,14 @@ class Steps:
         if settings.report_to == "tensorboard" and world.rank == 0:
             self.events = Events(progress.storage, progress.submission, world.attempt, directory / "events")
         self.first = True
-        self.finite: typing.Any = 0.0  # and not a number since some loss was none
+        self.judged = 0  # the step up to which all losses were judged
+        self.broken: typing.Any = 0.0  # of the losses since, those that are not finite
         self.metrics: dict[str, float | None] = {}  # of the last step that was asked for its own
 
     def begin(self, step: int) -> None:
         """Together; raises StoppedError."""
         self.world.go_on()
+        self.judged = step
         self.progress.start(step)
         if self.events:
             self.events.start(step)
@@ -87,15 +95,13 @@ class Steps:
         save = last or stop or step % self.settings.save_steps == 0
         report = self.first or last or stop or due
         log = report or step % self.settings.logging_steps == 0
-        if self.settings.precision != "fp16":  # there the scaler passes over a step that overflows
-            self.finite = self.finite + (loss - loss)
+        self.broken = self.broken + (loss - loss != 0)
         if log or save:
             weights = float(save and not all_finite(optimizer))
-            sum_of_losses, all_tokens, losses, weights = self.world.total(
-                [float(loss), float(tokens), float(self.finite), weights]
+            sum_of_losses, all_tokens, broken, weights = self.world.total(
+                [float(loss), float(tokens), float(self.broken), weights]
             )
-            if weights or math.isnan(losses):
-                raise self.diverged(step, "a weight" if weights else "the loss", optimizer.param_groups[0]["lr"])
+            self.judge(step, broken, weights)
             self.metrics = {"loss": sum_of_losses / self.world.size}
             if log:
                 logger.info("step %d/%d loss %.4f", step, self.total, self.metrics["loss"])
@@ -109,10 +115,23 @@ class Steps:
         self.first = False
         return Next(evaluate=evaluate, save=save, stop=stop)
 
-    def diverged(self, step: int, what: str, lr: float) -> UserError:
-        logged = "" if step % self.settings.logging_steps else f" or in the {self.settings.logging_steps} before it"
-        return UserError(
-            f"training has diverged: {what} is not finite at step {step}{logged}, with lr {lr:g}; the checkpoints from "
+    def judge(self, step: int, broken: float, weights: float) -> None:
+        """Together, with the sums of all processes. Raises UserError where training has diverged."""
+        steps = step - self.judged
+        # In fp16 the scaler passes over a step that overflows, and only when all of them do nothing is learnt.
+        fp16 = self.settings.precision == "fp16"
+        if fp16 and steps < SKIPPED and step < self.total:
+            losses = False
+        else:
+            losses = broken >= steps * self.world.size if fp16 else broken > 0
+            self.judged, self.broken = step, 0.0
+        if not losses and not weights:
+            return
+        self.checkpoints.finish()  # what is still on its way is from before
+        what = "a weight" if weights else "every loss" if fp16 else "a loss"
+        when = f"between steps {step - steps + 1} and {step}" if losses and steps > 1 else f"at step {step}"
+        raise UserError(
+            f"training has diverged: {what} is not finite {when}, with lr {self.settings.lr:g}; the checkpoints from "
             "before stay, and none is saved now. Lower lr, add warmup_steps, or check the texts of these steps"
         )
 

@@ -27,7 +27,7 @@ ALIASES = {
 # What changes nothing, by the values that say what happens anyway; whatever it says where there are none. Some are of
 # older versions. Why their other values are refused is in _OWNED.
 HARMLESS: dict[str, tuple[typing.Any, ...]] = {
-    "output_dir": (),  # and a run's place is the platform's
+    "output_dir": (),  # a run has a place of its own, beside no other's
     "logging_dir": (),
     "overwrite_output_dir": (),
     "run_name": (),
@@ -52,8 +52,6 @@ HARMLESS: dict[str, tuple[typing.Any, ...]] = {
     "load_best_model_at_end": (False,),
     "metric_for_best_model": (),  # without the one above it decides nothing
     "greater_is_better": (),
-    "bf16": (False,),
-    "fp16": (False,),
     "push_to_hub": (False,),
     "resume_from_checkpoint": (False,),
     "remove_unused_columns": (True, False),  # the data have one column
@@ -116,10 +114,26 @@ def names() -> list[str]:
 
 def changes_nothing(name: str, value: typing.Any, arguments: Mapping[str, typing.Any]) -> bool:
     """Whether a field says what happens anyway, given all arguments."""
+    if value is None and name in OWNED:
+        return True  # what it has in a dump of all arguments
     if name == "eval_strategy":
         return value == ("no" if arguments.get("eval_steps") is None else "steps")
     same = any(type(value) is type(harmless) and value == harmless for harmless in HARMLESS.get(name, ()))
     return name in HARMLESS and (same or not HARMLESS[name])
+
+
+def precision(arguments: Mapping[str, typing.Any]) -> str | None:
+    """What bf16 and fp16 say, where they say anything. Raises UserError for a contradiction, and for another type."""
+    said = {name: arguments[name] for name in PRECISIONS if arguments.get(name) is not None}
+    for name, value in said.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{name} must be true or false, not {shown(value)}")
+    wanted = [name for name, value in said.items() if value] or ["fp32"] * (said.get("bf16") is False)
+    given = arguments.get("precision")
+    if len(wanted) > 1 or (given is not None and (said.get(given) is False or wanted not in ([], [given]))):
+        shows = ", ".join(f"{name} {shown(value)}" for name, value in [*said.items(), ("precision", given)])
+        raise UserError(f"{shows} contradict each other: precision alone says it")
+    return wanted[0] if wanted else None
 
 
 def check(key: str, name: str, value: typing.Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from training.data.order import Order
 from training.data.texts import Data
+from training.errors import UserError
 
 if typing.TYPE_CHECKING:
     import torch
@@ -22,18 +23,24 @@ Batch = dict[str, "torch.Tensor"]
 class Collator:
     """Makes a batch of texts. Padding never counts in the loss, even where the padding token is the end token."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_seq_len: int) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_seq_len: int, embeddings: int | None = None) -> None:
+        """`embeddings` are those of the model: a text with a token beyond them is refused."""
         self.tokenizer = tokenizer
         self.max_seq_len = max_seq_len
+        self.embeddings = embeddings
         self.begin: typing.Any = tokenizer.bos_token_id
+        self.adds_begin = tokenizer("", verbose=False)["input_ids"][:1] == [self.begin]
         self.end: typing.Any = tokenizer.eos_token_id
-        self.padding: typing.Any = tokenizer.pad_token_id or 0  # any token serves: padding is masked
+        padding: typing.Any = tokenizer.pad_token_id or 0
+        self.padding = padding if embeddings is None or padding < embeddings else 0  # any serves: padding is masked
 
     def __call__(self, texts: list[str]) -> Batch:
         import torch
 
         # The tokenizer's own truncation and padding would be saved with it, and end up in the exported model.
         rows = [self._bounded(row)[: self.max_seq_len] for row in self.tokenizer(texts, verbose=False)["input_ids"]]
+        for row, text in zip(rows, texts, strict=True):
+            self._check(row, text)
         shape = (len(rows), max(len(row) for row in rows))
         batch = {
             "input_ids": torch.full(shape, self.padding),
@@ -45,12 +52,21 @@ class Collator:
             batch["attention_mask"][number, : len(row)] = 1
         return batch
 
+    def _check(self, row: list[int], text: str) -> None:
+        most = max(row, default=0)
+        if self.embeddings is not None and most >= self.embeddings:
+            token = self.tokenizer.convert_ids_to_tokens(most)
+            raise UserError(
+                f"the token {token!r} of the text that begins {text[:40]!r} has the id {most}, and the model has "
+                f"{self.embeddings} embeddings"
+            )
+
     def _bounded(self, row: list[int]) -> list[int]:
         """The row with the end token, from which the model learns where a text ends, and with one begin token at most.
 
         Texts that a chat template has rendered begin with it, and the tokenizer puts its own before them.
         """
-        if self.begin is not None and row[:2] == [self.begin, self.begin]:
+        if self.adds_begin and row[:2] == [self.begin, self.begin]:
             row = row[1:]
         return row if self.end is None or row[-1:] == [self.end] else [*row, self.end]
 

@@ -8,6 +8,7 @@ import bisect
 import collections
 import concurrent.futures
 import json
+import logging
 import os
 import typing
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,8 @@ from training.storage import Entry, open_storage
 if typing.TYPE_CHECKING:
     from training.distributed import World
     from training.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 STREAMED = 16 * 2**30  # bytes; larger data are streamed, where the settings leave it open
 OPEN = 2  # streamed objects that a process has on its disk at a time
@@ -172,18 +175,22 @@ def find(uri: str) -> list[Entry]:
         entries = open_storage(f"{folder}/").list("")
     except AccessDeniedError:
         raise UserError(f"DATASET_URI {uri} may not be listed by this job: access denied") from None
-    entries = [entry for entry in entries if entry.size and not is_hidden(entry.key)]
-    if not entries:
-        raise UserError(f"DATASET_URI {uri} holds no objects")
-    return entries
+    entries = [entry for entry in entries if entry.size]
+    hidden = [entry.key for entry in entries if is_hidden(entry.key)]
+    passed_over = f"{len(hidden)} hidden objects, such as {hidden[0]}" if hidden else ""
+    if len(hidden) == len(entries):
+        raise UserError(f"DATASET_URI {uri} holds no objects{passed_over and f' but {passed_over}'}")
+    if hidden:
+        logger.info("passed over %s", passed_over)
+    return [entry for entry in entries if not is_hidden(entry.key)]
 
 
 def is_hidden(key: str) -> bool:
     """Whether it is no data: a folder's own object, or anything hidden (.ipynb_checkpoints/) or left by a batch system.
 
-    These write _SUCCESS beside their output, and _temporary/ before it.
+    These write _SUCCESS beside their output, and _temporary/ before it. A partition's folder (_year=2024/) is data.
     """
-    return key.endswith("/") or any(part.startswith((".", "_")) for part in key.split("/"))
+    return key.endswith("/") or any(part.startswith((".", "_")) and "=" not in part for part in key.split("/"))
 
 
 def download(uri: str, keys: Sequence[str], paths: Sequence[Path]) -> None:

@@ -117,6 +117,6 @@ def make_plan(run: Run, network: PreTrainedModel, tokenizer: PreTrainedTokenizer
         reached=run.start.step if run.start else 0,
         total=total,
         order=order,
-        collator=Collator(tokenizer, settings.max_seq_len),
+        collator=Collator(tokenizer, settings.max_seq_len, model.embeddings(network)),
         steps=Steps(settings, run.world, run.checkpoints, progress, total, run.directory),
     )
