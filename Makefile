@@ -1,7 +1,7 @@
 # The one command surface: each target is a line or two that calls cargo, pytest or the twin.
 .DEFAULT_GOAL := help
 .PHONY: help demo up down clean status build check delivery test soak template trainer-test trainer-image invoke invoke-all \
-	denials sam-local postman openapi client-test redrive redrive-test reindex e2e cases faults bench
+	denials sam-local postman openapi settings client-test redrive redrive-test reindex e2e cases faults bench
 
 EVENT = events/status-healthz.json
 # The whole workspace, or the dependencies would be compiled once more with other features.
@@ -77,6 +77,9 @@ postman: ## Run the Postman collection against the running twin (needs Node.js)
 openapi: ## Write openapi.json and the reference of the request's fields anew from the types
 	cargo build -q --workspace --bin openapi
 	target/debug/openapi .
+
+settings: ## Write the schemas and tables of the trainer's settings anew from what it checks
+	cd trainer && ../.local/venv/trainer/bin/python -m training.schema
 
 client-test: .local/venv/client ## Generate a client from openapi.json and use it on the running twin
 	.local/venv/client/bin/python -m pytest -q tests/client

@@ -15,6 +15,18 @@ from training.layout import FRAMEWORKS
     [
         ({}, "batch_size", 4),
         ({"max_steps": 5}, "max_steps", 5),
+        ({"max_steps": 5.0}, "max_steps", 5),
+        ({"save_steps": 0.1}, "save_steps", 0.1),
+        ({"save_steps": 200.0}, "save_steps", 200),
+        ({"warmup_steps": 0.03}, "warmup_steps", 0.03),
+        ({"warmup_ratio": 0.03}, "warmup_steps", 0.03),
+        ({"warmup_ratio": 0.03, "warmup_steps": 0}, "warmup_steps", 0.03),
+        ({"warmup_ratio": 0.0, "warmup_steps": 7}, "warmup_steps", 7),
+        ({"learning_rate": 1}, "lr", 1.0),
+        ({"num_train_epochs": 3, "max_steps": -1}, "num_epochs", 3.0),
+        ({"max_length": 64}, "max_seq_len", 64),
+        ({"bf16": True}, "precision", "bf16"),
+        ({"report_to": ["tensorboard"]}, "report_to", "tensorboard"),
         ({"lr": 1}, "lr", 1.0),
         ({"num_epochs": 0.5}, "num_epochs", 0.5),
         ({"gradient_accumulation": 3}, "gradient_accumulation", 3),
@@ -51,7 +63,9 @@ def test_accepts(framework, given, name, value):
         ('{"framework": "hf"}', "framework is no setting of .*; there are: max_steps, num_epochs, lr,"),
         ('{"training_arguments": {}}', "training_arguments is no setting"),
         ('{"max_steps": "5"}', "max_steps"),
-        ('{"max_steps": 5.0}', "max_steps"),
+        ('{"max_steps": 5.5}', "max_steps must be a whole number, not 5.5"),
+        ('{"save_steps": 5.5}', "save_steps must be a whole number, or a part of all steps below 1, not 5.5"),
+        ('{"save_steps": -0.5}', "save_steps"),
         ('{"max_steps": true}', "max_steps"),
         ('{"max_steps": 0}', "max_steps"),
         ('{"save_steps": null}', "save_steps"),
@@ -123,11 +137,17 @@ def test_hf_takes_the_fields_of_training_arguments():
     assert found.training_arguments == given
     assert found.max_steps == 5
     for framework in ("nemo", "meta"):
-        with pytest.raises(UserError, match=f"max_grad_norm is no setting of {framework}"):
+        said = (
+            f"max_grad_norm cannot be set: framework hf alone takes it, and {framework} trains in one way; leave it out"
+        )
+        with pytest.raises(UserError, match=said):
             settings.parse('{"max_grad_norm": 0.5}', framework=framework)
+        anyway = {"max_grad_norm": 1.0, "optim": "adamw_torch", "adam_beta2": 0.999, "lr_scheduler_type": "cosine"}
+        found = settings.parse(json.dumps(anyway), framework=framework)
+        assert (found.scheduler, found.training_arguments) == ("cosine", {})
 
 
-def test_hf_takes_its_own_names_for_the_settings_of_all():
+def test_the_trainers_names_are_those_of_the_settings_of_all():
     given = {"learning_rate": 1, "per_device_train_batch_size": 2, "num_train_epochs": 3, "save_total_limit": 4}
     found = settings.parse(json.dumps(given))
     assert (found.lr, found.batch_size, found.num_epochs, found.keep_last) == (1.0, 2, 3.0, 4)
@@ -135,7 +155,7 @@ def test_hf_takes_its_own_names_for_the_settings_of_all():
         settings.parse('{"lr": 1, "learning_rate": 1}')
 
 
-def test_hf_takes_what_people_set_without_effect(tmp_path):
+def test_hf_takes_what_people_set(tmp_path):
     """A usual set of the Trainer's arguments, at once."""
     given = {
         "output_dir": "out", "num_train_epochs": 3, "max_steps": -1, "per_device_train_batch_size": 8,
@@ -143,10 +163,12 @@ def test_hf_takes_what_people_set_without_effect(tmp_path):
         "save_strategy": "steps", "save_steps": 200, "save_total_limit": 3, "learning_rate": 1e-4, "weight_decay": 0.0,
         "lr_scheduler_type": "cosine", "logging_steps": 10, "logging_first_step": True, "bf16": True, "tf32": True,
         "gradient_checkpointing": True, "optim": "adamw_torch_fused", "report_to": ["tensorboard"],
-        "load_best_model_at_end": False, "metric_for_best_model": "eval_loss", "greater_is_better": False,
-        "ddp_timeout": 3600, "push_to_hub": False, "remove_unused_columns": False, "dataloader_num_workers": 4,
+        "load_best_model_at_end": True, "warmup_steps": 0.05, "metric_for_best_model": "eval_loss",
+        "greater_is_better": False, "ddp_timeout": 3600, "push_to_hub": False,
+        "remove_unused_columns": False, "dataloader_num_workers": 4,
         "seed": 7, "do_train": True, "overwrite_output_dir": True, "logging_dir": "logs", "run_name": "x",
     }  # fmt: skip
+    assert len(given) >= 30
     found = settings.parse(json.dumps(given))
     assert (found.max_steps, found.num_epochs, found.precision, found.report_to) == (None, 3.0, "bf16", "tensorboard")
     assert found.training_arguments == {
@@ -189,11 +211,44 @@ def test_extra_args_take_the_place_of_the_files_under_whatever_name(tmp_path):
 
 
 def test_what_changes_nothing_is_known_by_its_type():
-    extra = training_arguments.names()
-    older = {"logging_dir", "overwrite_output_dir", "save_safetensors"}
-    assert set(training_arguments.HARMLESS) - set(extra) == older, "fields that there are, or were"
-    for name, harmless in training_arguments.HARMLESS.items():
-        assert training_arguments.changes_nothing(name, 12345.5, {}) is not bool(harmless), name
+    for name in training_arguments.HARMLESS:
+        says_anything = not training_arguments.HARMLESS[name]
+        together = {"load_best_model_at_end": True}
+        assert training_arguments.changes_nothing(name, 12345.5, together, "meta") is says_anything, name
+        assert says_anything or name == "max_steps" or name in training_arguments.OWNED, f"{name} has a reason"
+
+
+def test_a_part_of_all_steps_is_counted_when_these_are_known():
+    given = {"warmup_ratio": 0.05, "save_steps": 0.1, "eval_steps": 0.5, "logging_steps": 10}
+    found = settings.parse(json.dumps(given)).in_steps(61)
+    assert (found.warmup_steps, found.save_steps, found.eval_steps, found.logging_steps) == (4, 7, 31, 10)
+    best = settings.parse('{"load_best_model_at_end": true, "save_steps": 0.2, "eval_steps": 0.1}')
+    assert best.in_steps(100).save_steps == 20
+    with pytest.raises(UserError, match=r"needs save_steps \(3\) to be a multiple of eval_steps \(2\)"):
+        best.in_steps(12)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_what_cannot_be_run_here_is_refused_at_the_start(framework, monkeypatch):
+    monkeypatch.setattr(training_arguments.shutil, "which", lambda program: None)
+    for given, says in [
+        (
+            {"optim": "adamw_8bit"},
+            'optim "adamw_8bit" needs the package bitsandbytes, which this image does not have; ',
+        ),
+        ({"use_liger_kernel": True}, "use_liger_kernel true needs the package liger_kernel"),
+        ({"torch_compile": True}, "torch_compile needs a compiler, and this image has none of cc, gcc, clang"),
+    ]:
+        with pytest.raises(UserError, match=says if framework == "hf" else "framework hf alone takes it"):
+            settings.parse(json.dumps(given), framework=framework)
+    with pytest.raises(
+        UserError, match=r"there are: adamw_torch, adamw_torch_fused, adafactor, sgd, adagrad, rmsprop$"
+    ):
+        settings.parse('{"optim": "adamw_8bit"}')
+    with pytest.raises(
+        UserError, match=r"must be one of adamw_torch, adamw_torch_fused, adafactor, sgd, .*rmsprop, not"
+    ):
+        settings.parse('{"optim": "adam"}')
 
 
 @pytest.mark.parametrize(
@@ -210,18 +265,34 @@ def test_what_changes_nothing_is_known_by_its_type():
         ({"max_grad_norm": math.nan}, "max_grad_norm must have finite numbers"),
         ({"max_grad_norm": 10**400}, "max_grad_norm must have finite numbers"),
         ({"max_grad_nrom": 1}, "max_grad_nrom is no setting of hf: did you mean max_grad_norm?"),
-        ({"project": "x"}, "project cannot be set: where it writes is the platform's"),
-        ({"save_strategy": "epoch"}, "save_strategy cannot be set: when it saves is decided by save_steps"),
+        ({"project": "x"}, "project cannot be set: where it writes is the platform's: CHECKPOINT_BASE_URI"),
+        (
+            {"save_strategy": "epoch"},
+            "save_strategy cannot be set: save_steps decides when it saves, and below 1 it is a part of all",
+        ),
         (
             {"do_train": 1},
-            "do_train cannot be set: when and on what it evaluates is decided by eval_steps; leave it out",
+            "do_train cannot be set: eval_steps decides when it evaluates, which it does on texts that it holds out; "
+            "leave it out, or say true",
         ),
         (
             {"eval_strategy": "steps"},
-            "eval_strategy cannot be set: when and on what it evaluates is decided by eval_steps",
+            "eval_strategy cannot be set: eval_steps decides when it evaluates",
         ),
         ({"eval_strategy": "no", "eval_steps": 5}, "eval_strategy cannot be set"),
-        ({"load_best_model_at_end": True}, "load_best_model_at_end cannot be set"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end needs eval_steps: nothing is evaluated without"),
+        (
+            {"load_best_model_at_end": True, "eval_steps": 200, "save_steps": 300},
+            "load_best_model_at_end needs save_steps (300) to be a multiple of eval_steps (200)",
+        ),
+        (
+            {"load_best_model_at_end": True, "eval_steps": 500, "metric_for_best_model": "accuracy"},
+            "metric_for_best_model cannot be set: the best model is the one with the least eval_loss; leave it out",
+        ),
+        ({"save_steps": 0.1, "learning_rte": 1}, "did you mean learning_rate?"),
+        ({"trust_remote_code": True}, "trust_remote_code cannot be set: no code of a model's folder is run: build an"),
+        ({"ddp_static_graph": True, "gradient_accumulation": 2}, "ddp_static_graph does not go with"),
+        ({"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_steps is given twice, as warmup_steps too"),
         ({"bf16": True, "fp16": True}, "bf16 true, fp16 true, precision null contradict each other"),
         (
             {"bf16": True, "precision": "fp32"},
@@ -229,7 +300,7 @@ def test_what_changes_nothing_is_known_by_its_type():
         ),
         ({"bf16": False, "precision": "bf16"}, "contradict each other"),
         ({"report_to": ["tensorboard", "wandb"]}, "report_to must be text, not a list"),
-        ({"push_to_hub": True}, "push_to_hub cannot be set: nothing is sent to a hub; leave it out, or say false"),
+        ({"push_to_hub": True}, "push_to_hub cannot be set: nothing is sent to a hub: the model is exported"),
         ({"deepspeed": {}}, "deepspeed cannot be set: how the processes work together follows from"),
         ({"bf16": 1}, "bf16 must be true or false, not 1"),
     ],

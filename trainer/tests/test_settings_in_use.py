@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from pods import FIRST, exported, marker, markers, run_of, state
+from pods import FIRST, exported, marker, markers, run_of, same, state
 from safetensors.torch import load_file, save_file
 
 import make_tiny_model
@@ -119,3 +119,25 @@ def test_what_is_wrong_is_said_before_anything_is_trained(start, tmp_path, frame
     assert (words["cause"], words["rank"]) == ("user_error", 0)
     assert words["message"].startswith(says)
     assert pods.steps() == []
+
+
+def test_the_best_model_is_exported_and_kept(start, tmp_path):
+    """A learning rate that is far too high makes the losses of the last steps greater than those of the first ones."""
+    store = tmp_path / "store"
+    given = {
+        "max_steps": 12,
+        "save_steps": 0.25,
+        "eval_steps": 0.25,
+        "lr": 0.6,
+        "scheduler": "constant",
+        "keep_last": 1,
+    }
+    with start(store, FIRST, load_best_model_at_end=True, tf32=True, warmup_ratio=0.5, **given) as pods:
+        assert pods.end() == [0], pods.log
+    losses = {int(step): float(loss) for step, loss in re.findall(r"step (\d+)/12 eval_loss (\S+)", pods.log)}
+    assert list(losses) == [3, 6, 9, 12]
+    best = min(losses, key=lambda step: losses[step])
+    assert best != 12, losses
+    assert f"the best step is {best}, with eval_loss {losses[best]:.4f}" in pods.log
+    assert markers(store) == [best, 12], "the others are not kept"
+    assert same(exported(store, FIRST, "hf"), state(store, best)["weights"])

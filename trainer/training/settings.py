@@ -6,13 +6,15 @@ A setting that does not exist, has another type or contradicts another one is re
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
+from typing import Annotated
 
 from training import config_file, training_arguments
 from training.errors import UserError
 
-ALIASES = {"gradient_accumulation_steps": "gradient_accumulation"}
+ALIASES = {"gradient_accumulation_steps": "gradient_accumulation"} | training_arguments.ALIASES
 WORDS = {
     "precision": ("fp32", "bf16", "fp16"),
     "scheduler": ("linear", "cosine", "constant"),
@@ -32,7 +34,9 @@ LEAST = {
     "dataloader_workers": 0,
     "max_seq_len": 2,  # one token predicts nothing
 }
-ALONE = {"sharded": "nemo"}  # settings of one framework, and which
+ABOVE = {"num_epochs": 0, "lr": 0}
+MOST = {"seed": 2**32 - 1}
+ALONE = {"sharded": "nemo", "load_best_model_at_end": "hf"}  # settings of one framework, and which
 MOST_SAID = 20  # of what is refused
 EXTRA = "training_arguments"  # is no name of a setting, but where hf's own ones are kept
 NAMES = {
@@ -44,34 +48,70 @@ NAMES = {
     dict: "a mapping",
 }
 
+Count = int | float  # of steps; below 1 it is a part of all steps, as in transformers
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    max_steps: int | None = None  # or num_epochs, not both; one epoch when neither is given
-    num_epochs: float | None = None
-    lr: float = 2e-5  # after the warmup, from where the scheduler takes it to 0 at the last step, or leaves it
-    warmup_steps: int = 0
-    scheduler: str | None = None  # linear when not given
-    weight_decay: float = 0.0
-    batch_size: int = 4  # of one process and one micro-step
-    gradient_accumulation: int = 1
-    max_seq_len: int | None = None  # in tokens; the model's own limit, at most 2048, when not given
-    dataset_text_field: str = "text"
-    dataloader_workers: int = 0  # processes beside each process that make its batches
-    streaming: bool | None = None  # read objects one by one; where the data are large when not given
-    precision: str | None = None  # of the arithmetic, weights stay fp32; bf16 on a GPU that has it, else fp32
-    sharded: bool = False  # nemo: split weights and optimizer over the processes; meta always does, hf never
-    seed: int = 42
-    logging_steps: int = 10
-    eval_steps: int | None = None  # no evaluation when not given
-    save_steps: int = 500
-    report_to: str | None = None  # tensorboard: event files beside the logs
-    keep_last: int | None = None  # checkpoints of this submission; all of them when not given
+    """How to train. The table in README.md and the schemas in settings/ are made from it: see schema.py.
+
+    Beside its type a setting has its meaning, and what holds where it is not given, if its default does not say so.
+    """
+
+    max_steps: Annotated[int | None, "optimizer steps in all; excludes num_epochs", "num_epochs"] = None
+    num_epochs: Annotated[float | None, "passes over the data, when max_steps is not given", "1"] = None
+    lr: Annotated[float, "learning rate after the warmup"] = 2e-5
+    scheduler: Annotated[
+        str | None, "`linear` and `cosine` take it to 0 at the last step, `constant` leaves it", "linear"
+    ] = None
+    warmup_steps: Annotated[Count, "steps in which it rises first"] = 0
+    weight_decay: Annotated[float, "of AdamW, not of biases and norms"] = 0.0
+    batch_size: Annotated[int, "texts of one process in one micro-step"] = 4
+    gradient_accumulation: Annotated[int, "micro-steps of a step"] = 1
+    max_seq_len: Annotated[int | None, "tokens of a text; the rest is cut", "the model's, at most 2048"] = None
+    dataset_text_field: Annotated[str, "field of a JSON line that holds the text"] = "text"
+    dataloader_workers: Annotated[int, "processes beside each process that make its batches"] = 0
+    streaming: Annotated[
+        bool | None,
+        "each process has its own objects of an epoch, two at a time on disk; else all data are on each node's disk. "
+        "Needs an object for each process, and reads all of them once at the start",
+        "from 16 GiB on",
+    ] = None
+    precision: Annotated[str | None, "arithmetic; weights are fp32 always", "bf16 on a GPU that has it, else fp32"] = (
+        None
+    )
+    sharded: Annotated[bool, "weights, gradients and optimizer are split over the processes, not copied"] = False
+    seed: Annotated[int, "of data order and dropout"] = 42
+    logging_steps: Annotated[Count, "steps between log lines"] = 10
+    eval_steps: Annotated[
+        Count | None,
+        "steps between evaluations, the last step included; every 20th text of the last object, 1,000 at most, is then "
+        "kept out of training",
+        "never",
+    ] = None
+    save_steps: Annotated[Count, "steps between checkpoints; the last step is always saved"] = 500
+    load_best_model_at_end: Annotated[
+        bool,
+        "the model of the step with the least eval_loss is exported, not the last one, and its checkpoint is kept; "
+        "save_steps must be a multiple of eval_steps",
+    ] = False
+    report_to: Annotated[str | None, "`tensorboard`: event files beside the logs", "none"] = None
+    keep_last: Annotated[int | None, "checkpoints of this submission that are kept", "all"] = None
     training_arguments: dict[str, typing.Any] = dataclasses.field(default_factory=dict)  # of hf, by transformers' name
 
     def __post_init__(self) -> None:
         if refused := list(refusals(self)):
             raise refusal(refused)
+
+    def in_steps(self, total: int) -> "Settings":
+        """The settings with each part of all steps as a number of them, rounded up as transformers does."""
+        parts = {name: part for name in COUNTS if isinstance(part := getattr(self, name), float)}
+        return dataclasses.replace(self, **{name: math.ceil(total * part) for name, part in parts.items()})
+
+
+COUNTS = tuple(
+    name for name, hint in typing.get_type_hints(Settings).items() if {int, float} <= {*typing.get_args(hint)}
+)
 
 
 def refusals(settings: typing.Any) -> typing.Iterator[str]:
@@ -82,14 +122,15 @@ def refusals(settings: typing.Any) -> typing.Iterator[str]:
         yield f"scheduler {settings.scheduler} and lr_scheduler_type exclude each other: give one"
     for name, least in LEAST.items():
         value = getattr(settings, name)
-        if value is not None and value < least:
+        if value is not None and value < least and not (name in COUNTS and 0 < value < 1):
             yield f"{name} must be at least {least}, not {value}"
-    for name in ("num_epochs", "lr"):
+    for name, bound in ABOVE.items():
         value = getattr(settings, name)
-        if value is not None and not value > 0:
-            yield f"{name} must be above 0, not {value}"
-    if settings.seed >= 2**32:
-        yield f"seed must be below 2^32, not {settings.seed}"
+        if value is not None and not value > bound:
+            yield f"{name} must be above {bound}, not {value}"
+    for name, most in MOST.items():
+        if getattr(settings, name) > most:
+            yield f"{name} must be at most {most}, not {getattr(settings, name)}"
     for name, words in WORDS.items():
         value = getattr(settings, name)
         if value not in (None, *words):
@@ -98,6 +139,10 @@ def refusals(settings: typing.Any) -> typing.Iterator[str]:
         yield "precision fp16 does not go with sharded: bf16 and fp32 do"
     if not settings.dataset_text_field:
         yield "dataset_text_field must not be empty"
+    if settings.load_best_model_at_end:
+        yield from training_arguments.best_refusals(settings.save_steps, settings.eval_steps)
+    if settings.training_arguments.get("ddp_static_graph") and settings.gradient_accumulation > 1:
+        yield "ddp_static_graph does not go with gradient_accumulation above 1: leave it out"
 
 
 def refusal(refused: list[str]) -> UserError:
@@ -125,12 +170,11 @@ def parse(text: str, config_path: str | None = None, framework: str = "hf") -> S
     values = checked(arguments, "extra_args.", framework, everything, refused)
     values = checked(left, where, framework, everything, refused) | values
     checked(overridden, where, framework, of_file, refused)
-    if framework == "hf":
-        try:
-            precision = training_arguments.precision(everything)
-            values |= {"precision": precision} if precision else {}
-        except UserError as error:
-            refused.append(str(error))
+    try:
+        precision = training_arguments.precision(everything)
+        values |= {"precision": precision} if precision else {}
+    except UserError as error:
+        refused.append(str(error))
     types_of = names(framework)
     extra = {name: value for name, value in values.items() if name not in types_of and value is not None}
     known = {name: value for name, value in values.items() if name in types_of} | {EXTRA: extra}
@@ -142,17 +186,23 @@ def parse(text: str, config_path: str | None = None, framework: str = "hf") -> S
 
 def canonical(key: typing.Any, framework: str) -> typing.Any:
     """The name under which a key is one setting, whatever it is called: extra_args take the place of the file's."""
-    if framework != "hf":
-        return ALIASES.get(key, key)
     if key in training_arguments.PRECISIONS:
         return "precision"
-    return (ALIASES | training_arguments.ALIASES).get(key, key)
+    if key == "lr_scheduler_type" and framework != "hf":
+        return "scheduler"
+    return ALIASES.get(key, key)
 
 
-def names(framework: str) -> dict[str, typing.Any]:
-    """The types of a framework's settings, but for hf's own ones."""
-    hints = typing.get_type_hints(Settings)
+def names(framework: str, *, include_extras: bool = False) -> dict[str, typing.Any]:
+    """The types of a framework's settings, but for hf's own ones; with what is annotated beside them, if wanted."""
+    hints = typing.get_type_hints(Settings, include_extras=include_extras)
     return {name: hint for name, hint in hints.items() if ALONE.get(name, framework) == framework and name != EXTRA}
+
+
+def offered(framework: str) -> list[str]:
+    """All names that a framework takes with values that change something."""
+    own = [name for name in training_arguments.own(framework) if name not in names(framework)]
+    return [*names(framework), *ALIASES, *own]
 
 
 def checked(
@@ -163,28 +213,31 @@ def checked(
     `everything` is what is given in both places. What is wrong goes to `refused`, so that one message names all of it.
     """
     types_of = names(framework)
-    aliases = ALIASES | training_arguments.ALIASES if framework == "hf" else ALIASES
-    extra = training_arguments.names() if framework == "hf" else []
     values: dict[str, typing.Any] = {}
     for key, value in arguments.items():
-        name = aliases.get(key, key)
-        if framework == "hf" and name in training_arguments.PRECISIONS:
+        if key in training_arguments.PRECISIONS:
             continue  # they are judged together with precision
+        name = canonical(key, framework)
         if name == "report_to" and isinstance(value, list) and len(value) < 2:
             value = value[0] if value else "none"
+        if key == "lr_scheduler_type" and name == "scheduler" and isinstance(value, str):
+            value = training_arguments.SCHEDULERS.get(value, value)
         try:
-            if framework == "hf" and training_arguments.changes_nothing(name, value, everything):
+            own = name in types_of or name in training_arguments.own(framework)
+            if value is None and not own and training_arguments.reason(name, framework):
+                continue  # what it has in a dump of all arguments
+            if training_arguments.changes_nothing(name, value, everything, framework):
                 continue
             if name in values:
                 raise UserError(f"{where}{key} is given twice, as {name} too")
             if name in types_of:
                 values[name] = typed(f"{where}{key}", value, types_of[name])
-            elif name in extra:
-                training_arguments.check(f"{where}{key}", name, value)
-                values[name] = value
+            elif name in training_arguments.own(framework):
+                values[name] = training_arguments.check(f"{where}{key}", name, value)
+            elif reason := training_arguments.reason(name, framework):
+                raise UserError(f"{where}{key} cannot be set: {reason}")
             else:
-                offered = [*types_of, *aliases, *(name for name in extra if name not in training_arguments.OWNED)]
-                near = difflib.get_close_matches(str(key), offered, n=1)
+                near = difflib.get_close_matches(str(key), offered(framework), n=1)
                 instead = f": did you mean {near[0]}?" if near else f"; there are: {', '.join(types_of)}"
                 raise UserError(f"{where}{key} is no setting of {framework}{instead}")
         except UserError as error:
@@ -198,8 +251,13 @@ def typed(key: str, value: typing.Any, annotation: typing.Any) -> typing.Any:
     if value is None and type(None) in kinds:
         return None
     kind = kinds[0]
-    if kind is float and type(value) is int and training_arguments.finite(value):
+    if type(value) is int and kind is float and training_arguments.finite(value):
         value = float(value)
+    if type(value) is float and kind is int and value.is_integer():  # in JSON 5.0 is 5
+        value = int(value)
+    if float in kinds and type(value) is float and 0 < value < 1:
+        kind = float
     if type(value) is not kind or (kind is float and not training_arguments.finite(value)):
-        raise UserError(f"{key} must be {NAMES[kind]}, not {training_arguments.shown(value)}")
+        meaning = f"{NAMES[kind]}, or a part of all steps below 1" if float in kinds[1:] else NAMES[kind]
+        raise UserError(f"{key} must be {meaning}, not {training_arguments.shown(value)}")
     return value

@@ -1,6 +1,8 @@
-"""What framework=hf takes beside the settings: the fields of transformers' TrainingArguments.
+"""The names that people know from transformers' TrainingArguments: what each of them does here.
 
-They are read from its source, as importing it takes seconds, and a refusal should not.
+Those that only say what happens anyway are taken in all frameworks, and some are settings of all frameworks under
+another name. framework=hf takes the others too, unless they would go past the platform. The fields are read from the
+source of transformers, as importing it takes seconds, and a refusal should not.
 """
 
 import ast
@@ -8,8 +10,10 @@ import functools
 import importlib.util
 import json
 import math
+import os
+import shutil
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from training.errors import UserError
@@ -19,13 +23,19 @@ ALIASES = {
     "learning_rate": "lr",
     "num_train_epochs": "num_epochs",
     "per_device_train_batch_size": "batch_size",
+    "per_gpu_train_batch_size": "batch_size",  # of older versions
     "dataloader_num_workers": "dataloader_workers",
     "save_total_limit": "keep_last",
     "evaluation_strategy": "eval_strategy",  # of older versions
+    "warmup_ratio": "warmup_steps",  # of older versions
+    "max_length": "max_seq_len",  # of trl's SFTTrainer
+    "max_seq_length": "max_seq_len",  # of its older versions
 }
+# The settings of nemo and meta that are lr_scheduler_type's values.
+SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "constant"}
 
 # What changes nothing, by the values that say what happens anyway; whatever it says where there are none. Some are of
-# older versions. Why their other values are refused is in _OWNED.
+# older versions, some of trl's SFTTrainer. Why their other values are refused is in _OWNED.
 HARMLESS: dict[str, tuple[typing.Any, ...]] = {
     "output_dir": (),  # a run has a place of its own, beside no other's
     "logging_dir": (),
@@ -44,53 +54,119 @@ HARMLESS: dict[str, tuple[typing.Any, ...]] = {
     "logging_nan_inf_filter": (True, False),  # what is not finite ends the job
     "disable_tqdm": (True, False),
     "per_device_eval_batch_size": (),  # the loss is a sum over tokens, whatever the batches
+    "per_gpu_eval_batch_size": (),
     "prediction_loss_only": (True, False),
     "eval_delay": (0, 0.0),
     "eval_on_start": (False,),
     "bf16_full_eval": (False,),
     "fp16_full_eval": (False,),
+    "half_precision_backend": ("auto",),
     "load_best_model_at_end": (False,),
-    "metric_for_best_model": (),  # without the one above it decides nothing
-    "greater_is_better": (),
+    "metric_for_best_model": ("eval_loss", "loss"),
+    "greater_is_better": (False,),
     "push_to_hub": (False,),
     "resume_from_checkpoint": (False,),
     "remove_unused_columns": (True, False),  # the data have one column
+    "group_by_length": (False,),
     "auto_find_batch_size": (False,),
     "dataloader_drop_last": (False,),
     "dataloader_pin_memory": (True,),
+    "dataset_num_proc": (),
+    "packing": (False,),
+    "completion_only_loss": (False,),
+    "assistant_only_loss": (False,),
+    "use_peft": (False,),
+    "load_in_4bit": (False,),
+    "load_in_8bit": (False,),
+    "trust_remote_code": (False,),
+    "revision": ("main",),
     "ddp_timeout": (),  # no process waits for another's long work in a collective call
     "fsdp": ("", False),
     "average_tokens_across_devices": (True,),
     "local_rank": (-1,),
+    "no_cuda": (False,),
+    "adafactor": (False,),
+}
+# What nemo and meta do anyway, of what hf passes on to its Trainer.
+HARMLESS_BESIDE_HF: dict[str, tuple[typing.Any, ...]] = {
+    "optim": ("adamw_torch", "adamw_torch_fused"),
+    "adam_beta1": (0.9,),
+    "adam_beta2": (0.999,),
+    "adam_epsilon": (1e-8,),
+    "max_grad_norm": (1, 1.0),
+    "label_smoothing_factor": (0, 0.0),
+    "gradient_checkpointing": (False,),
+    "torch_compile": (False,),
+    "use_liger_kernel": (False,),
+    "tf32": (False,),
+    "full_determinism": (False,),
+    "ddp_find_unused_parameters": (False,),
 }
 PRECISIONS = ("bf16", "fp16")
 
-# What would go past the platform, by the reason.
+# What would go past the platform or is not there, by the reason, which says what to use instead.
 _OWNED = {
-    "where it writes is the platform's": "output_dir run_name project log_on_each_node",
-    "when it saves is decided by save_steps": "save_strategy save_only_model save_on_each_node enable_jit_checkpoint",
-    "when it logs is decided by logging_steps": """
+    "where it writes is the platform's: CHECKPOINT_BASE_URI and RUN_ID decide": "output_dir project log_on_each_node",
+    "save_steps decides when it saves, and below 1 it is a part of all steps": """
+        save_strategy save_only_model save_on_each_node save_safetensors enable_jit_checkpoint""",
+    "logging_steps decides when it logs": """
         logging_strategy logging_first_step logging_nan_inf_filter disable_tqdm""",
-    "when and on what it evaluates is decided by eval_steps": """
+    "eval_steps decides when it evaluates, which it does on texts that it holds out": """
         eval_strategy eval_delay eval_on_start eval_accumulation_steps eval_do_concat_batches eval_use_gather_object
-        per_device_eval_batch_size prediction_loss_only bf16_full_eval fp16_full_eval include_for_metrics
-        batch_eval_metrics load_best_model_at_end metric_for_best_model greater_is_better label_names
-        do_train do_eval do_predict""",
-    "the job's resume_from_checkpoint decides": """
+        prediction_loss_only bf16_full_eval fp16_full_eval include_for_metrics include_inputs_for_metrics
+        batch_eval_metrics label_names do_train do_eval do_predict eval_dataset""",
+    "the best model is the one with the least eval_loss": "metric_for_best_model greater_is_better",
+    "framework hf alone exports the best model; GET /train/{name}/checkpoints/best names it in all": (
+        "load_best_model_at_end"
+    ),
+    "the job's own resume decides": """
         resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint""",
-    "the order of the data is a checkpoint's, and the same in all frameworks": """
-        data_seed train_sampling_strategy length_column_name remove_unused_columns auto_find_batch_size
+    "the order of the data follows from seed, and is the same in all frameworks": """
+        data_seed train_sampling_strategy group_by_length length_column_name remove_unused_columns
         dataloader_drop_last dataloader_in_order dataloader_pin_memory dataloader_persistent_workers
         dataloader_prefetch_factor dataloader_multiprocessing_context""",
+    "batch_size and gradient_accumulation decide": "auto_find_batch_size",
+    "a text is a row of its own here, with all of its tokens in the loss": """
+        packing completion_only_loss assistant_only_loss""",
+    "all weights are trained here": "use_peft lora_r lora_alpha lora_dropout lora_target_modules",
+    "the weights are trained, in fp32, and a quantized model cannot be": "load_in_4bit load_in_8bit",
+    "no code of a model's folder is run: build an image of your own that knows the model": "trust_remote_code",
+    "the newest revision is taken from the hub: put another one into a bucket or the image": "revision",
     "how the processes work together follows from num_nodes and gpus_per_node": """
-        use_cpu local_rank ddp_backend ddp_timeout accelerator_config parallelism_config average_tokens_across_devices
+        use_cpu no_cuda local_rank ddp_backend accelerator_config parallelism_config average_tokens_across_devices
         fsdp fsdp_config deepspeed""",
-    "precision says it": "bf16 fp16",
-    "nothing is sent to a hub": """
+    "precision says it": "bf16 fp16 half_precision_backend",
+    "optim says it": "adafactor",
+    "nothing is sent to a hub: the model is exported into the bucket": """
         push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
         trackio_space_id trackio_bucket_id trackio_static_space_id""",
 }
 OWNED = {name: reason for reason, names in _OWNED.items() for name in names.split()}
+
+# The package that an optimizer needs beside torch and transformers, by the module that it is imported as.
+_OPTIMIZERS = {
+    "apollo_torch": "apollo_adamw apollo_adamw_layerwise",
+    "bitsandbytes": """
+        adamw_bnb_8bit adamw_8bit ademamix ademamix_8bit lion_8bit lion_32bit paged_adamw_32bit paged_adamw_8bit
+        paged_ademamix_32bit paged_ademamix_8bit paged_lion_32bit paged_lion_8bit
+        rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit""",
+    "galore_torch": """
+        galore_adamw galore_adamw_8bit galore_adafactor
+        galore_adamw_layerwise galore_adamw_8bit_layerwise galore_adafactor_layerwise""",
+    "grokadamw": "grokadamw",
+    "lomo_optim": "lomo adalomo",
+    "optimi": "stable_adamw",
+    "schedulefree": "schedule_free_radam schedule_free_adamw schedule_free_sgd",
+    "torch_npu": "adamw_torch_npu_fused",
+    "torch_xla": "adamw_torch_xla",
+    "torchao": "adamw_torch_4bit adamw_torch_8bit",
+    "torchdistx": "adamw_anyprecision",
+}
+PACKAGES: dict[str, dict[typing.Any, str]] = {
+    "optim": {name: package for package, names in _OPTIMIZERS.items() for name in names.split()},
+    "use_liger_kernel": {True: "liger_kernel"},
+}
+COMPILERS = (("CC", "cc gcc clang"), ("CXX", "c++ g++ clang++"))
 
 KINDS = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,), "dict": (dict,), "list": (list,)}
 MEANINGS = {
@@ -108,18 +184,61 @@ SOURCES = ("training_args.py", "trainer_utils.py", "debug_utils.py")
 UNSCHEDULED = ("reduce_lr_on_plateau", "greedy")
 
 
-def names() -> list[str]:
-    return list(_fields())
+def own(framework: str) -> list[str]:
+    """The fields that a framework passes on to the Trainer, under the Trainer's names."""
+    return [name for name in _fields() if name not in OWNED and name not in HARMLESS] if framework == "hf" else []
 
 
-def changes_nothing(name: str, value: typing.Any, arguments: Mapping[str, typing.Any]) -> bool:
-    """Whether a field says what happens anyway, given all arguments."""
-    if value is None and name in OWNED:
-        return True  # what it has in a dump of all arguments
+def harmless(name: str, framework: str) -> tuple[typing.Any, ...] | None:
+    """The values with which a name says what happens anyway: none when all do, None when it is no such name."""
+    of_others = {} if framework == "hf" else HARMLESS_BESIDE_HF
+    return HARMLESS.get(name, of_others.get(name))
+
+
+def changes_nothing(name: str, value: typing.Any, arguments: Mapping[str, typing.Any], framework: str) -> bool:
+    """Whether a setting says what happens anyway, given all arguments."""
     if name == "eval_strategy":
         return value == ("no" if arguments.get("eval_steps") is None else "steps")
-    same = any(type(value) is type(harmless) and value == harmless for harmless in HARMLESS.get(name, ()))
-    return name in HARMLESS and (same or not HARMLESS[name])
+    if name == "warmup_steps" and "warmup_ratio" in arguments and "warmup_steps" in arguments and not value:
+        return type(value) in (int, float)  # the other one says it
+    if name == "load_best_model_at_end" and framework == "hf":
+        return False  # a setting
+    if name in ("metric_for_best_model", "greater_is_better") and not arguments.get("load_best_model_at_end"):
+        return True
+    values = harmless(name, framework)
+    if values is None:
+        return False
+    return not values or any(type(value) is type(other) and value == other for other in values)
+
+
+def known() -> list[str]:
+    """All names that are taken with some value, or refused with a reason."""
+    return list(dict.fromkeys([*_fields(), *HARMLESS, *OWNED]))
+
+
+def refused() -> list[tuple[str, list[str]]]:
+    """The names that cannot be set freely in any framework, by the reason."""
+    return [(reason, names.split()) for reason, names in _OWNED.items()]
+
+
+def reason(name: str, framework: str, *, instead: bool = True) -> str | None:
+    """Why a known name cannot be set to anything, and what can be said instead; None where there is no such name."""
+    if name not in OWNED and name not in _fields():
+        return None
+    why = OWNED.get(name) or f"framework hf alone takes it, and {framework} trains in one way"
+    if not instead:
+        return why
+    values = harmless(name, framework)
+    said = " or ".join(json.dumps(value) for value in values or ())
+    return why + (f"; leave it out, or say {said}" if said else "")
+
+
+def best_refusals(save_steps: typing.Any, eval_steps: typing.Any) -> Iterator[str]:
+    """What load_best_model_at_end needs, as in transformers; a part of all steps is judged when these are known."""
+    if eval_steps is None:
+        yield "load_best_model_at_end needs eval_steps: nothing is evaluated without"
+    elif type(save_steps) is type(eval_steps) is int and save_steps % max(eval_steps, 1):
+        yield f"load_best_model_at_end needs save_steps ({save_steps}) to be a multiple of eval_steps ({eval_steps})"
 
 
 def precision(arguments: Mapping[str, typing.Any]) -> str | None:
@@ -130,33 +249,56 @@ def precision(arguments: Mapping[str, typing.Any]) -> str | None:
             raise UserError(f"{name} must be true or false, not {shown(value)}")
     wanted = [name for name, value in said.items() if value] or ["fp32"] * (said.get("bf16") is False)
     given = arguments.get("precision")
+    if not isinstance(given, str | None):
+        return None  # refused as a setting
     if len(wanted) > 1 or (given is not None and (said.get(given) is False or wanted not in ([], [given]))):
         shows = ", ".join(f"{name} {shown(value)}" for name, value in [*said.items(), ("precision", given)])
         raise UserError(f"{shows} contradict each other: precision alone says it")
     return wanted[0] if wanted else None
 
 
-def check(key: str, name: str, value: typing.Any) -> None:
-    """Raises UserError for a value that the field cannot have, or a field that is not the job's to set."""
-    if name in OWNED:
-        harmless = " or ".join(json.dumps(value) for value in HARMLESS.get(name, ()))
-        alone = f"; leave it out, or say {harmless}" if harmless else ""
-        raise UserError(f"{key} cannot be set: {OWNED[name]}{alone}")
-    kinds = _fields()[name]
-    if "dict" in kinds:  # transformers would read it from text too
-        kinds = ("dict", "None")
-    words = [word for kind in kinds for word in _words().get(kind, ()) if word not in UNSCHEDULED]
+def check(key: str, name: str, value: typing.Any) -> typing.Any:
+    """The value. Raises UserError for a value that a field of `own` cannot have, or that this image cannot run."""
+    types = kinds(name)
+    words = enumerated(types)
     if isinstance(value, str) and words:
         if value not in words:
-            raise UserError(f"{key} must be one of {', '.join(words)}, not {shown(value)}")
-        return
-    if value is None and "None" in kinds:
-        return
-    if not any(type(value) in KINDS.get(kind, ()) for kind in kinds):
-        meanings = dict.fromkeys(MEANINGS[kind] for kind in kinds if kind in MEANINGS)
+            raise UserError(f"{key} must be one of {', '.join(runnable(name, words))}, not {shown(value)}")
+        check_runs(key, name, value, words)
+        return value
+    if value is None and "None" in types:
+        return None
+    if "int" in types and isinstance(value, float) and value.is_integer():
+        return int(value)  # in JSON 7.0 is 7
+    if not any(type(value) in KINDS.get(kind, ()) for kind in types):
+        meanings = dict.fromkeys(MEANINGS[kind] for kind in types if kind in MEANINGS)
         raise UserError(f"{key} must be {' or '.join(meanings)}, not {shown(value)}")
     if not finite(value):
         raise UserError(f"{key} must have finite numbers and plain values alone")
+    check_runs(key, name, value)
+    return value
+
+
+def check_runs(key: str, name: str, value: typing.Any, words: typing.Sequence[str] = ()) -> None:
+    """Raises UserError for a value that needs what this image does not have."""
+    package = PACKAGES.get(name, {}).get(value) if isinstance(value, str | bool) else None
+    if package and not is_installed(package):
+        there = f"; there are: {', '.join(runnable(name, words))}" if words else ""
+        raise UserError(f"{key} {shown(value)} needs the package {package}, which this image does not have{there}")
+    if name == "torch_compile" and value:
+        for variable, programs in COMPILERS:
+            if not any(map(shutil.which, [os.environ.get(variable) or "", *programs.split()])):
+                raise UserError(f"{key} needs a compiler, and this image has none of {', '.join(programs.split())}")
+
+
+def runnable(name: str, words: typing.Iterable[str]) -> list[str]:
+    """Those values of an enumeration that this image has the packages for."""
+    packages = PACKAGES.get(name, {})
+    return [word for word in words if word not in packages or is_installed(packages[word])]
+
+
+def is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def finite(value: typing.Any) -> bool:
@@ -172,6 +314,17 @@ def shown(value: typing.Any) -> str:
     """Lists are named and not shown: a few lines of YAML can stand for millions of elements."""
     kind = "list" if isinstance(value, list) else "dict" if isinstance(value, dict) else None
     return MEANINGS[kind] if kind else json.dumps(value, default=str)
+
+
+def kinds(name: str) -> tuple[str, ...]:
+    """The names of the types that a field takes."""
+    types = _fields()[name]
+    return ("dict", "None") if "dict" in types else types  # transformers would read it from text too
+
+
+def enumerated(kinds: typing.Iterable[str]) -> list[str]:
+    """The values of a field of these types, where there is a list of them."""
+    return [word for kind in kinds for word in _words().get(kind, ()) if word not in UNSCHEDULED]
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from training.background import in_background
 from training.checkpoint import snapshot
-from training.checkpoint.marker import Marker, rebuilt
+from training.checkpoint.marker import Marker, best_step, rebuilt
 from training.checkpoint.resume import checkpoint_to_resume, download_files, local_path
 from training.checkpoint.retention import Retention
 from training.checkpoint.saving import Saver
@@ -42,14 +42,23 @@ class Checkpoints:
     """All processes call a method whose docstring says `together`."""
 
     def __init__(
-        self, storage: Storage, world: "World", *, framework: str, submission: str, keep_last: int | None
+        self,
+        storage: Storage,
+        world: "World",
+        *,
+        framework: str,
+        submission: str,
+        keep_last: int | None,
+        keep_best: bool = False,
     ) -> None:
         self.storage = storage
         self.world = world
         self.framework = framework
         self.submission = submission
         self.owner = Owner(storage, submission, world.attempt)
-        self.retention = Retention(storage, framework=framework, submission=submission, keep_last=keep_last)
+        self.retention = Retention(
+            storage, framework=framework, submission=submission, keep_last=keep_last, keep_best=keep_best
+        )
         self.saver = Saver(
             storage,
             self.owner,
@@ -83,6 +92,21 @@ class Checkpoints:
         found = snapshot.read(self.storage, self.framework)
         self.retention.note(found)
         return checkpoint_to_resume(found, self.submission, resume=resume, step=step)
+
+    def best(self) -> Marker | None:
+        """Of this submission's complete checkpoints the one with the least eval_loss; None without any; together."""
+        fields = self.world.on_rank_zero(lambda: dataclasses.asdict(found) if (found := self._best()) else None)
+        return rebuilt(fields) if fields else None
+
+    def _best(self) -> Marker | None:
+        found = snapshot.read(self.storage, self.framework)
+        complete = {
+            marker.step: marker
+            for marker in found.markers
+            if marker.submission == self.submission and marker.state(found.listing) == "complete"
+        }
+        step = best_step({step: marker.metrics for step, marker in complete.items()})
+        return None if step is None else complete[step]
 
     def download(self, marker: Marker, directory: Path) -> Path:
         """Download a checkpoint's files below `directory` on each node; together. Returns its file or folder."""

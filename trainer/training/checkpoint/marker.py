@@ -5,9 +5,10 @@ A contract with the control plane: tests/contract/marker.json holds the vectors 
 
 import dataclasses
 import json
+import math
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from training import layout, strict_json
 from training.storage import Entry
@@ -97,6 +98,13 @@ def rebuilt(fields: dict[str, typing.Any]) -> Marker:
     """The marker with these dataclasses.asdict() fields."""
     files = fields["files"]
     return Marker(**fields | {"files": None if files is None else tuple(File(**file) for file in files)})
+
+
+def best_step(metrics: Mapping[int, Mapping[str, typing.Any]]) -> int | None:
+    """Of these steps with their metrics the one with the least eval_loss, the first of equal ones; None without any."""
+    losses = {step: of_step.get("eval_loss") for step, of_step in metrics.items()}
+    finite = [(loss, step) for step, loss in losses.items() if is_number(loss) and math.isfinite(loss)]
+    return min(finite)[1] if finite else None
 
 
 def is_step(value: typing.Any) -> bool:

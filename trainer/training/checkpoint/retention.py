@@ -2,14 +2,16 @@
 
 First go files without a marker: those of the same step that the new marker does not name, and those that earlier
 attempts of this submission left. Then go this submission's older checkpoints beyond `keep_last`, each with its marker
-before its files. Other submissions' checkpoints of other steps stay.
+before its files; the best one stays where that is wanted. Other submissions' checkpoints of other steps stay.
 """
 
 import dataclasses
-from collections.abc import Collection
+import typing
+from collections.abc import Collection, Mapping
 
 from training import layout
 from training.checkpoint import snapshot
+from training.checkpoint.marker import best_step
 from training.checkpoint.snapshot import Snapshot, stored_marker
 from training.storage import Storage
 
@@ -35,24 +37,30 @@ class Removal:
 class Retention:
     """What one submission keeps and deletes, on rank 0 alone."""
 
-    def __init__(self, storage: Storage, *, framework: str, submission: str, keep_last: int | None) -> None:
+    def __init__(
+        self, storage: Storage, *, framework: str, submission: str, keep_last: int | None, keep_best: bool = False
+    ) -> None:
         self.storage = storage
         self.framework = framework
         self.submission = submission
         self.keep_last = keep_last
-        self.own: set[int] = set()  # steps that this submission has a marker of
+        self.keep_best = keep_best
+        self.own: dict[int, Mapping[str, typing.Any]] = {}  # metrics of the steps that this submission has a marker of
         self.unfinished: set[str] = set()  # keys of files that its earlier attempts left without a marker
 
     def note(self, found: Snapshot) -> None:
         """Remember what this submission's earlier attempts have left."""
-        self.own = {marker.step for marker in found.markers if marker.submission == self.submission}
+        self.own = {marker.step: marker.metrics for marker in found.markers if marker.submission == self.submission}
         self.unfinished = unfinished(found, self.submission)
 
-    def plan(self, step: int, replaced: Collection[str]) -> Removal:
+    def plan(self, step: int, metrics: Mapping[str, typing.Any], replaced: Collection[str]) -> Removal:
         """Read what goes when a step has been saved. `replaced` are the keys that the step had before."""
         # A higher step is one that this submission could not resume. It does not count as one of the last.
-        reached = sorted(own for own in {*self.own, step} if own <= step)
-        expired = [self._expired(own) for own in (reached[: -self.keep_last] if self.keep_last else [])]
+        self.own |= {step: metrics}
+        reached = sorted(own for own in self.own if own <= step)
+        best = best_step({own: self.own[own] for own in reached}) if self.keep_best else None
+        beyond = reached[: -self.keep_last] if self.keep_last else []
+        expired = [self._expired(own) for own in beyond if own != best]
         return Removal(step=step, files=[*replaced, *self._still_unfinished()], checkpoints=expired)
 
     def _expired(self, step: int) -> Expired:
@@ -74,7 +82,8 @@ class Retention:
             if expired.marker is not None:
                 self.storage.remove(layout.marker_key(expired.step), expired.marker)
             self.storage.delete(expired.files)
-        self.own = (self.own | {removal.step}) - {expired.step for expired in removal.checkpoints}
+        for expired in removal.checkpoints:
+            self.own.pop(expired.step, None)
         self.unfinished = set()
 
 

@@ -91,7 +91,7 @@ class Saver:
             },
             metadata={"hf_checkpoint_dir": self._prefix(step).rstrip("/")} if self.framework == "hf" else {},
         )
-        removal = self.retention.plan(step, [key for key in there if key not in uploaded])
+        removal = self.retention.plan(step, marker.metrics, [key for key in there if key not in uploaded])
         replaced = stored_marker(self.storage, step)
 
         # Everything that is deleted was read before this check, so nothing of a newer submission or attempt is in it.

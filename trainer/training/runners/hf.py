@@ -57,6 +57,9 @@ def train(job: Job, world: World) -> bool:
 
         if reached < total:
             return False
+        best = run.fetch_best() if plan.settings.load_best_model_at_end else None
+        if best and world.rank == 0:
+            network, _ = model.load(str(best))
         world.together(
             lambda: model.export(network, tokenizer, run.directory / "export", run.storage, job.submission)
             if world.rank == 0
@@ -99,8 +102,11 @@ def arguments(settings: Settings, world: World, directory: Path, total: int) -> 
         "report_to": "none",
         "disable_tqdm": True,
     }
+    given = dict(settings.training_arguments)
+    if not world.gpu:
+        given.pop("tf32", None)  # of GPUs alone
     try:
-        return TrainingArguments(**values | settings.training_arguments)
+        return TrainingArguments(**values | given)
     except (ValueError, ImportError) as error:  # of a combination of fields, or of this machine
         raise UserError(f"the TrainingArguments do not go together: {str(error).splitlines()[0]}") from None
 

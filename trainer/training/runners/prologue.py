@@ -7,6 +7,7 @@ the settings, counts the steps and writes the configuration.
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from training.progress import Progress
 from training.settings import Settings
 from training.steps import Steps
 from training.storage import Storage, open_storage
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,15 @@ class Run:
     def fetch_checkpoint(self) -> Path | None:
         """Bring the checkpoint to resume to each node; together. Returns its file or folder; None from scratch."""
         return self.checkpoints.download(self.start, self.directory / "resume") if self.start else None
+
+    def fetch_best(self) -> Path | None:
+        """Bring this submission's best checkpoint to each node; together. None where none was evaluated."""
+        best = self.checkpoints.best()
+        if best is None:
+            logger.warning("no step of this submission has an eval_loss: the last one is exported")
+            return None
+        logger.info("the best step is %d, with eval_loss %.4f", best.step, best.metrics["eval_loss"])
+        return self.checkpoints.download(best, self.directory / "best")
 
     def check_same_model(self, mine: model.Shapes, saved: model.Shapes) -> None:
         """Raises UserError where the checkpoint to resume is another model's."""
@@ -86,7 +98,12 @@ def open_run(job: Job, world: World) -> Iterator[Run]:
     settings = configuration.agree(job.settings, world)
     storage = open_storage(job.prefix)
     checkpoints = Checkpoints(
-        storage, world, framework=job.framework, submission=job.submission, keep_last=settings.keep_last
+        storage,
+        world,
+        framework=job.framework,
+        submission=job.submission,
+        keep_last=settings.keep_last,
+        keep_best=settings.load_best_model_at_end,
     )
     with world.node_directory() as directory:
         start = checkpoints.choose(job.resume, job.resume_step)
@@ -108,6 +125,7 @@ def make_plan(run: Run, network: PreTrainedModel, tokenizer: PreTrainedTokenizer
     settings = configuration.complete(run.settings, network.config, run.world)
     order = Order(run.texts, settings, run.world)
     total = order.steps(settings)
+    settings = settings.in_steps(total)
     if run.world.rank == 0:
         configuration.write(run.storage, run.job, settings, run.world, total)
     progress = Progress(run.storage, run.job.submission, run.world.attempt, total)
