@@ -17,7 +17,7 @@ rm -f "$venv/.stamp"
 
 # Left out: what torch does not need to start on a CPU, and what cpu_stubs.py puts stand-ins for.
 without=
-for package in triton cuda-bindings cuda-pathfinder nvidia-cublas nvidia-cuda-cccl nvidia-cuda-nvrtc nvidia-cudnn-cu13 \
+for package in bitsandbytes triton cuda-bindings cuda-pathfinder nvidia-cublas nvidia-cuda-cccl nvidia-cuda-nvrtc nvidia-cudnn-cu13 \
     nvidia-cufft nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
     nvidia-nvshmem-cu13 nvidia-nvtx; do
     without="$without --no-install-package $package"

@@ -25,6 +25,7 @@ from training.errors import FINISHED, PREEMPTED, STOPPED, KnownError, StoppedErr
 from training.job import Job, parse
 from training.place import Place
 from training.rank_log import RankLog
+from training.reserve import Reserve
 from training.signals import stop_at_sigterm
 from training.storage import open_storage
 
@@ -33,6 +34,7 @@ logger = logging.getLogger("training")
 
 def main() -> int:
     stop = stop_at_sigterm()
+    reserve = Reserve()
     # One thread unless told otherwise: several processes share a machine, and results must not depend on its cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -45,12 +47,12 @@ def main() -> int:
         print(f"train.py: {error}", file=sys.stderr)  # noqa: T201
         return 1
     with RankLog(job.prefix, job.submission, place.rank) as log:
-        return attempt(job, place, log, stop)
+        return attempt(job, place, log, stop, reserve)
 
 
-def attempt(job: Job, place: Place, log: RankLog, stop: threading.Event) -> int:
+def attempt(job: Job, place: Place, log: RankLog, stop: threading.Event, reserve: Reserve) -> int:
     """One attempt at the job. Returns the process's exit code."""
-    ledger = Ledger(open_storage(job.prefix), job.submission, job.max_restarts)
+    ledger = Ledger(open_storage(job.prefix, "CHECKPOINT_BASE_URI"), job.submission, job.max_restarts)
     number = None
     try:
         if place.local_rank == 0:
@@ -66,6 +68,7 @@ def attempt(job: Job, place: Place, log: RankLog, stop: threading.Event) -> int:
             world.go_on()
             finished = runner.train(job, dataclasses.replace(world, attempt=number))
     except Exception as error:
+        reserve.release()
         message, consequence = last_words.sentence(error), is_consequence(error)
         if not isinstance(error, KnownError):
             traceback.print_exc()

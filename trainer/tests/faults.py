@@ -41,6 +41,9 @@ class MortalStorage:
             if number == self.dies_at:
                 self.die()
 
+    def stat(self, key):
+        return self._call("stat", key, lambda: self.inner.stat(key))
+
     def read(self, key):
         return self._call("read", key, lambda: self.inner.read(key))
 

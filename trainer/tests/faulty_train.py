@@ -6,6 +6,7 @@ slow           seconds that each upload takes
 stuck          how the keys begin whose download takes for ever; it says when it begins
 fails_from     the number of the upload from which on all of them fail
 memory_at      the step at which a process asks for more memory than there is
+descriptors_at the step at which a process opens files until it may open no more
 error_at       the step at which its code fails
 patience       seconds that a collective call waits; each download, and the upload of weights, takes longer
 told           that a process is told to stop when it has loaded the model
@@ -59,9 +60,9 @@ on_call.uploads = 0
 opened = storage.open_storage
 
 
-def open_storage(uri):
+def open_storage(uri, variable="the URI"):
     dies_at = FAULT.get("kills_at") if HERE else None
-    return MortalStorage(opened(uri), dies_at, after=FAULT.get("after", False), on_call=on_call, die=kill)
+    return MortalStorage(opened(uri, variable), dies_at, after=FAULT.get("after", False), on_call=on_call, die=kill)
 
 
 storage.open_storage = open_storage
@@ -78,6 +79,8 @@ def fail_in_a_step():
         step = next(steps)
         if HERE and step == FAULT.get("memory_at"):
             torch.empty(2**60, dtype=torch.uint8)
+        while HERE and step == FAULT.get("descriptors_at"):
+            os.dup(0)
         if HERE and step == FAULT.get("error_at"):
             raise ValueError("the code is wrong\nin two lines")
         return agree(self, *flags)
@@ -120,7 +123,7 @@ if "patience" in FAULT:
     lose_patience()
 if HERE and "told" in FAULT:
     tell_when_loaded()
-if {"memory_at", "error_at"} & FAULT.keys():
+if {"memory_at", "descriptors_at", "error_at"} & FAULT.keys():
     fail_in_a_step()
 if HERE and "disk_full" in FAULT:
     fill_the_disk()

@@ -37,9 +37,15 @@ def test_an_object(bucket, key):
     assert config_file.read(f"s3://bucket/{key}") == {"lr": 0.5}
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/none.yaml", "s3://other/config.yaml"])
-def test_an_object_that_is_not_there(bucket, uri):
-    with pytest.raises(UserError, match=f"^CONFIG_PATH {uri} does not exist$"):
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("s3://bucket/none.yaml", "CONFIG_PATH s3://bucket/none.yaml does not exist"),
+        ("s3://other/config.yaml", "CONFIG_PATH names the bucket other, which does not exist"),
+    ],
+)
+def test_an_object_that_is_not_there(bucket, uri, says):
+    with pytest.raises(UserError, match=f"^{says}$"):
         config_file.read(uri)
 
 

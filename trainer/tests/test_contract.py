@@ -103,6 +103,7 @@ OPERATIONS = {
         "parse_log_part": lambda value: layout.parse_log_part(**value),
         "model_prefix": lambda value: layout.model_prefix(**value),
         "config_keys": lambda value: layout.config_keys(**value),
+        "data_key": lambda value: layout.data_key(**value),
         "owner_key": lambda value: layout.owner_key(**value),
     },
     "marker.json": {

@@ -3,13 +3,16 @@ import json
 import random
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
+from training.data import lengths
 from training.data.batches import IGNORED, Collator, evaluation_batches, predicted, training_batches
+from training.data.listing import find
 from training.data.order import Order
-from training.data.texts import OPEN, Streamed, Texts, prepare
+from training.data.texts import HANDLES, OPEN, Reader, Streamed, Texts, prepare
 from training.distributed import World
 from training.errors import AccessDeniedError, UserError
 from training.settings import Settings
@@ -27,7 +30,7 @@ def processes(size):
 def texts(tmp_path, content, field="text"):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return Texts(["file:///rows.jsonl"], [path], field)
+    return Texts(Reader("file:///", field), ["rows.jsonl"], [path])
 
 
 def rows(*values):
@@ -36,7 +39,7 @@ def rows(*values):
 
 def prepared(uri, directory, **settings):
     directory.mkdir()
-    return prepare(uri, Settings(**settings), directory, ALONE)
+    return prepare(uri, find(uri), Settings(**settings), directory, ALONE)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -62,6 +65,26 @@ def test_a_prefix_is_all_its_objects_in_order(tmp_path, streaming):
     assert isinstance(found, Streamed) is streaming
     assert [found[number] for number in range(len(found))] == ["0", "1", "2", "3", "4"]
     assert [found[number] for number in (4, 1, 3)] == ["4", "1", "3"]
+
+
+def test_many_objects_are_read_with_few_descriptors(tmp_path):
+    """After a report of a data set of 1,500 objects, under a limit of 1,024 descriptors."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number in range(1500):
+        (shards / f"{number:04d}").write_text(rows(str(number)))
+    found = prepared(f"file://{shards}/", tmp_path / "here")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert [found[number] for number in range(1500)] == [str(number) for number in range(1500)]
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= HANDLES
+    assert [found[number] for number in (0, 1499, 0)] == ["0", "1499", "0"]
+
+
+def test_a_text_with_a_token_that_the_model_lacks_is_named_by_its_line(tmp_path):
+    (tmp_path / "one.jsonl").write_text(rows("a", "with <image> in it"))
+    uri = f"file://{tmp_path}/one.jsonl"
+    with pytest.raises(UserError, match=r"one.jsonl, line 2: it has the token '<image>', for which the model has no"):
+        prepare(uri, find(uri), Settings(), tmp_path, ALONE, ["<image>"])
 
 
 def test_a_prefix_of_hidden_objects_says_so(tmp_path):
@@ -112,7 +135,7 @@ def denied(*_):
 def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
     (tmp_path / "one.jsonl").write_text(rows("a"))
     monkeypatch.setattr(Folder, "download", denied)
-    with pytest.raises(UserError, match=r"^DATASET_URI .*one.jsonl may not be read by this job: access denied$"):
+    with pytest.raises(UserError, match=r"^DATASET_URI may not be read by this job: access to file://.*/ is denied$"):
         prepared(f"file://{tmp_path}/one.jsonl", tmp_path / "here")
 
 
@@ -132,7 +155,7 @@ BAD = pytest.mark.parametrize(
         ('{"text": "b"', "not JSON"),
         ('{"body": "b"}', "'text'"),
         ('{"text": 5}', "'text'"),
-        ('["text"]', "'text'"),
+        ('["text"]', "a list, where each text has to be in an object"),
         (b'{"text": "\xff"}', "not JSON"),
         pytest.param('{"text": ' + 9999 * "[" + 9999 * "]" + "}", "not JSON", id="nested"),
         (r'{"text": "the \ud83d model"}', r"\\ud83d at character 5 is half of a character"),
@@ -312,3 +335,30 @@ def test_workers_change_nothing(many, model_dir, workers):
     expected = [collator([many[number] for number in order.batch(step)]) for step in range(3, 40)]
     assert len(found) == 37
     assert all((one["input_ids"] == other["input_ids"]).all() for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_is_cut_off_is_counted(tmp_path, model_dir, monkeypatch, streaming):
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        (tmp_path / f"data/{number}").write_text(rows(*["the river"] * 9, "the river " * 40))
+    found = prepared(f"file://{tmp_path}/data/", tmp_path / "here", streaming=streaming)
+    collator = Collator(AutoTokenizer.from_pretrained(model_dir / "tiny"), 16)
+    short, long = collator.lengths(["the river", "the river " * 40])
+    assert short <= 16 < long
+    counted = lengths.measure(found, collator, ALONE)
+    texts = 10 if streaming else 30  # of one object
+    assert (counted.texts, counted.cut_texts, counted.whole) == (texts, texts // 10, not streaming)
+    assert (counted.tokens, counted.cut_tokens) == (texts // 10 * (9 * short + long), texts // 10 * (long - 16))
+    share = (long - 16) / (9 * short + long)
+    assert counted.share == pytest.approx(share)
+    if not streaming:
+        assert counted.sentence(16) == (
+            f"max_seq_len 16 cuts 3 of 30 texts, and {share:.1%} of all tokens are not trained on"
+        )
+    monkeypatch.setattr(lengths, "TEXTS", 8)
+    some = lengths.measure(found, collator, ALONE)
+    assert (some.texts, some.whole) == (8, False)
+    assert "(of 8 texts that were looked at)" in some.sentence(16)
+    monkeypatch.setattr(lengths, "CHARACTERS", 0)
+    assert lengths.measure(found, collator, ALONE).texts == 0

@@ -50,7 +50,13 @@ def straight(tmp_path_factory, model_dir, dataset):
 
 def test_the_files_of_a_run(straight):
     store, log = straight
-    expected = {"config/run.json", f"config/{FIRST}/run.json", f"progress/{FIRST}", f"attempts/{FIRST}/1"}
+    expected = {
+        "config/run.json",
+        f"config/{FIRST}/run.json",
+        f"config/{FIRST}/data.json",
+        f"progress/{FIRST}",
+        f"attempts/{FIRST}/1",
+    }
     expected |= {f"logs/{FIRST}/attempt-1/rank-{rank}.log" for rank in (0, 1)}
     expected |= {f"model/{FIRST}/{name}" for name in MODEL_FILES}
     for step in range(10, 61, 10):

@@ -15,7 +15,7 @@ from pods import FIRST, SECOND, exported, files, marker, run_of, same
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from training import model
+from training import model, model_files
 from training.data.batches import Collator
 from training.errors import CheckpointError, StorageError, SupersededError, UserError, cause_of
 from training.layout import FRAMEWORKS
@@ -179,9 +179,11 @@ def test_a_restart_of_hf_asks_for_no_model(train, tmp_path):
 
 
 def test_of_a_model_in_a_bucket_only_what_is_needed_is_brought(tmp_path, model_dir):
-    assert model.locate(f"file://{model_dir}/tiny", tmp_path / "config", ["config.json"]) == str(tmp_path / "config")
+    assert model_files.locate(f"file://{model_dir}/tiny", tmp_path / "config", ["config.json"]) == str(
+        tmp_path / "config"
+    )
     assert files(tmp_path / "config") == {"config.json"}
-    model.locate(f"file://{model_dir}/tiny", tmp_path / "all")
+    model_files.locate(f"file://{model_dir}/tiny", tmp_path / "all")
     assert files(tmp_path / "all") == files(model_dir / "tiny")
 
 
@@ -211,7 +213,7 @@ def test_what_a_bucket_has_beside_a_models_files_is_passed_over(s3, tmp_path, mo
     for path in (model_dir / "tiny").iterdir():
         client(s3).upload_file(str(path), "bucket", f"{tmp_path.name}/model/{path.name}")
     client(s3).put_object(Bucket="bucket", Key=f"{tmp_path.name}/{key}", Body=b"")
-    model.locate(f"s3://bucket/{tmp_path.name}/model/", tmp_path / "model")
+    model_files.locate(f"s3://bucket/{tmp_path.name}/model/", tmp_path / "model")
     assert files(tmp_path / "model") == files(model_dir / "tiny")
 
 
@@ -237,7 +239,7 @@ def test_a_hub_that_has_no_answer_now_is_no_fault_of_the_users(tmp_path, monkeyp
         with pytest.raises(
             kind, match=r"^MODEL_ID team/model is no folder under MODEL_DIR, and the hub does not give it"
         ):
-            model.locate("team/model", tmp_path)
+            model_files.locate("team/model", tmp_path)
         hub.shutdown()
 
 

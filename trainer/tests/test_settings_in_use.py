@@ -9,6 +9,7 @@ from pods import FIRST, exported, marker, markers, run_of, same, state
 from safetensors.torch import load_file, save_file
 
 import make_tiny_model
+from training import training_arguments
 from training.layout import FRAMEWORKS
 
 frameworks = pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -107,7 +108,7 @@ def test_weights_move_by_less_than_bf16_can_hold(start, tmp_path, model_dir, fra
     ("framework", "given", "says"),
     [
         ("hf", {"max_step": 5}, "extra_args.max_step is no setting of hf: did you mean max_steps?"),
-        ("nemo", {"max_grad_norm": 1}, "extra_args.max_grad_norm is no setting of nemo; there are: "),
+        ("nemo", {"max_grad_norm": 2}, "extra_args.max_grad_norm cannot be set: framework hf alone takes it"),
         ("meta", {"lr": "fast"}, 'extra_args.lr must be a number, not "fast"'),
         ("meta", {"precision": "fp16"}, "precision fp16 needs a GPU; bf16 and fp32 do not"),
     ],
@@ -141,3 +142,23 @@ def test_the_best_model_is_exported_and_kept(start, tmp_path):
     assert f"the best step is {best}, with eval_loss {losses[best]:.4f}" in pods.log
     assert markers(store) == [best, 12], "the others are not kept"
     assert same(exported(store, FIRST, "hf"), state(store, best)["weights"])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (name, value)
+        for name in ("optim", "lr_scheduler_type")
+        for value in training_arguments.runnable(name, training_arguments.enumerated(training_arguments.kinds(name)))
+    ],
+)
+def test_each_value_of_an_enumeration_trains(start, tmp_path, name, value):
+    needed = {
+        "cosine_with_min_lr": {"lr_scheduler_kwargs": {"min_lr": 1e-5}},
+        "cosine_warmup_with_min_lr": {"lr_scheduler_kwargs": {"min_lr": 1e-5}},
+        "warmup_stable_decay": {"lr_scheduler_kwargs": {"num_decay_steps": 1}},
+    }.get(value, {})
+    with start(tmp_path / "store", FIRST, processes=0, max_steps=2, **{name: value}, **needed) as pods:
+        assert pods.end() == [0], pods.log
+        assert pods.steps() == [1, 2]

@@ -118,8 +118,9 @@ def test_a_bucket_that_is_not_there_or_closed_is_told_apart(monkeypatch):
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     with moto.mock_aws():
-        with pytest.raises(FileNotFoundError):
-            open_storage("s3://none").read("key")
+        for verb in (lambda bucket: bucket.read("key"), lambda bucket: bucket.list(""), lambda b: b.write("key", b"")):
+            with pytest.raises(UserError, match=r"^MODEL_ID names the bucket none, which does not exist$"):
+                verb(open_storage("s3://none/model", "MODEL_ID"))
         boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="bucket")
         iam = boto3.client("iam", region_name="us-east-1")
         iam.create_user(UserName="nobody")

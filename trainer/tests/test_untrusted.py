@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
-from training import model, random_state, untrusted
+from training import model, model_files, random_state, untrusted
 from training.distributed import sharding
 from training.errors import UserError, cause_of
 from training.layout import FRAMEWORKS
@@ -501,7 +501,7 @@ def model_on_s3(s3, model_dir, tmp_path):
         with mock.patch.dict(os.environ, s3):
             for path in folder.iterdir():
                 client(s3).upload_file(str(path), "bucket", f"{tmp_path.name}/{path.name}")
-            return model.load(model.locate(f"s3://bucket/{tmp_path.name}/", tmp_path / "model"))
+            return model.load(model_files.locate(f"s3://bucket/{tmp_path.name}/", tmp_path / "model"))
 
     return load
 

@@ -17,8 +17,10 @@ def read(path: str) -> dict[str, typing.Any]:
     if not location and not path.startswith("/"):
         raise UserError(f"CONFIG_PATH must be an s3:// object or an absolute path, not {path!r}")
     try:
-        body = open_storage(location[1]).read(location[2]) if location else Path(path).read_bytes()
+        body = open_storage(location[1], "CONFIG_PATH").read(location[2]) if location else Path(path).read_bytes()
         value = parse(body, path)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"CONFIG_PATH {path} does not exist") from None
     except PermissionError:

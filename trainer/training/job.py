@@ -25,7 +25,7 @@ OPTIONS = {
     "framework": "hf, nemo or meta",
     "model-id": "an s3:// or file:// folder, an absolute path, a folder's name under MODEL_DIR, or a hub name",
     "run-id": "name of the run, which keeps its checkpoints over many jobs",
-    "dataset-uri": "JSON lines: one object, or with a trailing slash all objects below it",
+    "dataset-uri": "JSON lines: one object, with a trailing slash all below it, or those of a pattern (train-*.jsonl)",
     "checkpoint-base-uri": "folder of all runs",
     "submission": "UUID of this submission; a fresh one when not given",
     "resume": "false, true (the run's newest checkpoint) or step-N (that one); a restarted submission goes on anyway",

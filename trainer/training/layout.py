@@ -121,6 +121,11 @@ def config_keys(submission: str) -> list[str]:
     return ["config/run.json", f"config/{submission}/run.json"]
 
 
+def data_key(submission: str) -> str:
+    """The objects of the data set that this submission trains on."""
+    return f"config/{submission}/data.json"
+
+
 def owner_key() -> str:
     """Whose the run is; the control plane writes it."""
     return "owner"

@@ -1,8 +1,8 @@
-"""The model: where it comes from, how it is loaded and sharded, and how it is given away in the end."""
+"""The model: how it is looked at, loaded and sharded, and how it is given away in the end."""
 
+import contextlib
 import inspect
 import logging
-import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,17 @@ from pathlib import Path
 
 from training import layout
 from training.data.batches import Batch, predicted
-from training.errors import CRASH, AccessDeniedError, StorageError, UserError, cause_of
-from training.storage import Storage, open_storage
+from training.errors import CRASH, UserError, cause_of
+from training.storage import Storage
 
 if typing.TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import torch
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from training.distributed import World
-
-URIS = ("s3://", "file://")
-NEEDED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # of a hub's repository
 
 WRAPPERS = ("module.", "_orig_mod.", "model._orig_mod.", "base_model.model.")  # DDP, torch.compile, PEFT
 MOST_NAMED = 3
@@ -36,91 +32,81 @@ Shapes = Mapping[str, "torch.Size"]  # by the weight's name
 logger = logging.getLogger(__name__)
 
 
-def fetch(model_id: str, directory: Path, world: "World", files: Sequence[str] | None = None) -> str:
-    """Bring the model, or of it those files, to each node; together. Returns its folder on this one."""
-    places = world.agreed(lambda: (world.node, locate(model_id, directory, files) if world.local_rank == 0 else None))
-    return next(place for node, place in places if node == world.node and place)
+def unknown_tokens(source: str) -> list[str]:
+    """The tokens that were added to a folder's tokenizer and lie beyond its model's embeddings, as they are written.
 
-
-def locate(model_id: str, directory: Path, files: Sequence[str] | None = None) -> str:
-    """A local Hugging Face folder with the model; from a bucket it is brought to `directory` first.
-
-    Looked for as a URI, an absolute path, a folder's name under MODEL_DIR, and at last as a name on the hub.
+    An image's may do so in the text part of a model. A text that has one cannot be trained on.
     """
-    if model_id.startswith(URIS):
-        storage = open_storage(model_id)
-        try:
-            # Such a folder is flat. What lies deeper are other formats of the same weights, and what has no name is the
-            # empty object that S3's console makes for a folder.
-            entries = [entry for entry in storage.list("") if "/" not in entry.key and entry.key not in ("", ".", "..")]
-            for entry in entries:
-                if files is None or entry.key in files:
-                    storage.download(entry.key, directory / entry.key)
-        except AccessDeniedError:
-            raise UserError(f"MODEL_ID {model_id} may not be read by this job: access denied") from None
-        return checked(model_id, directory)
-    if model_id.startswith("/"):
-        return checked(model_id, Path(model_id))
-    if ".." in Path(model_id).parts:
-        raise UserError(f"MODEL_ID {model_id} must not climb out of MODEL_DIR")
-    models = Path(os.environ.get("MODEL_DIR") or "/opt/models")
-    if (models / model_id).is_dir():
-        return checked(model_id, models / model_id)
-    return from_hub(model_id, files)
+    config, tokenizer = described(source)
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if not isinstance(rows, int):
+        return []
+    return sorted(str(token) for number, token in tokenizer.added_tokens_decoder.items() if number >= rows)
 
 
-def checked(model_id: str, folder: Path) -> str:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"MODEL_ID {model_id} is no Hugging Face folder: it has no config.json")
-    return str(folder)
+def described(source: str) -> "tuple[PreTrainedConfig, PreTrainedTokenizerBase]":
+    """Configuration and tokenizer of a folder; its weights are not looked at. Raises UserError."""
+    from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+    from training import untrusted
+
+    forbid_own_code()
+    with loading(source), untrusted.data_only(Path(source)):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):  # its file may name any class of transformers
+        raise unloadable(source, TypeError(f"its tokenizer is a {type(tokenizer).__name__}"))
+    check_trainable(source, config)
+    return config, tokenizer
 
 
-def from_hub(model_id: str, files: Sequence[str] | None) -> str:
-    from huggingface_hub import snapshot_download
+def check_trainable(source: str, config: "PreTrainedConfig") -> None:
+    """Raises UserError for a model that cannot be trained as a causal language model, by its config.json."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
+    said = f"the model in {source}"
+    if quantization := getattr(config, "quantization_config", None):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise UserError(
+            f"{said} is quantized{f' by {method}' if method else ''}, and such weights cannot be trained: choose the "
+            "model that it was made from"
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
+        raise UserError(f"{said} is no causal language model, and nothing else is trained: it is a {config.model_type}")
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise UserError(
+            f"{said} is a {config.model_type} with is_decoder false: it sees the tokens that a causal language model "
+            "has to predict"
+        )
+
+
+@contextlib.contextmanager
+def loading(source: str) -> "Iterator[None]":
+    """Whatever a library raises about a folder's content is a UserError."""
     try:
-        return snapshot_download(model_id, allow_patterns=list(files or NEEDED))
-    except (OSError, ValueError) as error:
-        kind = StorageError if may_pass(error) else UserError
-        said = str(error).splitlines()[0]
-        raise kind(f"MODEL_ID {model_id} is no folder under MODEL_DIR, and the hub does not give it: {said}") from None
-
-
-def may_pass(error: Exception) -> bool:
-    """Whether the hub could not be asked, or had no answer: another start may find it better."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    # What is not in the cache either has the reason why the hub did not give it as its cause.
-    reason = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
-    if isinstance(reason, HfHubHTTPError):
-        return reason.response.status_code == 429 or reason.response.status_code >= 500
-    return reason not in (None, error) and not isinstance(reason, OfflineModeIsEnabled)
+        yield
+    except Exception as error:  # of whichever library reads the file, also one without a type of its own
+        if isinstance(error, UserError) or cause_of(error) != CRASH:
+            raise
+        raise unloadable(source, error) from None
 
 
 def load(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Model and tokenizer. Weights are fp32 whatever the file has: in bf16 small steps would be rounded away."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+    from transformers import AutoModelForCausalLM
 
     from training import untrusted
 
-    forbid_own_code()
-    try:
-        with untrusted.data_only(Path(source)):
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            network, found = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                weights_only=True,
-                output_loading_info=True,
-            )
-    except Exception as error:  # of whichever library reads the file, also one without a type of its own
-        if isinstance(error, UserError) or cause_of(error) != CRASH:
-            raise
-        raise unloadable(source, error) from None
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):  # its file may name any class of transformers
-        raise unloadable(source, TypeError(f"its tokenizer is a {type(tokenizer).__name__}"))
+    _, tokenizer = described(source)
+    with loading(source), untrusted.data_only(Path(source)):
+        network, found = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            weights_only=True,
+            output_loading_info=True,
+        )
     check_weights(source, found["missing_keys"], found["unexpected_keys"])
     check_tokens(source, tokenizer, embeddings(network))
     network.train()  # it comes in evaluation mode
@@ -277,10 +263,13 @@ def to_device(batch: "Batch", device: "torch.device") -> "Batch":
 
 
 def whole_weights(network: "PreTrainedModel") -> "dict[str, torch.Tensor]":
-    """A sharded model's weights on the CPU of rank 0, nothing elsewhere; together."""
+    """A sharded model's weights on the CPU of rank 0, nothing elsewhere; together. Of tied ones there is one copy."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    return get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    names = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    again = names - {name for name, _ in network.named_parameters()}
+    return {name: weight for name, weight in weights.items() if name not in again}
 
 
 def export(

@@ -18,11 +18,15 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    def __init__(self, storage: Storage, submission: str, attempt: int, total: int) -> None:
+    def __init__(
+        self, storage: Storage, submission: str, attempt: int, total: int, cut_off: float | None = None
+    ) -> None:
+        """`cut_off` is the part of all tokens that max_seq_len cuts off."""
         self.storage = storage
         self.submission = submission
         self.attempt = attempt
         self.total = total
+        self.cut_off = cut_off
         self.writer = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="progress")
         self.pending: concurrent.futures.Future[None] | None = None
         self.since = (0, time.monotonic(), 0.0)  # step, time and tokens at the last report
@@ -50,6 +54,7 @@ class Progress:
             steps=steps,
             tokens=tokens - tokens_before,
             seconds=seconds,
+            cut_off=self.cut_off,
             now=time.time(),
         )
         self.pending = self.writer.submit(self._write, json.dumps(body).encode())
@@ -75,6 +80,7 @@ def snapshot(
     steps: int,
     tokens: float,
     seconds: float,
+    cut_off: float | None = None,
     now: float,
 ) -> dict[str, str | int | float | None]:
     """The object's content. `steps`, `tokens` and `seconds` are those since the last report.
@@ -90,6 +96,7 @@ def snapshot(
         "loss": _finite(loss),
         "tokens_per_second": _finite(round(tokens / seconds, 1)) if moved else None,
         "eta_seconds": _finite(round(max(total - step, 0) * seconds / steps, 1)) if moved else None,
+        "cut_off": cut_off,
         "updated_at": now,
     }
 

@@ -222,7 +222,7 @@ class Shipper:
     @property
     def storage(self) -> Storage:
         if self._storage is None:
-            self._storage = open_storage(self.prefix)
+            self._storage = open_storage(self.prefix, "CHECKPOINT_BASE_URI")
         return self._storage
 
     def _safely(self, what: str, action: typing.Callable[[], None]) -> bool:

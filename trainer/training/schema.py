@@ -51,9 +51,6 @@ def properties(framework: str) -> dict[str, Schema]:
     own["max_steps"] |= {"anyOf": [{"minimum": 1}, {"const": -1}]}  # -1 as if it were not given
     del own["max_steps"]["minimum"]
     found = dict(own)
-    for alias, name in settings.ALIASES.items():
-        if name in own:
-            found[alias] = own[name] | {"x-setting": name}
     found |= {
         name: {"type": ["boolean", "null"], "x-setting": "precision"} | expected("true or false")
         for name in ("bf16", "fp16")
@@ -65,6 +62,8 @@ def properties(framework: str) -> dict[str, Schema]:
     for name in training_arguments.known():
         if name not in found:
             found[name] = of_no_setting(name, framework)
+    for alias, name in settings.ALIASES.items():
+        found[alias] = found[name] | {"x-setting": name}
     return found
 
 
@@ -133,6 +132,8 @@ def of_no_setting(name: str, framework: str) -> Schema:
     harmless = training_arguments.harmless(name, framework)
     if harmless == ():
         return {"description": "changes nothing"}
+    if name in training_arguments.OF_BEST:
+        return {"description": "decides nothing unless load_best_model_at_end is true"}
     if name == "eval_strategy":
         harmless = ("no", "steps")  # which of them follows from eval_steps
     refusal = training_arguments.reason(name, framework, instead=False)
@@ -156,7 +157,7 @@ def values(enumeration: list[typing.Any]) -> Schema:
 
 
 def listed(enumeration: Iterable[typing.Any]) -> Schema:
-    words = [value if isinstance(value, str) else json.dumps(value) for value in enumeration]
+    words = [value if isinstance(value, str) and value else json.dumps(value) for value in enumeration]
     return expected(words[0] if len(words) == 1 else f"one of {', '.join(words)}")
 
 

@@ -141,6 +141,9 @@ def refusals(settings: typing.Any) -> typing.Iterator[str]:
         yield "dataset_text_field must not be empty"
     if settings.load_best_model_at_end:
         yield from training_arguments.best_refusals(settings.save_steps, settings.eval_steps)
+    optimizer = settings.training_arguments.get("optim", training_arguments.DEFAULT_OPTIMIZER)
+    if settings.training_arguments.get("optim_args") and optimizer in training_arguments.WITHOUT_ARGUMENTS:
+        yield f"optim_args is not read by optim {optimizer}: adam_beta1, adam_beta2, adam_epsilon and weight_decay are"
     if settings.training_arguments.get("ddp_static_graph") and settings.gradient_accumulation > 1:
         yield "ddp_static_graph does not go with gradient_accumulation above 1: leave it out"
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from training.errors import AccessDeniedError, StorageError, UserError
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # begins what a clone without Git LFS has for a file
 PART = ".part"  # ends the name of a local file that is still being written
 TRIES = 5  # of what botocore itself does not try again
 PASSING = ("InternalError", "ServiceUnavailable", "SlowDown")  # what S3 says of single objects it did not delete
@@ -25,13 +26,25 @@ class ConflictError(StorageError):
     """Two requests with conditions met on one key."""
 
 
+class NoBucketError(StorageError):
+    """There is no such bucket."""
+
+
 class WithheldError(StorageError):
     """The object is there, and nobody is given it as it is: it is archived, or encrypted with a key of its writer's."""
 
 
+def withheld(error: WithheldError) -> str:
+    """What is wrong, and what to do about it."""
+    key = str(error).partition(": ")[0]
+    return (
+        f"{key} is archived, or encrypted with a key of its writer's: restore it, or copy it, and submit the job again"
+    )
+
+
 MEANINGS = {
     "NoSuchKey": FileNotFoundError,
-    "NoSuchBucket": FileNotFoundError,
+    "NoSuchBucket": NoBucketError,
     "404": FileNotFoundError,
     "AccessDenied": AccessDeniedError,
     "403": AccessDeniedError,
@@ -72,6 +85,10 @@ class Storage(typing.Protocol):
     def download(self, key: str, target: Path) -> None:
         """Raises FileNotFoundError; makes the folders that the target needs."""
 
+    def stat(self, key: str) -> Entry:
+        """One object's entry. Raises FileNotFoundError."""
+        ...
+
     def list(self, prefix: str) -> list[Entry]:
         """All objects whose key begins with the prefix, in the order of their keys."""
         ...
@@ -80,15 +97,20 @@ class Storage(typing.Protocol):
         """An object that is not there is no error."""
 
 
-def open_storage(uri: str) -> Storage:
-    """Storage below a URI, with or without a trailing slash. Touches neither network nor disk."""
+def open_storage(uri: str, variable: str = "the URI") -> Storage:
+    """Storage below a URI, with or without a trailing slash. Touches neither network nor disk.
+
+    The variable is where the URI comes from. Each verb raises UserError with it where there is no such bucket.
+    """
     scheme, _, rest = uri.partition("://")
     if scheme == "file" and rest.startswith("/"):
         return Folder(Path(rest))
     bucket, _, prefix = rest.partition("/")
     if scheme == "s3" and bucket:
-        return Bucket(bucket, prefix.strip("/"))
-    raise UserError(f"{uri!r} is no URI of a bucket or folder: give s3://bucket/prefix or file:///absolute/path")
+        return Bucket(bucket, prefix.strip("/"), variable)
+    raise UserError(
+        f"{variable} {uri!r} is no URI of a bucket or folder: give s3://bucket/prefix or file:///absolute/path"
+    )
 
 
 # === a local folder ===
@@ -131,6 +153,12 @@ class Folder:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _meanings(key):
             shutil.copyfile(self.root / key, target)
+
+    def stat(self, key: str) -> Entry:
+        with _meanings(key):
+            if not (self.root / key).is_file():
+                raise FileNotFoundError(key)
+            return Entry(key=key, size=(self.root / key).stat().st_size, etag=None)
 
     def list(self, prefix: str) -> list[Entry]:
         entries = []
@@ -178,7 +206,7 @@ class Folder:
 
 
 class Bucket:
-    def __init__(self, bucket: str, prefix: str) -> None:
+    def __init__(self, bucket: str, prefix: str, variable: str) -> None:
         import boto3
         from botocore.config import Config
 
@@ -195,6 +223,7 @@ class Bucket:
             ),
         )
         self.bucket = bucket
+        self.variable = variable
         self.prefix = f"{prefix}/" if prefix else ""
 
     def read(self, key: str) -> bytes:
@@ -204,7 +233,7 @@ class Bucket:
         """The body and its ETag."""
         from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError
 
-        with _meanings(key):
+        with self._meanings(key):
             for attempt in range(TRIES):
                 try:
                     answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
@@ -235,7 +264,7 @@ class Bucket:
     def _on_no_conflict(self, key: str, request: typing.Callable[..., object], **arguments: object) -> None:
         for attempt in range(TRIES):
             try:
-                with _meanings(key):
+                with self._meanings(key):
                     request(Bucket=self.bucket, Key=self.prefix + key, **arguments)
                 return
             except ConflictError:  # with another request on the same key, which may come to nothing
@@ -244,17 +273,22 @@ class Bucket:
                 time.sleep(0.1 * 2**attempt)
 
     def upload(self, source: Path, key: str) -> None:
-        with _meanings(key):
+        with self._meanings(key):
             self.client.upload_file(str(source), self.bucket, self.prefix + key)
 
     def download(self, key: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _meanings(key):
+        with self._meanings(key):
             self.client.download_file(self.bucket, self.prefix + key, str(target))
+
+    def stat(self, key: str) -> Entry:
+        with self._meanings(key):
+            found = self.client.head_object(Bucket=self.bucket, Key=self.prefix + key)
+            return Entry(key=key, size=found["ContentLength"], etag=found["ETag"])
 
     def list(self, prefix: str) -> list[Entry]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-        with _meanings(prefix):
+        with self._meanings(prefix):
             return [
                 Entry(key=found["Key"].removeprefix(self.prefix), size=found["Size"], etag=found["ETag"])
                 for page in pages
@@ -269,7 +303,7 @@ class Bucket:
     def _delete(self, names: Sequence[Mapping[str, str]]) -> None:
         failed: Sequence[Mapping[str, str]] = ()
         for attempt in range(TRIES):
-            with _meanings(names[0]["Key"]):
+            with self._meanings(names[0]["Key"]):
                 answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": names, "Quiet": True})
             failed = answer.get("Errors", [])
             if not failed:
@@ -279,6 +313,14 @@ class Bucket:
             names = [{"Key": error["Key"]} for error in failed]
             time.sleep(0.1 * 2**attempt)
         raise StorageError(f"could not delete {failed[0]['Key']}: {failed[0].get('Message', failed[0].get('Code'))}")
+
+    @contextlib.contextmanager
+    def _meanings(self, key: str) -> Iterator[None]:
+        try:
+            with _meanings(key):
+                yield
+        except NoBucketError:
+            raise UserError(f"{self.variable} names the bucket {self.bucket}, which does not exist") from None
 
 
 @contextlib.contextmanager

@@ -102,6 +102,7 @@ HARMLESS_BESIDE_HF: dict[str, tuple[typing.Any, ...]] = {
     "full_determinism": (False,),
     "ddp_find_unused_parameters": (False,),
 }
+OF_BEST = ("metric_for_best_model", "greater_is_better")  # without load_best_model_at_end they decide nothing
 PRECISIONS = ("bf16", "fp16")
 
 # What would go past the platform or is not there, by the reason, which says what to use instead.
@@ -166,6 +167,8 @@ PACKAGES: dict[str, dict[typing.Any, str]] = {
     "optim": {name: package for package, names in _OPTIMIZERS.items() for name in names.split()},
     "use_liger_kernel": {True: "liger_kernel"},
 }
+DEFAULT_OPTIMIZER = "adamw_torch_fused"
+WITHOUT_ARGUMENTS = ("adamw_torch", "adamw_torch_fused", "adafactor")  # those that pass over optim_args
 COMPILERS = (("CC", "cc gcc clang"), ("CXX", "c++ g++ clang++"))
 
 KINDS = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,), "dict": (dict,), "list": (list,)}
@@ -203,7 +206,7 @@ def changes_nothing(name: str, value: typing.Any, arguments: Mapping[str, typing
         return type(value) in (int, float)  # the other one says it
     if name == "load_best_model_at_end" and framework == "hf":
         return False  # a setting
-    if name in ("metric_for_best_model", "greater_is_better") and not arguments.get("load_best_model_at_end"):
+    if name in OF_BEST and not arguments.get("load_best_model_at_end"):
         return True
     values = harmless(name, framework)
     if values is None:

@@ -83,6 +83,8 @@ pub enum RunKey<'a> {
     NewestConfig,
     /// The configuration of a submission.
     Config(&'a Submission),
+    /// The objects of the data set that a submission trains on.
+    Data(&'a Submission),
     /// The submission that may write here.
     Owner,
     /// The index entry of a step.
@@ -333,6 +335,7 @@ impl RunKey<'_> {
             }
             Self::NewestConfig => "config/run.json".to_owned(),
             Self::Config(submission) => format!("config/{submission}/run.json"),
+            Self::Data(submission) => format!("config/{submission}/data.json"),
             Self::Owner => "owner".to_owned(),
             Self::IndexEntry(step) => format!("index/v1/{}", index_name(*step)),
             Self::IndexDigest(step, name) => format!("index/v1/digest/{}/{name}", index_name(*step)),

@@ -22,6 +22,8 @@ pub struct Progress {
     pub tokens_per_second: Option<f64>,
     /// Seconds to the last step at this pace.
     pub eta_seconds: Option<f64>,
+    /// Of the data set's tokens, the part that `max_seq_len` cuts off, from 0 to 1; `None` where nobody counted.
+    pub cut_off: Option<f64>,
     /// RFC 3339 time or seconds since 1970, as the trainer writes it.
     pub updated_at: serde_json::Value,
 }

@@ -94,6 +94,10 @@ fn config_keys(input: &Value) -> Value {
     json!([RunKey::NewestConfig.relative(), RunKey::Config(&submission(input)).relative()])
 }
 
+fn data_key(input: &Value) -> Value {
+    RunKey::Data(&submission(input)).relative().into()
+}
+
 fn owner_key(_: &Value) -> Value {
     RunKey::Owner.relative().into()
 }
@@ -221,6 +225,7 @@ fn the_layout_is_the_trainers() {
             ("parse_log_part", parse_log_part),
             ("model_prefix", model_prefix),
             ("config_keys", config_keys),
+            ("data_key", data_key),
             ("owner_key", owner_key),
         ],
     );

@@ -37,8 +37,7 @@ class Collator:
     def __call__(self, texts: list[str]) -> Batch:
         import torch
 
-        # The tokenizer's own truncation and padding would be saved with it, and end up in the exported model.
-        rows = [self._bounded(row)[: self.max_seq_len] for row in self.tokenizer(texts, verbose=False)["input_ids"]]
+        rows = [row[: self.max_seq_len] for row in self._rows(texts)]
         for row, text in zip(rows, texts, strict=True):
             self._check(row, text)
         shape = (len(rows), max(len(row) for row in rows))
@@ -51,6 +50,14 @@ class Collator:
             batch["input_ids"][number, : len(row)] = batch["labels"][number, : len(row)] = torch.tensor(row)
             batch["attention_mask"][number, : len(row)] = 1
         return batch
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """How many tokens each text has before it is cut."""
+        return [len(row) for row in self._rows(texts)]
+
+    def _rows(self, texts: list[str]) -> list[list[int]]:
+        # The tokenizer's own truncation and padding would be saved with it, and end up in the exported model.
+        return [self._bounded(row) for row in self.tokenizer(texts, verbose=False)["input_ids"]]
 
     def _check(self, row: list[int], text: str) -> None:
         most = max(row, default=0)

@@ -7,6 +7,7 @@ import array
 import bisect
 import collections
 import concurrent.futures
+import dataclasses
 import json
 import logging
 import os
@@ -14,8 +15,9 @@ import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from training.data.listing import VARIABLE, base_of
 from training.errors import AccessDeniedError, UserError
-from training.storage import Entry, open_storage
+from training.storage import LFS_POINTER, Entry, WithheldError, open_storage, withheld
 
 if typing.TYPE_CHECKING:
     from training.distributed import World
@@ -24,35 +26,38 @@ if typing.TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STREAMED = 16 * 2**30  # bytes; larger data are streamed, where the settings leave it open
+# By how a file begins.
+OTHER_FORMATS = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"PK\x03\x04": "zip",
+    LFS_POINTER: "a pointer of Git LFS instead of the file",
+}
+HANDLES = 64  # files that a process has open at a time; a thousand descriptors are all that many machines give
 OPEN = 2  # streamed objects that a process has on its disk at a time
 
 
-class Texts(Sequence[str]):
-    """The texts of JSON lines files, by number. Empty texts are left out, as they teach nothing."""
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Reads lines as texts. Raises UserError that names the object and the line."""
 
-    def __init__(self, names: Sequence[str], paths: Sequence[Path], field: str) -> None:
-        self.paths = paths
-        self.field = field
-        self.starts = array.array("Q")  # for each text, where its line begins in bytes
-        self.files = array.array("L")  # for each text, the number of its file
-        self.handles: dict[tuple[int, int], typing.BinaryIO] = {}
-        for number, (name, path) in enumerate(zip(names, paths, strict=True)):
-            self._add(name, number, path)
+    base: str  # the URI below which the objects lie, with a slash
+    field: str  # of a line's object, with the text
+    unknown: tuple[str, ...] = ()  # tokens that the model does not have
 
-    def _add(self, name: str, number: int, path: Path) -> None:
-        start = 0
-        with path.open("rb") as lines:
-            for line_number, line in enumerate(lines, 1):
-                if line.strip() and self._text(line, f"{name}, line {line_number}").strip():
-                    self.starts.append(start)
-                    self.files.append(number)
-                start += len(line)
-
-    def _text(self, line: bytes, where: str) -> str:
+    def text(self, line: bytes, key: str, number: int) -> str:
+        """The text of a line; lines are counted from 1."""
+        where = f"{self.base}{key}, line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON: {error}") from None
+            kind = next((kind for magic, kind in OTHER_FORMATS.items() if line.startswith(magic)), None)
+            said = f"this is {kind}, and JSON lines are read" if kind else f"not JSON, an object a line: {error}"
+            raise UserError(f"{where}: {said}") from None
+        if isinstance(row, list):
+            raise UserError(f"{where}: a list, where each text has to be in an object on a line of its own")
         text = row.get(self.field) if isinstance(row, dict) else None
         if not isinstance(text, str):
             raise UserError(f"{where}: no text in field {self.field!r}, which is what dataset_text_field names")
@@ -61,12 +66,43 @@ class Texts(Sequence[str]):
         except UnicodeEncodeError as error:  # JSON can say half of a character, and no tokenizer takes it
             half = f"\\u{ord(text[error.start]):04x}"
             raise UserError(f"{where}: {half} at character {error.start + 1} is half of a character") from None
+        for token in self.unknown:
+            if token in text:
+                raise UserError(f"{where}: it has the token {token!r}, for which the model has no embedding")
         return text
+
+
+class Texts(Sequence[str]):
+    """The texts of JSON lines files, by number. Empty texts are left out, as they teach nothing."""
+
+    def __init__(self, reader: Reader, keys: Sequence[str], paths: Sequence[Path]) -> None:
+        self.reader = reader
+        self.keys = keys
+        self.paths = paths
+        self.starts = array.array("Q")  # for each text, where its line begins in bytes
+        self.files = array.array("L")  # for each text, the number of its file
+        # By process and file, that of the last use last.
+        self.handles: collections.OrderedDict[tuple[int, int], typing.BinaryIO] = collections.OrderedDict()
+        for number, (key, path) in enumerate(zip(keys, paths, strict=True)):
+            self._add(key, number, path)
+
+    def _add(self, key: str, number: int, path: Path) -> None:
+        start = 0
+        with path.open("rb") as lines:
+            for line_number, line in enumerate(lines, 1):
+                if line.strip() and self.reader.text(line, key, line_number).strip():
+                    self.starts.append(start)
+                    self.files.append(number)
+                start += len(line)
 
     def sizes(self) -> list[int]:
         """How many texts each file has."""
         counts = collections.Counter(self.files)
         return [counts[number] for number in range(len(self.paths))]
+
+    def part(self, rank: int, size: int) -> Sequence[int]:
+        """The numbers of the texts that a process looks at, where all of them share the work."""
+        return range(rank, len(self), size)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -75,9 +111,12 @@ class Texts(Sequence[str]):
         # A loader's worker is a fork. In a file that its parent has opened, both would share one position.
         key = os.getpid(), self.files[index]
         if key not in self.handles:
+            while len(self.handles) >= HANDLES:
+                self.handles.popitem(last=False)[1].close()
             self.handles[key] = self.paths[key[1]].open("rb")
+        self.handles.move_to_end(key)
         self.handles[key].seek(self.starts[index])
-        return self._text(self.handles[key].readline(), f"text {index}")
+        return self.reader.text(self.handles[key].readline(), self.keys[key[1]], 0)
 
     def close(self) -> None:
         for handle in self.handles.values():
@@ -88,12 +127,9 @@ class Texts(Sequence[str]):
 class Streamed(Sequence[str]):
     """The same texts. Only the objects that are being read are on disk."""
 
-    def __init__(
-        self, uri: str, keys: Sequence[str], sizes: Sequence[int], field: str, directory: Path, rank: int
-    ) -> None:
-        self.uri = uri
+    def __init__(self, reader: Reader, keys: Sequence[str], sizes: Sequence[int], directory: Path, rank: int) -> None:
+        self.reader = reader
         self.keys = keys
-        self.field = field
         self.directory = directory
         self.rank = rank
         self.counts = sizes
@@ -103,6 +139,10 @@ class Streamed(Sequence[str]):
 
     def sizes(self) -> list[int]:
         return list(self.counts)
+
+    def part(self, rank: int, size: int) -> Sequence[int]:
+        """Those of one object: each other one would have to be downloaded for it."""
+        return range(self.ends[rank] - self.counts[rank], self.ends[rank])
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -120,9 +160,9 @@ class Streamed(Sequence[str]):
                 _, oldest = self.opened.popitem(last=False)
                 remove(oldest)
             path = self.directory / f"streamed-{self.rank}-{self.process}-{number}"
-            self.opened[number] = fetch_object(self.uri, self.keys[number], path, self.field)
+            self.opened[number] = fetch_object(self.reader, self.keys[number], path)
             if len(self.opened[number]) != self.counts[number]:
-                raise UserError(f"{named(self.uri, self.keys[number])} has changed since the job began")
+                raise UserError(f"{self.reader.base}{self.keys[number]} has changed since the job began")
         self.opened.move_to_end(number)
         return self.opened[number]
 
@@ -130,106 +170,79 @@ class Streamed(Sequence[str]):
 Data = Texts | Streamed
 
 
-def prepare(uri: str, settings: "Settings", directory: Path, world: "World") -> Data:
-    """Bring the data to this process; together.
+def prepare(
+    uri: str,
+    entries: Sequence[Entry],
+    settings: "Settings",
+    directory: Path,
+    world: "World",
+    unknown: Sequence[str] = (),
+) -> Data:
+    """Bring the objects of a data set to this process, and read each line once; together.
 
     They are downloaded to each node's disk, or streamed. Streamed data are only counted here: each process reads a part
-    of the objects.
+    of the objects. `unknown` are tokens that the model does not have: a text with one is refused.
     """
-    # Rank 0 lists the objects for all processes, since some may be added or deleted meanwhile.
-    entries = world.on_rank_zero(lambda: [(entry.key, entry.size) for entry in find(uri)])
-    keys = [key for key, _ in entries]
-    size = sum(size for _, size in entries)
+    base = base_of(uri)
+    reader = Reader(base, settings.dataset_text_field, tuple(unknown))
+    keys = [entry.key for entry in entries]
+    size = sum(entry.size for entry in entries)
     streaming = settings.streaming
     if streaming is None:
         streaming = size > STREAMED and len(keys) >= world.size
     if not streaming:
         paths = [directory / f"{number:06d}.jsonl" for number in range(len(keys))]
-        world.agreed(lambda: download(uri, keys, paths) if world.local_rank == 0 else None)
+        world.agreed(lambda: download(base, keys, paths) if world.local_rank == 0 else None)
         read: list[Texts] = []
-        names = [named(uri, key) for key in keys]
-        world.agreed(lambda: read.append(Texts(names, paths, settings.dataset_text_field)))
+        world.agreed(lambda: read.append(Texts(reader, keys, paths)))
         data: Data = read[0]
     else:
-        sizes = world.agreed(lambda: count(uri, keys[world.rank :: world.size], directory, settings, world.rank))
+        sizes = world.agreed(lambda: count(reader, keys[world.rank :: world.size], directory, world.rank))
         counted = {key: count for counts in sizes for key, count in counts.items()}
         keys = [key for key in keys if counted[key]]
         if len(keys) < world.size:
             raise UserError(
-                f"streaming gives each process objects of its own, but DATASET_URI {uri} has {len(keys)} with texts"
+                f"streaming gives each process objects of its own, but {VARIABLE} {uri} has {len(keys)} with texts"
                 f" for {world.size} processes: set streaming to false, or split the data"
             )
-        data = Streamed(uri, keys, [counted[key] for key in keys], settings.dataset_text_field, directory, world.rank)
+        data = Streamed(reader, keys, [counted[key] for key in keys], directory, world.rank)
     if not len(data):
-        raise UserError(f"DATASET_URI {uri} holds no texts")
+        raise UserError(f"{VARIABLE} {uri} holds no texts")
     return data
 
 
-def find(uri: str) -> list[Entry]:
-    """The objects of a data set: a single one, or all below a prefix in the order of their keys."""
-    folder, _, name = uri.rpartition("/")
-    if name:
-        # Its size is not needed, and the job may have no access to a listing.
-        return [Entry(key=name, size=0, etag=None)]
-    try:
-        entries = open_storage(f"{folder}/").list("")
-    except AccessDeniedError:
-        raise UserError(f"DATASET_URI {uri} may not be listed by this job: access denied") from None
-    entries = [entry for entry in entries if entry.size]
-    hidden = [entry.key for entry in entries if is_hidden(entry.key)]
-    passed_over = f"{len(hidden)} hidden objects, such as {hidden[0]}" if hidden else ""
-    if len(hidden) == len(entries):
-        raise UserError(f"DATASET_URI {uri} holds no objects{passed_over and f' but {passed_over}'}")
-    if hidden:
-        logger.info("passed over %s", passed_over)
-    return [entry for entry in entries if not is_hidden(entry.key)]
-
-
-def is_hidden(key: str) -> bool:
-    """Whether it is no data: a folder's own object, or anything hidden (.ipynb_checkpoints/) or left by a batch system.
-
-    These write _SUCCESS beside their output, and _temporary/ before it. A partition's folder (_year=2024/) is data.
-    """
-    return key.endswith("/") or any(part.startswith((".", "_")) and "=" not in part for part in key.split("/"))
-
-
-def download(uri: str, keys: Sequence[str], paths: Sequence[Path]) -> None:
-    folder, _, name = uri.rpartition("/")
-    storage = open_storage(f"{folder}/")
+def download(base: str, keys: Sequence[str], paths: Sequence[Path]) -> None:
+    storage = open_storage(base, VARIABLE)
     try:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             list(pool.map(storage.download, keys, paths))
     except FileNotFoundError as error:
-        if name:
-            raise UserError(f"DATASET_URI {uri} does not exist; end it with a slash if it is a prefix") from None
-        raise UserError(f"DATASET_URI {uri} has changed since the job began: {error} is gone") from None
+        raise UserError(f"{VARIABLE} has changed since the job began: {error} is gone from {base}") from None
     except AccessDeniedError:
-        raise UserError(f"DATASET_URI {uri} may not be read by this job: access denied") from None
+        raise UserError(f"{VARIABLE} may not be read by this job: access to {base} is denied") from None
+    except WithheldError as error:
+        raise UserError(f"{VARIABLE} cannot be read as it is: {base}{withheld(error)}") from None
 
 
-def count(uri: str, keys: Sequence[str], directory: Path, settings: "Settings", rank: int) -> dict[str, int]:
+def count(reader: Reader, keys: Sequence[str], directory: Path, rank: int) -> dict[str, int]:
     """How many texts each object has. One object at a time is on disk."""
     sizes = {}
     for key in keys:
-        texts = fetch_object(uri, key, directory / f"counted-{rank}", settings.dataset_text_field)
+        texts = fetch_object(reader, key, directory / f"counted-{rank}")
         sizes[key] = len(texts)
         remove(texts)
     return sizes
 
 
-def fetch_object(uri: str, key: str, path: Path, field: str) -> Texts:
-    download(uri, [key], [path])
-    return Texts([named(uri, key)], [path], field)
+def fetch_object(reader: Reader, key: str, path: Path) -> Texts:
+    download(reader.base, [key], [path])
+    return Texts(reader, [key], [path])
 
 
 def remove(texts: Texts) -> None:
     texts.close()
     for path in texts.paths:
         path.unlink()
-
-
-def named(uri: str, key: str) -> str:
-    return f"{uri.rpartition('/')[0]}/{key}"
 
 
 def running_total(sizes: Iterable[int]) -> list[int]:

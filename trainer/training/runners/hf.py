@@ -4,6 +4,7 @@ The Trainer trains, and the files of a checkpoint are those of its checkpoint fo
 checkpoint/ decides what counts as a checkpoint and which one is resumed. The Trainer decides neither.
 """
 
+import typing
 from pathlib import Path
 
 import torch
@@ -29,26 +30,27 @@ def train(job: Job, world: World) -> bool:
         if resume:
             check_state(resume)
         source = str(resume) if resume else run.fetch_model()
+        texts = run.read(source)
         network, tokenizer = model.load(source)
         if run.start and run.start.submission != job.submission:
             config = run.fetch_model(files=["config.json"])
             run.check_same_model(model.shapes_of_config(config), model.shapes(network))
-        plan = prologue.make_plan(run, network, tokenizer)
+        plan = prologue.make_plan(run, texts, network, tokenizer)
 
         steps, reached, total = plan.steps, plan.reached, plan.total
         if reached < total:
-            trainer = StepTrainer(
-                model=network,
-                args=arguments(plan.settings, world, run.directory / "work", total),
-                train_dataset=run.texts,
-                data_collator=plan.collator,
-                processing_class=tokenizer,
-            )
-            trainer.world = world
-            trainer.remove_callback(PrinterCallback)
-            trainer.batches = plan.batches()
-            trainer.add_callback(AfterStep(trainer, plan, run.directory / "work"))
-            with untrusted.data_only(run.directory / "resume"):
+            with prologue.as_asked(steps), untrusted.data_only(run.directory / "resume"):
+                trainer = StepTrainer(
+                    model=network,
+                    args=arguments(plan.settings, world, run.directory / "work", total),
+                    train_dataset=texts,
+                    data_collator=plan.collator,
+                    processing_class=tokenizer,
+                )
+                trainer.world = world
+                trainer.remove_callback(PrinterCallback)
+                trainer.batches = plan.batches()
+                trainer.add_callback(AfterStep(trainer, plan, run.directory / "work"))
                 trainer.train(resume_from_checkpoint=source if resume else None)
             reached = trainer.state.global_step
         else:
@@ -143,6 +145,11 @@ class StepTrainer(Trainer):
             said = str(error).splitlines()[0]
             raise UserError(f"lr_scheduler_type does not go with lr_scheduler_kwargs: {said}") from None
 
+    def create_optimizer(self, *args, **kwargs):
+        optimizer = super().create_optimizer(*args, **kwargs)
+        optimizer.register_load_state_dict_pre_hook(check_same_optimizer)
+        return optimizer
+
     def get_batch_samples(self, *args, **kwargs):
         batches, items = super().get_batch_samples(*args, **kwargs)
         return batches, None if items is None else items.clamp(min=1)
@@ -152,6 +159,20 @@ class StepTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.step_loss = self.step_loss + loss
         return loss
+
+
+def check_same_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, typing.Any]) -> None:
+    """Raises UserError where a checkpoint's state is another optimizer's, which torch would load and fail later.
+
+    Each has settings of its own. Another version of the same one has more of them, or fewer, but not both.
+    """
+    mine = set(optimizer.defaults)
+    theirs = set(saved["param_groups"][0]) - {"params", "initial_lr"}
+    if mine - theirs and theirs - mine:
+        raise UserError(
+            f"optim is {type(optimizer).__name__}, and the step from which this job goes on was saved by another "
+            f"optimizer, with {', '.join(sorted(theirs - mine))}: keep its optim, or submit the job without resume"
+        )
 
 
 class AfterStep(TrainerCallback):

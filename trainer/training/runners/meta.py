@@ -37,13 +37,15 @@ def train(job: Job, world: World) -> bool:
     with prologue.open_run(job, world) as run, sharding(world):
         source = run.fetch_model()
         resume = run.fetch_checkpoint()
+        texts = run.read(source)
         network, tokenizer = model.load(source)
         if resume:
             run.check_same_model(model.shapes(network), model.saved_shapes(resume, "model"))
-        plan = prologue.make_plan(run, network, tokenizer)
+        plan = prologue.make_plan(run, texts, network, tokenizer)
 
         steps, reached, total = plan.steps, plan.reached, plan.total
-        training = Training(network, plan.settings, world, total)
+        with prologue.as_asked(steps):
+            training = Training(network, plan.settings, world, total)
         if resume:
             training.load(resume)
         else:

@@ -48,17 +48,18 @@ def train(job: Job, world: World) -> bool:
             raise UserError(
                 f"step {run.start.step} was saved {way} sharded: go on from it {way} sharded, or from another step"
             )
+        texts = run.read(source)
         network, tokenizer = model.load(source)
         if resume:
             run.check_same_model(model.shapes(network), model.saved_shapes(resume, "state_dict", "network."))
-        plan = prologue.make_plan(run, network, tokenizer)
+        plan = prologue.make_plan(run, texts, network, tokenizer)
 
         steps, reached, total = plan.steps, plan.reached, plan.total
         batches = StepBatches(plan.batches(), plan.settings, world)
         module = Module(network, plan.settings, world, total)
         after_step = AfterStep(steps, plan.held_out, run.directory / "work")
         trainer = lightning_trainer(plan.settings, world, total, after_step, run.directory / "lightning")
-        with untrusted.data_only(run.directory / "resume"):
+        with prologue.as_asked(steps), untrusted.data_only(run.directory / "resume"):
             trainer.fit(module, batches, ckpt_path=resume, weights_only=True)
         if reached < total:
             reached = trainer.global_step

@@ -1,31 +1,36 @@
 """What the three runners do before they train, in one order.
 
-open_run() agrees on the settings, opens the run, chooses the checkpoint to resume and prepares the texts. Then the
-runner fetches and loads the model as its framework needs it. make_plan() does what depends on the model: it completes
-the settings, counts the steps and writes the configuration.
+open_run() agrees on the settings, opens the run and chooses the checkpoint to resume. Then the runner fetches the model
+as its framework needs it, and read() prepares the texts: what is wrong with them is said before weights are loaded.
+make_plan() does what depends on the model: it completes the settings, counts the steps and the tokens that are cut off,
+and writes the configuration.
 """
 
 import contextlib
 import dataclasses
 import logging
+import traceback
+import typing
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from training import configuration, model
+from training import configuration, model, model_files
 from training.checkpoint.checkpoints import Checkpoints
 from training.checkpoint.marker import Marker
+from training.data import lengths, listing
 from training.data.batches import Batch, Collator, evaluation_batches, training_batches
 from training.data.order import Order
 from training.data.texts import Data, prepare
 from training.distributed import World
+from training.errors import CRASH, UserError, cause_of
 from training.job import Job
 from training.progress import Progress
 from training.settings import Settings
 from training.steps import Steps
-from training.storage import Storage, open_storage
+from training.storage import Entry, Storage, open_storage
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +46,28 @@ class Run:
     checkpoints: Checkpoints
     directory: Path  # of this node's processes, deleted at the end
     start: Marker | None  # the checkpoint to resume; None from scratch
-    texts: Data
 
     def fetch_model(self, files: Sequence[str] | None = None) -> str:
         """Bring the job's model, or those of its files, to each node; together. Returns its folder."""
-        return model.fetch(self.job.model_id, self.directory / "model", self.world, files)
+        return model_files.fetch(self.job.model_id, self.directory / "model", self.world, files)
 
     def fetch_checkpoint(self) -> Path | None:
         """Bring the checkpoint to resume to each node; together. Returns its file or folder; None from scratch."""
         return self.checkpoints.download(self.start, self.directory / "resume") if self.start else None
+
+    def read(self, source: str) -> Data:
+        """The texts, each of them looked at with the tokenizer of a model's folder; together."""
+        uri = self.job.dataset_uri
+
+        def found() -> list[dict[str, typing.Any]]:
+            # Rank 0 lists the objects for all processes, since some may be added or deleted meanwhile.
+            entries = listing.find(uri)
+            listing.pin(self.storage, self.job.submission, uri, entries)
+            return [dataclasses.asdict(entry) for entry in entries]
+
+        entries = [Entry(**fields) for fields in self.world.on_rank_zero(found)]
+        unknown = self.world.on_rank_zero(lambda: model.unknown_tokens(source))
+        return prepare(uri, entries, self.settings, self.directory / "data", self.world, unknown)
 
     def fetch_best(self) -> Path | None:
         """Bring this submission's best checkpoint to each node; together. None where none was evaluated."""
@@ -71,6 +89,7 @@ class Plan:
     """What a runner trains: the steps from `reached` to `total`."""
 
     run: Run
+    texts: Data
     settings: Settings  # complete
     reached: int  # the step that is resumed; 0 from scratch
     total: int
@@ -81,12 +100,12 @@ class Plan:
     def batches(self) -> Iterable[Batch]:
         """This process's batches of all steps that are left."""
         return training_batches(
-            self.run.texts, self.order, self.collator, self.settings, self.run.world, self.reached, self.total
+            self.texts, self.order, self.collator, self.settings, self.run.world, self.reached, self.total
         )
 
     def held_out(self) -> Iterator[Batch]:
         """This process's batches of an evaluation."""
-        return evaluation_batches(self.run.texts, self.order, self.collator)
+        return evaluation_batches(self.texts, self.order, self.collator)
 
 
 @contextlib.contextmanager
@@ -96,7 +115,7 @@ def open_run(job: Job, world: World) -> Iterator[Run]:
     if world.rank > 0:
         transformers_logging.set_verbosity_error()
     settings = configuration.agree(job.settings, world)
-    storage = open_storage(job.prefix)
+    storage = open_storage(job.prefix, "CHECKPOINT_BASE_URI")
     checkpoints = Checkpoints(
         storage,
         world,
@@ -107,7 +126,6 @@ def open_run(job: Job, world: World) -> Iterator[Run]:
     )
     with world.node_directory() as directory:
         start = checkpoints.choose(job.resume, job.resume_step)
-        texts = prepare(job.dataset_uri, settings, directory / "data", world)
         yield Run(
             job=job,
             world=world,
@@ -116,25 +134,47 @@ def open_run(job: Job, world: World) -> Iterator[Run]:
             checkpoints=checkpoints,
             directory=directory,
             start=start,
-            texts=texts,
         )
 
 
-def make_plan(run: Run, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Plan:
+@contextlib.contextmanager
+def as_asked(steps: Steps) -> Iterator[None]:
+    """Around what a library does. What it refuses before the first step is over, it would refuse at each start.
+
+    Raises UserError then.
+    """
+    try:
+        yield
+    except (AttributeError, ImportError, NotImplementedError, TypeError, ValueError) as error:
+        if isinstance(error, UserError) or not steps.first or cause_of(error) != CRASH:
+            raise
+        traceback.print_exc()
+        said = next(iter(str(error).splitlines()), "")
+        raise UserError(f"the model cannot be trained with these settings: {type(error).__name__}: {said}") from error
+
+
+def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Plan:
     """Everything that depends on the model and comes before the first step."""
     settings = configuration.complete(run.settings, network.config, run.world)
-    order = Order(run.texts, settings, run.world)
+    order = Order(texts, settings, run.world)
     total = order.steps(settings)
     settings = settings.in_steps(total)
     if run.world.rank == 0:
         configuration.write(run.storage, run.job, settings, run.world, total)
-    progress = Progress(run.storage, run.job.submission, run.world.attempt, total)
+    collator = Collator(tokenizer, settings.max_seq_len, model.embeddings(network))
+    found = lengths.measure(texts, collator, run.world)
+    if settings.warmup_steps >= total:
+        logger.warning("warmup_steps %d take all %d steps: lr is not reached", settings.warmup_steps, total)
+    if found.cut_tokens:
+        logger.info("%s", found.sentence(settings.max_seq_len))
+    progress = Progress(run.storage, run.job.submission, run.world.attempt, total, round(found.share, 4))
     return Plan(
         run=run,
+        texts=texts,
         settings=settings,
         reached=run.start.step if run.start else 0,
         total=total,
         order=order,
-        collator=Collator(tokenizer, settings.max_seq_len, model.embeddings(network)),
+        collator=collator,
         steps=Steps(settings, run.world, run.checkpoints, progress, total, run.directory),
     )

@@ -432,6 +432,7 @@ mod tests {
             loss: Some(5.123_45),
             tokens_per_second: None,
             eta_seconds: None,
+            cut_off: None,
             updated_at: Value::Null,
         }
     }

@@ -126,6 +126,7 @@ impl ProgressObject {
             loss: Some(1.0 / f64::from(u32::try_from(step)?)),
             tokens_per_second: None,
             eta_seconds: Some(step_time.mul_f64(f64::from(remaining)).as_secs_f64()),
+            cut_off: None,
             updated_at: json!(now()?),
         };
         let key = self.prefix.key(&RunKey::Progress(&self.submission));

@@ -1,0 +1,186 @@
+"""What a person has to mend ends the job as user_error at its first attempt, with a sentence that names it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import client
+from pods import FIRST, SECOND, last_words, run_of, state
+
+import make_tiny_model
+from training import model
+from training.errors import UserError
+from training.layout import FRAMEWORKS
+
+
+def ends_as_user_error(pods, folder, store, says, framework="hf", submission=FIRST):
+    assert pods.end() == [1], pods.log
+    (words,) = last_words(folder)
+    assert words["cause"] == "user_error", pods.log
+    assert says in words["message"]
+    if store:
+        path = run_of(store, framework) / "attempts" / submission / "1"
+        assert json.loads(path.read_bytes())["cause"] == "user_error"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"optim": "sgd", "optim_args": "momentum=fast"},
+            "the model cannot be trained with these settings: ValueError: could not convert string to float: 'fast'",
+        ),
+        (
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"no_such": True}},
+            "the model cannot be trained with these settings: ",
+        ),
+    ],
+    ids=["optim_args", "gradient_checkpointing_kwargs"],
+)
+def test_what_a_library_refuses_before_the_first_step(start, tmp_path, settings, says):
+    with start(tmp_path / "store", FIRST, processes=0, **settings) as pods:
+        ends_as_user_error(pods, tmp_path / "pods-0", tmp_path / "store", says)
+        assert "Traceback" in pods.log, "for whoever wants to know more"
+
+
+def test_another_optimizer_than_the_checkpoints(start, tmp_path):
+    store = tmp_path / "store"
+    with start(store, FIRST, processes=0, max_steps=3, save_steps=3, optim="adamw_torch") as pods:
+        assert pods.end() == [0], pods.log
+    with start(store, SECOND, processes=0, resume="true", max_steps=5, optim="adafactor") as pods:
+        said = (
+            "optim is Adafactor, and the step from which this job goes on was saved by another optimizer, with amsgrad"
+        )
+        ends_as_user_error(pods, tmp_path / "pods-1", store, said, submission=SECOND)
+    with start(store, SECOND[:-1] + "2", processes=0, resume="true", max_steps=5, optim="adamw_torch_fused") as pods:
+        assert pods.end() == [0], "it is the same one, computed in another way: " + pods.log
+    assert state(store, 5)["optimizer.pt"]["state"][0]["step"] == 5
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DATASET_URI", "s3://no-such-bucket/data/"),
+        ("MODEL_ID", "s3://no-such-bucket/model"),
+        ("CHECKPOINT_BASE_URI", "s3://no-such-bucket/runs"),
+    ],
+)
+def test_a_bucket_that_does_not_exist(start, tmp_path, s3, variable, value):
+    store = None if variable == "CHECKPOINT_BASE_URI" else tmp_path / "store"
+    with start(tmp_path / "store", FIRST, processes=0, environment=s3 | {variable: value}) as pods:
+        said = f"{variable} names the bucket no-such-bucket, which does not exist"
+        ends_as_user_error(pods, tmp_path / "pods-0", store, said)
+
+
+def test_an_archived_object(start, tmp_path, s3, dataset):
+    put = client(s3).put_object
+    put(Bucket="bucket", Key="cold/0.jsonl", Body=dataset.read_bytes(), StorageClass="GLACIER")
+    environment = s3 | {"DATASET_URI": "s3://bucket/cold/"}
+    with start(tmp_path / "store", FIRST, processes=0, environment=environment) as pods:
+        said = "DATASET_URI cannot be read as it is: s3://bucket/cold/0.jsonl is archived, or encrypted"
+        ends_as_user_error(pods, tmp_path / "pods-0", tmp_path / "store", said)
+
+
+def test_a_restart_that_finds_other_data(start, tmp_path, dataset):
+    data, store = tmp_path / "data", tmp_path / "store"
+    data.mkdir()
+    shutil.copy(dataset, data / "2026-11-01.jsonl")
+    job = {"processes": 0, "save_steps": 3, "environment": {"DATASET_URI": f"file://{data}/"}}
+    with start(store, FIRST, max_steps=3, **job) as pods:
+        assert pods.end() == [0], pods.log
+    shutil.copy(dataset, data / "2026-11-02.jsonl")
+    with start(store, FIRST, max_steps=6, **job) as pods:
+        assert pods.end() == [1], pods.log
+    (words,) = last_words(tmp_path / "pods-1")
+    assert words["cause"] == "user_error"
+    assert "is not what this submission began with: 1 added (2026-11-02.jsonl)" in words["message"]
+    with start(store, SECOND, max_steps=6, resume="true", **job) as pods:
+        assert pods.end() == [0], pods.log
+        assert pods.steps() == [4, 5, 6]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_token_that_the_model_lacks_is_told_before_its_weights_are_loaded(start, tmp_path, framework):
+    """After a report of an IndexError in the middle of training: the tokenizer has more ids than the embedding rows."""
+    make_tiny_model.make(tmp_path / "models" / "tiny")
+    path = tmp_path / "models" / "tiny" / "tokenizer.json"
+    tokenizer = json.loads(path.read_bytes())
+    token = {"id": 475, "content": "<|extra|>", "special": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"].append(flags | token)
+    path.write_text(json.dumps(tokenizer))
+    (tmp_path / "models" / "tiny" / "model.safetensors").write_bytes(b"nobody reads it")
+    rows = ['{"text": "a"}', '{"text": "b <|extra|> c"}']
+    (tmp_path / "special.jsonl").write_text("\n".join(rows))
+    environment = {"MODEL_DIR": str(tmp_path / "models"), "DATASET_URI": f"file://{tmp_path}/special.jsonl"}
+    with start(tmp_path / "store", FIRST, framework=framework, processes=0, environment=environment) as pods:
+        said = "special.jsonl, line 2: it has the token '<|extra|>', for which the model has no embedding"
+        ends_as_user_error(pods, tmp_path / "pods-0", tmp_path / "store", said, framework)
+
+
+def test_its_end_is_told_where_no_descriptor_is_left(start, tmp_path, s3, fetch):
+    fault = {"FAULT": json.dumps({"descriptors_at": 4})}
+    script = Path(__file__).with_name("faulty_train.py")
+    base = f"s3://bucket/{tmp_path.name}"
+    with start(base, FIRST, processes=0, script=script, environment=s3 | fault) as pods:
+        assert pods.end() == [1], pods.log
+    (words,) = last_words(tmp_path / "pods-0")
+    assert (words["cause"], words["message"]) == ("crash", "OSError: [Errno 24] Too many open files")
+    entry = json.loads((run_of(fetch(tmp_path.name)) / "attempts" / FIRST / "1").read_bytes())
+    assert (entry["cause"], entry["message"]) == (words["cause"], words["message"])
+
+
+# === models, by their config.json ===
+
+
+@pytest.fixture
+def folder(tmp_path, model_dir):
+    """Makes a copy of the tiny model with another config.json."""
+
+    def make(**fields):
+        shutil.copytree(model_dir / "tiny", tmp_path / "model")
+        path = tmp_path / "model" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | fields))
+        (tmp_path / "model" / "model.safetensors").unlink()
+        return str(tmp_path / "model")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "bitsandbytes",
+                    "load_in_4bit": True,
+                    "bnb_4bit_quant_type": "nf4",
+                }
+            },
+            "is quantized by bitsandbytes, and such weights cannot be trained: choose the model that it was made from",
+        ),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}, "is quantized by gptq"),
+        ({"quantization_config": {"quant_method": "of-tomorrow"}}, "is quantized by of-tomorrow"),
+        ({"quantization_config": {"bits": 4}}, "is quantized, and"),
+        (
+            {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
+            "is a bert with is_decoder false: it sees the tokens",
+        ),
+        ({"model_type": "roberta", "architectures": ["RobertaModel"]}, "is a roberta with is_decoder false"),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "is no causal language model"),
+        ({"model_type": "bart", "is_encoder_decoder": True}, "is no causal language model"),
+        ({"model_type": "vit"}, "is no causal language model, and nothing else is trained: it is a vit"),
+    ],
+    ids=["bitsandbytes", "gptq", "unknown", "nameless", "bert", "roberta", "t5", "bart", "vit"],
+)
+def test_a_model_that_cannot_be_trained(folder, fields, says):
+    with pytest.raises(UserError) as refused:
+        model.described(folder(**fields))
+    assert says in str(refused.value)
+
+
+def test_a_decoder_of_an_encoders_kind_can_be_trained(folder):
+    config, _ = model.described(folder(model_type="bert", is_decoder=True))
+    assert config.model_type == "bert"

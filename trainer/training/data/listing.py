@@ -1,0 +1,141 @@
+"""Which objects a data set is: one, all below a prefix, or those that a pattern chooses; and that they stay so.
+
+A batch is a function of the texts and the step. So the objects are written down at a submission's first start, and a
+later start that finds others is refused: it would train on some texts twice, and on others never.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Sequence
+
+from training import layout
+from training.errors import AccessDeniedError, UserError
+from training.storage import Entry, Storage, open_storage
+
+VARIABLE = "DATASET_URI"
+NAMED = 3  # objects, at most, of each kind of change
+WILD = re.compile(r"[*?]")
+
+# Parts of a name that say which split it is, as the `datasets` library knows them.
+SPLITS = {
+    "train": "train training",
+    "validation": "validation valid val dev",
+    "test": "test testing eval evaluation",
+}
+_SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words.split()}
+_SPLIT = re.compile(rf"(?<![^-._ 0-9/])({'|'.join(_SPLIT_OF)})(?![^-._ 0-9/])", re.IGNORECASE)
+
+logger = logging.getLogger(__name__)
+
+
+def base_of(uri: str) -> str:
+    """The folder that the keys of a data set are relative to: the last one before any wildcard."""
+    return WILD.split(uri, maxsplit=1)[0].rpartition("/")[0] + "/"
+
+
+def find(uri: str) -> list[Entry]:
+    """The objects of a data set, in the order of their keys, which are relative to base_of(). Raises UserError."""
+    base = base_of(uri)
+    pattern = uri.removeprefix(base)
+    storage = open_storage(base, VARIABLE)
+    if pattern and not WILD.search(pattern):
+        return [one(uri, storage, pattern)]
+    try:
+        entries = [entry for entry in storage.list("") if entry.size]
+    except AccessDeniedError:
+        raise UserError(f"{VARIABLE} {uri} may not be listed by this job: access denied") from None
+    if pattern:
+        chosen = [entry for entry in entries if matches(pattern, entry.key)]
+        if entries and not chosen:
+            raise UserError(f"{VARIABLE} {uri} chooses none of the {len(entries)} objects below {base}")
+        entries = chosen
+    hidden = [entry.key for entry in entries if is_hidden(entry.key)]
+    passed_over = f"{len(hidden)} hidden objects, such as {hidden[0]}" if hidden else ""
+    if len(hidden) == len(entries):
+        raise UserError(f"{VARIABLE} {uri} holds no objects{passed_over and f' but {passed_over}'}")
+    if hidden:
+        logger.info("passed over %s", passed_over)
+    entries = [entry for entry in entries if not is_hidden(entry.key)]
+    if not pattern:
+        check_one_split(uri, [entry.key for entry in entries])
+    return entries
+
+
+def one(uri: str, storage: Storage, key: str) -> Entry:
+    try:
+        return storage.stat(key)
+    except FileNotFoundError:
+        raise UserError(f"{VARIABLE} {uri} does not exist; end it with a slash if it is a prefix") from None
+    except AccessDeniedError:
+        raise UserError(f"{VARIABLE} {uri} may not be read by this job: access denied") from None
+
+
+def matches(pattern: str, key: str) -> bool:
+    """Whether a pattern chooses a key: `*` is anything within a folder, `**` anything, `?` a character."""
+    meanings = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*|\*|\?)", pattern)
+    return bool(re.fullmatch("".join(meanings.get(part) or re.escape(part) for part in parts), key, re.S))
+
+
+def is_hidden(key: str) -> bool:
+    """Whether it is no data: a folder's own object, or anything hidden (.ipynb_checkpoints/) or left by a batch system.
+
+    These write _SUCCESS beside their output, and _temporary/ before it. A partition's folder (_year=2024/) is data.
+    """
+    return key.endswith("/") or any(part.startswith((".", "_")) and "=" not in part for part in key.split("/"))
+
+
+def check_one_split(uri: str, keys: Iterable[str]) -> None:
+    """Raises UserError for objects of several splits: nobody wants to train on what is held out to test with."""
+    first: dict[str, str] = {}
+    for key in keys:
+        if words := _SPLIT.findall(key):
+            first.setdefault(_SPLIT_OF[words[-1].lower()], key)
+    if len(first) > 1:
+        splits = ", ".join(f"{split} ({key})" for split, key in sorted(first.items()))
+        example = re.sub("[0-9]+", "*", first.get("train") or next(iter(first.values())))
+        raise UserError(
+            f"{VARIABLE} {uri} holds several splits: {splits}. Choose one with a pattern, such as {uri}{example}"
+        )
+
+
+# === that they stay so ===
+
+
+def pin(storage: Storage, submission: str, uri: str, entries: Sequence[Entry]) -> None:
+    """Write the objects down at a submission's first start; raise UserError where they are no longer the same."""
+    found = {entry.key: [entry.size, entry.etag] for entry in entries}
+    body = json.dumps({"uri": uri, "objects": found}, indent=1).encode()
+    key = layout.data_key(submission)
+    try:
+        storage.write(key, body, only_if_absent=True)
+        return
+    except FileExistsError:
+        pinned = storage.read(key)
+    if pinned == body:
+        return
+    try:
+        before = json.loads(pinned)["objects"]
+        said = changes(before, found)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{key} cannot be read, which has the objects that this submission began with") from None
+    if said:
+        raise UserError(
+            f"{VARIABLE} {uri} is not what this submission began with: {said}. Put it back as it was, or submit the "
+            "job again, with resume to go on with the new data"
+        )
+
+
+def changes(before: dict[str, list[object]], after: dict[str, list[object]]) -> str:
+    """What differs between two listings, in words; empty when nothing does."""
+    kinds = {
+        "added": sorted(after.keys() - before.keys()),
+        "gone": sorted(before.keys() - after.keys()),
+        "changed": sorted(key for key in before.keys() & after.keys() if list(before[key]) != after[key]),
+    }
+    return ", ".join(
+        f"{len(keys)} {kind} ({', '.join(keys[:NAMED])}{', ...' if len(keys) > NAMED else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    )
