@@ -32,6 +32,9 @@ pub fn schema(framework: Framework) -> &'static str {
 /// What the trainer of the default image would refuse, one error for each setting. Names that no trainer can have are
 /// refused elsewhere.
 pub(super) fn findings(framework: Framework, arguments: &Map<String, Value>) -> Vec<FieldError> {
+    if arguments.is_empty() {
+        return Vec::new();
+    }
     let settings = settings(framework);
     let mut findings: Vec<FieldError> = Vec::new();
     for (name, value) in arguments.iter().filter(|(name, _)| rules::argument_name(name).is_none()) {
