@@ -1,6 +1,7 @@
 //! The whole document: its head, every route's operation, and what operations refer to.
 
 use serde_json::{Map, Value, json};
+use training_run::names::Framework;
 
 use crate::{examples, operation::parameter, routes, schemas::Schemas};
 
@@ -27,6 +28,7 @@ pub(crate) fn document() -> Value {
         let operation = routes::operation(route, &mut schemas).render(path, &mut schemas);
         paths.entry(path).or_insert_with(|| json!({}))[method] = operation;
     }
+    let framework = schemas.request::<Framework>();
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -54,7 +56,8 @@ pub(crate) fn document() -> Value {
                     &json!({"type": "string"}),
                 ),
                 "name": of_path("name", "Name of the job.", &json!({"type": "string"})),
-                "step": of_path("step", "A training step.", &routes::step())
+                "step": of_path("step", "A training step.", &routes::step()),
+                "framework": of_path("framework", "Which runner trains.", &framework)
             },
             "examples": {examples::PROBLEM: {"value": examples::problem()}},
             "schemas": schemas.finish()

@@ -37,6 +37,9 @@ pub(crate) struct Operation {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Everybody,
+    /// Whoever has a token, whichever namespaces it is for.
+    AnyToken,
+    /// Whoever has a token for the namespace.
     Token,
 }
 
@@ -45,8 +48,12 @@ pub(crate) enum Access {
 impl Operation {
     /// The codes of its problems, in the order of their statuses.
     fn codes(&self) -> Vec<Code> {
-        let gate = if self.access == Access::Token { GATE.as_slice() } else { &[] };
-        Code::ALL.into_iter().filter(|code| gate.contains(code) || self.problems.contains(code)).collect()
+        let is_of_gate = |code: Code| match self.access {
+            Access::Everybody => false,
+            Access::AnyToken => GATE.contains(&code) && code != Code::NamespaceNotAllowed,
+            Access::Token => GATE.contains(&code),
+        };
+        Code::ALL.into_iter().filter(|code| is_of_gate(*code) || self.problems.contains(code)).collect()
     }
 
     /// The operation object (`OpenAPI` 3.1, section 4.8.10).
@@ -56,7 +63,7 @@ impl Operation {
         if !self.description.is_empty() {
             operation["description"] = self.description.into();
         }
-        let mut parameters: Vec<Value> = ["name", "step"]
+        let mut parameters: Vec<Value> = ["name", "step", "framework"]
             .into_iter()
             .filter(|name| path.contains(&format!("{{{name}}}")))
             .map(|name| json!({"$ref": format!("#/components/parameters/{name}")}))

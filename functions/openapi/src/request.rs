@@ -77,7 +77,8 @@ pub(crate) struct RequestBody {
     /// must be there, `latest`, `best` (least loss) or `step-N`, else 409 `resume_target_not_found`.
     #[schemars(extend("default" = false))]
     resume_from_checkpoint: Option<ResumeFrom>,
-    /// Settings of the runner (trainer/README.md): any JSON. At most 64 KiB; names that the platform sets are refused.
+    /// Settings of the runner: any JSON. At most 64 KiB; names that the platform sets are refused. With the default image,
+    /// so is what `GET /settings/{framework}` does not allow.
     #[schemars(extend("propertyNames" = json!({"maxLength": 256, "pattern": "^[A-Za-z][A-Za-z0-9_-]*$"})))]
     extra_args: Option<Map<String, Value>>,
     /// Additional environment variables of the container: each at most 32 KiB, together 64 KiB. Names that the platform,

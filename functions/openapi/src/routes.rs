@@ -28,7 +28,7 @@ use training_core::{
 };
 
 /// Every route, with its parameters' names in place of their values.
-pub(crate) const ROUTES: [Route<'static>; 15] = [
+pub(crate) const ROUTES: [Route<'static>; 16] = [
     Route::Submit,
     Route::List,
     Route::Status("{name}"),
@@ -41,6 +41,7 @@ pub(crate) const ROUTES: [Route<'static>; 15] = [
     Route::Checkpoint("{name}", "{step}"),
     Route::Logs("{name}"),
     Route::Events("{name}"),
+    Route::Settings("{framework}"),
     Route::Health,
     Route::Readiness,
     Route::OpenApi,
@@ -93,6 +94,7 @@ pub(crate) fn place(route: Route<'static>) -> (&'static str, &'static str) {
         Route::Checkpoint(..) => ("get", "/train/{name}/checkpoints/{step}"),
         Route::Logs(_) => ("get", "/train/{name}/logs"),
         Route::Events(_) => ("get", "/train/{name}/events"),
+        Route::Settings(_) => ("get", "/settings/{framework}"),
         Route::Health => ("get", "/healthz"),
         Route::Readiness => ("get", "/readyz"),
         Route::OpenApi => ("get", "/openapi.json"),
@@ -125,6 +127,7 @@ pub(crate) fn operation(route: Route<'static>, schemas: &mut Schemas) -> Operati
         }
         Route::Logs(_) => logs(),
         Route::Events(_) => events(schemas),
+        Route::Settings(_) => settings(),
         Route::Health => health(schemas),
         Route::Readiness => readiness(schemas),
         Route::OpenApi => openapi(),
@@ -141,7 +144,9 @@ fn submit(schemas: &mut Schemas) -> Operation {
         id: "submit_job",
         summary: "Submit a job",
         description: "Safe to repeat: the same request never makes a second job. A request that differs from the job of its \
-                      name is refused, with one error for each field that differs.",
+                      name is refused, with one error for each field that differs. Of the default image, each setting in \
+                      `extra_args` that its trainer would refuse is an error; of another image it is one of the answer's \
+                      `warnings`.",
         parameters: vec![
             parameter(
                 "dry_run",
@@ -315,6 +320,18 @@ fn events(schemas: &mut Schemas) -> Operation {
         summary: "List what the cluster says of a job and its pods, oldest first",
         answers: vec![(200, answer("The events", &schemas.answer::<EventList>()))],
         ..of_job()
+    }
+}
+
+fn settings() -> Operation {
+    Operation {
+        id: "get_settings",
+        summary: "Get the settings that a framework has in the default image, as a JSON Schema of `extra_args`",
+        description: "`x-expected` says what a value must be, `x-refusal` why other values are refused, `x-refusal-of` why one \
+                      value is, and `x-setting` of which setting this is another name.",
+        answers: vec![(200, answer("JSON Schema, draft 2020-12", &json!({"type": "object"})))],
+        problems: vec![Code::SettingsNotFound],
+        ..of_service(Access::AnyToken)
     }
 }
 

@@ -8,7 +8,7 @@ use training_core::{
         namespaces::Namespaces,
     },
     api::{
-        problem::Problem,
+        problem::{Code, Problem},
         query::Query,
         readiness::{Health, HealthWord},
         route::{Route, Unrouted},
@@ -17,11 +17,13 @@ use training_core::{
         provenance::Attribution,
         pytorchjob::{PyTorchJob, key},
     },
+    request::extra_args,
 };
 use training_http::{Answer, Failure, answer::cluster_failure, boundary, token::TokenCheck};
 use training_run::{
     layout::{RunPrefix, S3Uri},
-    names::{JobName, Namespace},
+    names::{Framework, JobName, Namespace},
+    text::bounded,
 };
 use training_store::{Store, StoreError};
 
@@ -59,8 +61,7 @@ impl Handler {
             }
             Route::OpenApi => {
                 boundary::query(request).finish()?;
-                let body = OPENAPI.as_bytes().to_vec();
-                Ok(Answer { status: 200, content_type: "application/json", body, headers: Vec::new() })
+                Ok(as_it_is(OPENAPI))
             }
             Route::Readiness => self.readiness(self.admit(request).await).await,
             Route::List => self.list(self.admit(request).await?).await,
@@ -71,6 +72,7 @@ impl Handler {
             Route::Checkpoint(name, step) => self.checkpoint(name, step, self.admit(request).await?).await,
             Route::Logs(name) => Box::pin(self.logs(name, self.admit(request).await?)).await,
             Route::Events(name) => self.events(name, self.admit(request).await?).await,
+            Route::Settings(framework) => settings(framework, self.admit(request).await?),
             // The API sends these to the function that changes jobs.
             Route::Submit | Route::Cancel(_) | Route::Suspend(_) | Route::Resume(_) => {
                 Err(Unrouted::Path.problem(request.method().as_str(), request.uri().path()).into())
@@ -148,4 +150,20 @@ impl Handler {
         let provenance = Box::pin(self.store.provenance(&attribution)).await?;
         Ok(provenance.shows_the_run().then_some(attribution.prefix))
     }
+}
+
+/// The settings of a framework, for whoever has a token: they are the same in all namespaces.
+fn settings(framework: &str, asked: Asked) -> Result<Answer, Failure> {
+    asked.query.finish()?;
+    let framework: Framework = framework.parse().map_err(|_| {
+        let frameworks = Framework::ALL.map(|framework| format!("`{framework}`")).join(", ");
+        let detail = format!("there is no framework `{}`; there are {frameworks}", bounded(framework, 64));
+        Failure::new(Code::SettingsNotFound, detail)
+    })?;
+    Ok(as_it_is(extra_args::schema(framework)))
+}
+
+/// A document that the function contains.
+fn as_it_is(json: &'static str) -> Answer {
+    Answer { status: 200, content_type: "application/json", body: json.as_bytes().to_vec(), headers: Vec::new() }
 }

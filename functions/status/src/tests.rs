@@ -69,6 +69,8 @@ async fn nothing_is_told_without_a_token() {
         "/train/j/checkpoints/5",
         "/train/j/logs",
         "/train/j/events",
+        "/settings/hf",
+        "/settings/jax",
         "/readyz",
         // The token comes before the parameters.
         "/train?unknown=1",
@@ -149,6 +151,12 @@ async fn what_is_wrong_with_a_request_is_said() {
         ("/train/j/logs?source=archive&since=2026-11-24T03:00:00Z", 422, "invalid_request", "`tail`"),
         // A pod of that name, but of an older job.
         ("/train/j/logs?rank=3", 404, "log_not_found", "rank-3.log"),
+        ("/settings/jax", 404, "settings_not_found", "no framework `jax`; there are `nemo`, `hf`, `meta`"),
+        ("/settings/HF", 404, "settings_not_found", "`HF`"),
+        ("/settings/hf?x=1", 422, "invalid_request", "?x"),
+        ("/settings/hf?namespace=training", 422, "invalid_request", "?namespace"),
+        ("/settings", 404, "route_not_found", "/settings"),
+        ("/settings/hf/lr", 404, "route_not_found", "/settings/hf/lr"),
         ("/nothing", 404, "route_not_found", "/nothing"),
         ("/train/j/", 404, "route_not_found", ""),
     ] {
@@ -162,6 +170,7 @@ async fn what_is_wrong_with_a_request_is_said() {
         ("POST", "/train/j/logs", "GET, HEAD"),
         ("PATCH", "/train/j", "DELETE, GET, HEAD"),
         ("DELETE", "/readyz", "GET, HEAD"),
+        ("POST", "/settings/hf", "GET, HEAD"),
     ] {
         let answer = world.send(method, path, None).await;
         assert_eq!((answer.code(), answer.header("allow")), ("method_not_allowed", Some(allow)), "{method} {path}");
@@ -418,6 +427,20 @@ async fn events_of_the_job_and_its_pods_are_one_story() {
         answer.body["events"].as_array().into_iter().flatten().map(|event| event["message"].clone()).collect();
     assert_eq!(told, ["j-worker-0", "j", "j-master-0"], "{:?} {}", world.sent(), answer.text);
     assert_eq!(answer.body["truncated"], false);
+}
+
+#[tokio::test]
+async fn the_settings_of_each_framework_are_the_trainers_own_schema() {
+    for framework in ["hf", "nemo", "meta"] {
+        // A token sees them whatever namespaces it is for, and nothing behind the function is asked.
+        let world = World::limited_to(&["two"]);
+        let answer = world.get(&format!("/settings/{framework}")).await;
+        let file = format!("{}/../../trainer/settings/{framework}.json", env!("CARGO_MANIFEST_DIR"));
+        assert_eq!((answer.status, answer.text), (200, fs::read_to_string(file).expect("a schema")), "{framework}");
+        assert_eq!(answer.headers["content-type"], "application/json");
+        assert_eq!(answer.headers["cache-control"], "no-store");
+        assert_eq!(world.sent(), [""; 0]);
+    }
 }
 
 #[tokio::test]

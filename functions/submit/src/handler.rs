@@ -10,7 +10,7 @@ use training_core::{
     access::caller::{Caller, Scope},
     api::{
         dry_run::DryRun,
-        problem::{Code, Problem},
+        problem::{Code, MAX_ERRORS, Problem},
         route::Route,
     },
     job::{
@@ -69,7 +69,8 @@ impl Service {
             | Route::BestCheckpoint(_)
             | Route::Checkpoint(..)
             | Route::Logs(_)
-            | Route::Events(_) => Err(Failure::new(
+            | Route::Events(_)
+            | Route::Settings(_) => Err(Failure::new(
                 Code::RouteNotFound,
                 "this function does not serve that route: the gateway is misconfigured",
             )),
@@ -95,7 +96,8 @@ impl Service {
             Placed::Created(job) => (201, job),
             Placed::Replayed(job) => (200, job),
         };
-        let report = TrainingJobStatus::new(&job, &self.rules.namespaces, None, ProgressRead::Unknown, None);
+        let mut report = TrainingJobStatus::new(&job, &self.rules.namespaces, None, ProgressRead::Unknown, None);
+        report.warnings = training.findings.into_iter().take(MAX_ERRORS).collect();
         let location = report.summary.links.itself.clone();
         let answer = match effect {
             Effect::DryRun => Answer::json(200, &DryRun::new(report, status, job))?,

@@ -2,6 +2,7 @@
 
 mod claims;
 mod foreign;
+mod settings;
 mod world;
 
 use std::{collections::BTreeMap, fs, path::Path};

@@ -25,6 +25,8 @@ const MAX_KEY: usize = 900;
 const MAX_BASE_KEY: usize = 512;
 /// What `serde_json` takes: an object in `extra_args` is the third level already.
 const DEEPEST: usize = 120;
+/// The twin's.
+const DEFAULT_IMAGE: &str = "trainer:local";
 
 /// Where values come from.
 pub struct Chance {
@@ -144,6 +146,7 @@ pub fn accepted(deployment: &Deployment) -> BoxedStrategy<Value> {
                 large.put_into(&mut body);
             }
             cut_job_name(&mut body);
+            name_an_image_of_any_settings(&mut body);
             Value::Object(body)
         })
         .prop_filter("larger than a body may be", |body| body.to_string().len() <= MAX_BODY)
@@ -223,6 +226,14 @@ fn large() -> impl Strategy<Value = Large> {
         filling().prop_map(Large::Annotations),
         Just(Large::Labels),
     ]
+}
+
+/// The default image takes the settings alone that its trainer has.
+fn name_an_image_of_any_settings(body: &mut Map<String, Value>) {
+    let is_default = body.get("image").is_none_or(|image| image.is_null() || image == DEFAULT_IMAGE);
+    if is_default && body.get("extra_args").is_some_and(|arguments| arguments != &json!({}) && !arguments.is_null()) {
+        body.insert("image".to_owned(), "stub".into());
+    }
 }
 
 // === impl Large ===
@@ -335,7 +346,7 @@ fn image() -> BoxedStrategy<Value> {
     let tag = text("(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?");
     let path = text("unknown[.]invalid/[a-z0-9]{1,20}((-|__|[.])[a-z0-9]{1,20}){0,3}(/[a-z0-9]{1,30}){0,4}");
     prop_oneof![
-        Just("trainer:local".to_owned()),
+        Just(DEFAULT_IMAGE.to_owned()),
         tag.clone().prop_map(|tag| format!("stub{tag}")),
         (path, tag, proptest::option::of(digest))
             .prop_map(|(path, tag, digest)| format!("{path}{tag}{}", digest.unwrap_or_default())),

@@ -210,8 +210,20 @@ fn paths() -> BoxedStrategy<String> {
         "/checkpoints/latest/x",
         "/%2e%2e/..",
     ]);
-    let known =
-        ["/train", "/healthz", "/readyz", "/openapi.json", "/", "//", "/train/", "//train", "/TRAIN", "/healthz/"];
+    let known = [
+        "/train",
+        "/settings/hf",
+        "/settings/%00",
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+        "/",
+        "//",
+        "/train/",
+        "//train",
+        "/TRAIN",
+        "/healthz/",
+    ];
     prop_oneof![
         4 => (name, tail).prop_map(|(name, tail)| format!("/train/{name}{tail}")),
         2 => words(&known),

@@ -357,6 +357,28 @@ async fn readiness_and_the_description_are_there() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_settings_of_each_framework_are_there() -> Result<()> {
+    let world = World::meet()?;
+    for framework in ["hf", "nemo", "meta"] {
+        let path = format!("/settings/{framework}");
+        let settings = world.twin.get(&path).await?.expect(200)?;
+        let schema = std::fs::read(world.root.join(format!("trainer/settings/{framework}.json")))?;
+        assert_eq!(settings.body, serde_json::from_slice::<serde_json::Value>(&schema)?, "{framework}");
+        assert_eq!(
+            (settings.content_type.as_str(), settings.header("cache-control")),
+            ("application/json", Some("no-store"))
+        );
+        let head = world.twin.send(Method::HEAD, &path, Some(world.twin.setting("TRAINER_API_TOKEN")?), None).await?;
+        assert_eq!((head.status, head.text_body.as_str()), (200, ""), "{framework}");
+        assert_eq!(world.twin.send(Method::GET, &path, None, None).await?.expect(401)?.text("/code"), "missing_token");
+    }
+    let unknown = world.twin.get("/settings/jax").await?.expect(404)?;
+    assert_eq!(unknown.text("/code"), "settings_not_found");
+    ensure!(unknown.text("/detail").ends_with("there are `nemo`, `hf`, `meta`"), "{}", unknown.body);
+    Ok(())
+}
+
+#[tokio::test]
 async fn routes_that_are_not_there_say_so() -> Result<()> {
     let world = World::meet()?;
     for (method, path, status, code, allow) in [

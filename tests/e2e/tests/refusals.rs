@@ -191,6 +191,64 @@ async fn each_broken_rule_is_named_by_pointer_and_code() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_default_image_takes_the_settings_of_its_trainer_alone() -> Result<()> {
+    let world = World::meet()?;
+    let mut request = world.twin.two_node_request(&World::run_id("settings"), "s3://data/none.jsonl", 1, 1)?;
+    let usual = json!({
+        "output_dir": "out", "num_train_epochs": 3, "max_steps": -1, "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8, "gradient_accumulation_steps": 4, "eval_strategy": "steps", "eval_steps": 200,
+        "save_strategy": "steps", "save_steps": 200, "save_total_limit": 3, "learning_rate": 1e-4, "weight_decay": 0.0,
+        "warmup_steps": 0.05, "lr_scheduler_type": "cosine", "logging_steps": 10, "logging_first_step": true,
+        "bf16": true, "tf32": true, "gradient_checkpointing": true, "optim": "adamw_torch_fused",
+        "report_to": ["tensorboard"], "load_best_model_at_end": true, "metric_for_best_model": "eval_loss",
+        "greater_is_better": false, "ddp_timeout": 3600, "push_to_hub": false, "remove_unused_columns": false,
+        "dataloader_num_workers": 4, "seed": 7,
+    });
+    for good in [json!({}), usual, json!({"max_steps": 5.0, "save_steps": 0.1, "bf16": true, "fp16": false})] {
+        request["extra_args"] = good;
+        let answer = world.twin.post("/train?dry_run=true", &request).await?.expect(200)?;
+        ensure!(answer.body["warnings"].is_null(), "{}", answer.body);
+    }
+    request["extra_args"] = json!({
+        "learning_rat": 1e-3, "batch_size": "4", "max_steps": 0, "scheduler": "lineal", "push_to_hub": true,
+        "lr": 1e-3, "learning_rate": 1e-3, "optim": "adamw_8bit", "seed": 7,
+    });
+    let findings = [
+        ("/extra_args/learning_rat", "unknown_field", "did you mean `learning_rate`?"),
+        ("/extra_args/batch_size", "type", "must be a whole number of at least 1, not \"4\""),
+        ("/extra_args/max_steps", "range", "must be a whole number of at least 1, not 0"),
+        ("/extra_args/scheduler", "format", "must be one of linear, cosine, constant, null, not \"lineal\""),
+        ("/extra_args/push_to_hub", "not_allowed", "cannot be set: nothing is sent to a hub"),
+        ("/extra_args/learning_rate", "duplicate", "is another name of `lr`"),
+        ("/extra_args/optim", "not_allowed", "needs the package bitsandbytes"),
+    ];
+    let is_told = |answer: &Answer, list: &str| -> Result<()> {
+        let told = answer.body[list].as_array().map(Vec::as_slice).unwrap_or_default();
+        ensure!(told.len() == findings.len(), "{}", answer.body);
+        for (told, (pointer, code, says)) in told.iter().zip(findings) {
+            ensure!(told["pointer"] == pointer && told["code"] == code, "{pointer} {code}: {told}");
+            ensure!(told["detail"].as_str().is_some_and(|detail| detail.contains(says)), "{says}: {told}");
+        }
+        Ok(())
+    };
+    let image = world.twin.setting("TRAINER_IMAGE")?;
+    for (image, path) in [(Value::Null, "/train?dry_run=true"), (Value::Null, "/train"), (json!(image), "/train")] {
+        request["image"] = image;
+        let answer = world.twin.post(path, &request).await?.expect(422)?;
+        assert_eq!(answer.text("/code"), "invalid_request", "{path}");
+        is_told(&answer, "errors")?;
+    }
+    request["image"] = json!("stub");
+    is_told(&world.twin.post("/train?dry_run=true", &request).await?.expect(200)?, "warnings")?;
+    request["cpus_per_node"] = CPUS_THAT_NO_NODE_HAS.into();
+    let made = world.twin.post("/train", &request).await?.expect(201)?;
+    is_told(&made, "warnings")?;
+    is_told(&world.twin.post("/train", &request).await?.expect(200)?, "warnings")?;
+    world.twin.delete(&made.location).await?.expect(202)?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn requests_of_the_original_api_are_accepted_unchanged() -> Result<()> {
     let world = World::meet()?;
     let base = world.twin.setting("RUNS_BASE_URI")?;

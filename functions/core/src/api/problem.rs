@@ -34,6 +34,8 @@ pub enum Code {
     CheckpointNotFound,
     /// The pod, or that start of it, is not in the cluster, and no archive was found or looked for.
     LogNotFound,
+    /// No framework of that name, and so no settings.
+    SettingsNotFound,
     /// No such route.
     RouteNotFound,
     /// The path has routes, with other methods.
@@ -87,7 +89,7 @@ pub enum Code {
 }
 
 /// Violated rules that one answer names; how many there are, it says in any case.
-const MAX_ERRORS: usize = 100;
+pub const MAX_ERRORS: usize = 100;
 
 /// One violated rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -138,7 +140,7 @@ pub struct Document<'a> {
 
 impl Code {
     /// All codes, in the order of their statuses.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::MalformedJson,
         Self::InvalidRequest,
         Self::MissingToken,
@@ -149,6 +151,7 @@ impl Code {
         Self::JobNotFound,
         Self::CheckpointNotFound,
         Self::LogNotFound,
+        Self::SettingsNotFound,
         Self::RouteNotFound,
         Self::MethodNotAllowed,
         Self::JobConflict,
@@ -216,6 +219,7 @@ impl Code {
             Self::JobNotFound => ("job_not_found", 404, "No such job", 0),
             Self::CheckpointNotFound => ("checkpoint_not_found", 404, "No such checkpoint", 0),
             Self::LogNotFound => ("log_not_found", 404, "No such log", 0),
+            Self::SettingsNotFound => ("settings_not_found", 404, "No such framework", 0),
             Self::RouteNotFound => ("route_not_found", 404, "No such route", 0),
             Self::MethodNotAllowed => ("method_not_allowed", 405, "The route does not take this method", 0),
             Self::JobConflict => ("job_conflict", 409, "Another job of that name exists", 0),

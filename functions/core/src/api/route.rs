@@ -56,6 +56,8 @@ pub enum Route<'a> {
     Logs(&'a str),
     /// GET /train/{name}/events
     Events(&'a str),
+    /// GET /settings/{framework}
+    Settings(&'a str),
 }
 
 /// Why a request is for none of them.
@@ -113,6 +115,7 @@ impl<'a> Route<'a> {
             ["train", name, "checkpoints", step] => get(Self::Checkpoint(name, step)),
             ["train", name, "logs"] => get(Self::Logs(name)),
             ["train", name, "events"] => get(Self::Events(name)),
+            ["settings", framework] => get(Self::Settings(framework)),
             _ => Err(Unrouted::Path),
         }
     }
@@ -160,6 +163,7 @@ mod tests {
             ("GET", "/train/a/checkpoints/500", Route::Checkpoint("a", "500")),
             ("GET", "/train/a/logs", Route::Logs("a")),
             ("GET", "/train/a/events", Route::Events("a")),
+            ("GET", "/settings/a", Route::Settings("a")),
             // What no gateway has decoded is part of the name, which then no job has.
             ("GET", "/train/a%2Fb", Route::Status("a%2Fb")),
         ] {
@@ -182,6 +186,8 @@ mod tests {
             "/train//logs",
             "/Train",
             "/train/a/b",
+            "/settings",
+            "/settings/a/b",
             "/train/a/b/c/d",
             "train",
             "/a/b/c/d/e/f",

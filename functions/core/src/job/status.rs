@@ -10,7 +10,10 @@ use training_run::{entry::IndexEntry, marker::State, names::Submission, progress
 
 use crate::{
     access::{namespaces::Namespaces, token::is_id},
-    api::links::{Links, PageLinks},
+    api::{
+        links::{Links, PageLinks},
+        problem::FieldError,
+    },
     job::{
         diagnosis::Diagnosis,
         pytorchjob::{JobCondition, PyTorchJob, ReplicaStatus, key},
@@ -104,6 +107,9 @@ pub struct TrainingJobStatus {
     pub checkpoints: Option<NewestCheckpoint>,
     /// What keeps the job from running, or why it failed; null when nothing is known to.
     pub diagnosis: Option<Diagnosis>,
+    /// What the default image's trainer would refuse of `extra_args`: in answers of POST alone, where there is something.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<FieldError>,
 }
 
 /// The answer of GET /train: some jobs in name order.
@@ -301,7 +307,8 @@ impl TrainingJobStatus {
         {
             summary.detail = detail;
         }
-        Self { attempts: progress.as_ref().map(|progress| progress.attempt), progress, checkpoints, diagnosis, summary }
+        let attempts = progress.as_ref().map(|progress| progress.attempt);
+        Self { attempts, progress, checkpoints, diagnosis, summary, warnings: Vec::new() }
     }
 }
 

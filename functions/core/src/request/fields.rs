@@ -139,7 +139,8 @@ fn escape(token: &str) -> String {
     bounded(token, 128).replace('~', "~0").replace('/', "~1")
 }
 
-fn kind(value: &Value) -> &'static str {
+/// What a value is, in a sentence.
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

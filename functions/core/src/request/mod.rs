@@ -3,9 +3,11 @@
 //! What the API server, the operator's webhook or the kubelet would refuse later is refused here.
 
 mod environment;
+pub mod extra_args;
 mod fields;
 pub mod fingerprint;
 pub mod image;
+mod json_schema;
 pub mod limits;
 #[cfg(test)]
 mod properties;
@@ -121,6 +123,8 @@ pub struct TrainingJobRequest {
     pub resume: Resume,
     /// Settings of the runner.
     pub extra_args: Map<String, Value>,
+    /// What the trainer of the default image would refuse of them.
+    pub findings: Vec<FieldError>,
     /// Additional environment variables of the container.
     pub env: BTreeMap<String, String>,
     /// Environment variables whose values are keys of Kubernetes Secrets.
@@ -187,6 +191,7 @@ impl TrainingJobRequest {
         let config_path = read_config_path(&mut fields);
         let resume = read_resume(&mut fields);
         let extra_args = read_extra_args(&mut fields);
+        let findings = framework.map(|framework| extra_args::findings(framework, &extra_args)).unwrap_or_default();
         let env = read_env(&mut fields);
         let env_from_secrets = read_env_from_secrets(&mut fields, rules, &env);
         let labels = fields.texts("labels", rules::label);
@@ -199,13 +204,18 @@ impl TrainingJobRequest {
         let job_name = read_job_name(&mut fields, num_nodes);
 
         let finished = fields.finish(&FIELDS);
+        let is_default_image = image.as_ref() == Some(&rules.default_image);
         let required = (framework, model_id, run_id, base, dataset_uri, image);
         let (
             Ok(()),
             (Some(framework), Some(model_id), Some(run_id), Some(checkpoint_base_uri), Some(dataset_uri), Some(image)),
         ) = (&finished, required)
         else {
-            return Err(Problem::invalid(finished.err().unwrap_or_default()));
+            let mut errors = finished.err().unwrap_or_default();
+            if is_default_image {
+                errors.extend(findings);
+            }
+            return Err(Problem::invalid(errors));
         };
         Ok(Self {
             namespace: rules.namespaces.choose(namespace.as_deref(), caller)?,
@@ -223,6 +233,7 @@ impl TrainingJobRequest {
             config_path,
             resume,
             extra_args,
+            findings,
             env,
             env_from_secrets,
             labels,
@@ -233,6 +244,15 @@ impl TrainingJobRequest {
             max_runtime_seconds,
             fingerprint: digests,
         })
+    }
+
+    /// Why no job is made of this request, whatever else it says: the default image's trainer would refuse its settings.
+    /// Of another image that is not known. A job that is there already answers an equal request all the same, because an
+    /// older release may have made it.
+    #[must_use]
+    pub fn settings_problem(&self, rules: &Rules) -> Option<Problem> {
+        let is_refused = self.image == rules.default_image && !self.findings.is_empty();
+        is_refused.then(|| Problem::invalid(self.findings.clone()))
     }
 }
 
@@ -345,6 +365,7 @@ fn read_extra_args(fields: &mut Fields) -> Map<String, Value> {
             "too_long",
             "must be at most 64 KiB of JSON; put more into an object and name it by `config_path`",
         );
+        return Map::new();
     }
     arguments
 }

@@ -33,6 +33,8 @@ async fn head_answers_as_get_does_without_a_body() {
         ("/train/j/checkpoints/20", Some(TOKEN), 200),
         ("/train/j/logs", Some(TOKEN), 200),
         ("/train/j/events", Some(TOKEN), 200),
+        ("/settings/hf", Some(TOKEN), 200),
+        ("/settings/jax", Some(TOKEN), 404),
         ("/train/gone", Some(TOKEN), 404),
         ("/train/j/checkpoints/30", Some(TOKEN), 404),
         ("/train?limit=0", Some(TOKEN), 422),

@@ -47,8 +47,20 @@ pub(super) struct Answer {
 
 impl World {
     pub(super) fn new(script: Script, store: Store) -> Self {
+        Self::with_secret(TOKEN.to_owned(), script, store)
+    }
+
+    /// Whose token sees these namespaces only.
+    pub(super) fn limited_to(namespaces: &[&str]) -> Self {
+        // SHA-256 of TOKEN.
+        let sha256 = "263b9741bfc84598b8f5688c5481887c8493d40b0b557de2f2f9b0329139c5db";
+        let entry = json!({"id": "limited", "sha256": sha256, "scopes": ["read"], "namespaces": namespaces});
+        Self::with_secret(json!({"tokens": [entry]}).to_string(), vec![], testing::denied())
+    }
+
+    fn with_secret(secret: String, script: Script, store: Store) -> Self {
         let secret = mock!(aws_sdk_secretsmanager::Client::get_secret_value)
-            .then_output(|| GetSecretValueOutput::builder().secret_string(TOKEN).build());
+            .then_output(move || GetSecretValueOutput::builder().secret_string(&secret).build());
         let secrets = mock_client!(aws_sdk_secretsmanager, RuleMode::MatchAny, &[&secret]);
         let sent = Arc::new(Mutex::new(Vec::new()));
         let handler = Handler {

@@ -231,6 +231,9 @@ impl<'a> Submitting<'a> {
 
     /// Everything that the manifest needs from outside, and the manifest.
     async fn prepare(&mut self) -> Result<Reply, Failure> {
+        if let Some(problem) = self.request.settings_problem(&self.service.rules) {
+            return Err(problem.into());
+        }
         let (start, defaults) = tokio::join!(self.resolve_start(), self.jobs.platform_defaults());
         let defaults = defaults.map_err(cluster_failure)?;
         let (start, defaults) = (start?, defaults.and_then(|defaults| defaults.template));
