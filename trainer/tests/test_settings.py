@@ -8,6 +8,19 @@ from training import settings, training_arguments
 from training.errors import UserError
 from training.layout import FRAMEWORKS
 
+# A usual set of the Trainer's arguments, which names what the Trainer would do anyway too.
+USUAL = {
+    "output_dir": "out", "num_train_epochs": 3, "max_steps": -1, "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 8, "gradient_accumulation_steps": 4, "eval_strategy": "steps", "eval_steps": 200,
+    "save_strategy": "steps", "save_steps": 200, "save_total_limit": 3, "learning_rate": 1e-4, "weight_decay": 0.0,
+    "lr_scheduler_type": "cosine", "logging_steps": 10, "logging_first_step": True, "bf16": True, "tf32": True,
+    "gradient_checkpointing": True, "optim": "adamw_torch_fused", "report_to": ["tensorboard"],
+    "load_best_model_at_end": True, "warmup_steps": 0.05, "metric_for_best_model": "eval_loss",
+    "greater_is_better": False, "ddp_timeout": 3600, "push_to_hub": False,
+    "remove_unused_columns": False, "dataloader_num_workers": 4,
+    "seed": 7, "do_train": True, "overwrite_output_dir": True, "logging_dir": "logs", "run_name": "x",
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize(
@@ -155,21 +168,9 @@ def test_the_trainers_names_are_those_of_the_settings_of_all():
         settings.parse('{"lr": 1, "learning_rate": 1}')
 
 
-def test_hf_takes_what_people_set(tmp_path):
-    """A usual set of the Trainer's arguments, at once."""
-    given = {
-        "output_dir": "out", "num_train_epochs": 3, "max_steps": -1, "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 8, "gradient_accumulation_steps": 4, "eval_strategy": "steps", "eval_steps": 200,
-        "save_strategy": "steps", "save_steps": 200, "save_total_limit": 3, "learning_rate": 1e-4, "weight_decay": 0.0,
-        "lr_scheduler_type": "cosine", "logging_steps": 10, "logging_first_step": True, "bf16": True, "tf32": True,
-        "gradient_checkpointing": True, "optim": "adamw_torch_fused", "report_to": ["tensorboard"],
-        "load_best_model_at_end": True, "warmup_steps": 0.05, "metric_for_best_model": "eval_loss",
-        "greater_is_better": False, "ddp_timeout": 3600, "push_to_hub": False,
-        "remove_unused_columns": False, "dataloader_num_workers": 4,
-        "seed": 7, "do_train": True, "overwrite_output_dir": True, "logging_dir": "logs", "run_name": "x",
-    }  # fmt: skip
-    assert len(given) >= 30
-    found = settings.parse(json.dumps(given))
+def test_hf_takes_what_people_set():
+    assert len(USUAL) >= 30
+    found = settings.parse(json.dumps(USUAL))
     assert (found.max_steps, found.num_epochs, found.precision, found.report_to) == (None, 3.0, "bf16", "tensorboard")
     assert found.training_arguments == {
         "lr_scheduler_type": "cosine", "tf32": True, "gradient_checkpointing": True, "optim": "adamw_torch_fused",
@@ -272,8 +273,8 @@ def test_what_cannot_be_run_here_is_refused_at_the_start(framework, monkeypatch)
         ),
         (
             {"do_train": 1},
-            "do_train cannot be set: eval_steps decides when it evaluates, which it does on texts that it holds out; "
-            "leave it out, or say true",
+            "do_train cannot be set: eval_steps decides when it evaluates, below 1 it is a part of all steps; texts are "
+            "held out for it; leave it out, or say true",
         ),
         (
             {"eval_strategy": "steps"},

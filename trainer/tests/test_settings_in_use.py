@@ -5,8 +5,9 @@ import re
 import shutil
 
 import pytest
-from pods import FIRST, exported, marker, markers, run_of, same, state
+from pods import FIRST, SETTINGS, exported, marker, markers, run_of, same, state
 from safetensors.torch import load_file, save_file
+from test_settings import USUAL
 
 import make_tiny_model
 from training import training_arguments
@@ -142,6 +143,18 @@ def test_the_best_model_is_exported_and_kept(start, tmp_path):
     assert f"the best step is {best}, with eval_loss {losses[best]:.4f}" in pods.log
     assert markers(store) == [best, 12], "the others are not kept"
     assert same(exported(store, FIRST, "hf"), state(store, best)["weights"])
+
+
+def test_a_usual_set_of_arguments_trains_at_the_first_try(start, tmp_path):
+    replaced = dict.fromkeys(SETTINGS, ...)
+    with start(tmp_path / "store", FIRST, processes=0, **replaced | USUAL) as pods:
+        assert pods.end() == [0], pods.log
+    total = 9  # 96 texts are not held out, 32 a step, three epochs
+    assert markers(tmp_path / "store") == [total]
+    (state_of,) = {group["lr"] for group in groups_of(state(tmp_path / "store", total))}
+    assert state_of == 0.0, "a cosine ends there"
+    assert f"the best step is {total}" in pods.log
+    assert list((run_of(tmp_path / "store") / "logs" / FIRST / "tensorboard").iterdir())
 
 
 @pytest.mark.soak

@@ -75,6 +75,7 @@ HARMLESS: dict[str, tuple[typing.Any, ...]] = {
     "packing": (False,),
     "completion_only_loss": (False,),
     "assistant_only_loss": (False,),
+    "attn_implementation": ("sdpa",),
     "use_peft": (False,),
     "load_in_4bit": (False,),
     "load_in_8bit": (False,),
@@ -112,7 +113,7 @@ _OWNED = {
         save_strategy save_only_model save_on_each_node save_safetensors enable_jit_checkpoint""",
     "logging_steps decides when it logs": """
         logging_strategy logging_first_step logging_nan_inf_filter disable_tqdm""",
-    "eval_steps decides when it evaluates, which it does on texts that it holds out": """
+    "eval_steps decides when it evaluates, below 1 it is a part of all steps; texts are held out for it": """
         eval_strategy eval_delay eval_on_start eval_accumulation_steps eval_do_concat_batches eval_use_gather_object
         prediction_loss_only bf16_full_eval fp16_full_eval include_for_metrics include_inputs_for_metrics
         batch_eval_metrics label_names do_train do_eval do_predict eval_dataset""",
@@ -126,6 +127,10 @@ _OWNED = {
         data_seed train_sampling_strategy group_by_length length_column_name remove_unused_columns
         dataloader_drop_last dataloader_in_order dataloader_pin_memory dataloader_persistent_workers
         dataloader_prefetch_factor dataloader_multiprocessing_context""",
+    "every run goes on to its last step: DELETE ends it, and max_steps says where": (
+        "early_stopping_patience early_stopping_threshold"
+    ),
+    "attention is torch's own": "attn_implementation",
     "batch_size and gradient_accumulation decide": "auto_find_batch_size",
     "a text is a row of its own here, with all of its tokens in the loss": """
         packing completion_only_loss assistant_only_loss""",

@@ -40,7 +40,8 @@ pub(crate) struct RequestBody {
     /// The key has at most 512 bytes, and no segment that is empty, `.`, `..` or `_jobs`, or begins with `framework=`.
     #[schemars(regex(pattern = S3_FOLDER))]
     checkpoint_base_uri: String,
-    /// A JSON-lines object, or with one slash at the end all objects below a prefix.
+    /// A JSON-lines object, with one slash at the end all objects below a prefix, or those of a pattern: `*` is anything
+    /// within a folder, `**` anything, `?` one character (`s3://data/**/train-*.jsonl`).
     #[schemars(regex(pattern = S3_OBJECT_OR_PREFIX))]
     dataset_uri: String,
     /// The trainer image: `DEFAULT_IMAGE` when absent, otherwise one that `ALLOWED_IMAGES` allows.

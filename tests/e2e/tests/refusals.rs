@@ -211,7 +211,7 @@ async fn the_default_image_takes_the_settings_of_its_trainer_alone() -> Result<(
     }
     request["extra_args"] = json!({
         "learning_rat": 1e-3, "batch_size": "4", "max_steps": 0, "scheduler": "lineal", "push_to_hub": true,
-        "lr": 1e-3, "learning_rate": 1e-3, "optim": "adamw_8bit", "seed": 7,
+        "lr": 1e-3, "learning_rate": 1e-3, "optim": "galore_adamw", "seed": 7,
     });
     let findings = [
         ("/extra_args/learning_rat", "unknown_field", "did you mean `learning_rate`?"),
@@ -220,7 +220,7 @@ async fn the_default_image_takes_the_settings_of_its_trainer_alone() -> Result<(
         ("/extra_args/scheduler", "format", "must be one of linear, cosine, constant, null, not \"lineal\""),
         ("/extra_args/push_to_hub", "not_allowed", "cannot be set: nothing is sent to a hub"),
         ("/extra_args/learning_rate", "duplicate", "is another name of `lr`"),
-        ("/extra_args/optim", "not_allowed", "needs the package bitsandbytes"),
+        ("/extra_args/optim", "not_allowed", "needs the package galore_torch"),
     ];
     let is_told = |answer: &Answer, list: &str| -> Result<()> {
         let told = answer.body[list].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -169,7 +169,7 @@ mod tests {
             (Hf, "push_to_hub", json!(true), "not_allowed", "cannot be set: nothing is sent to a hub"),
             (Hf, "push_to_hub", json!(true), "not_allowed", "; leave it out, or say false"),
             (Hf, "hub_token", json!("secret"), "not_allowed", "exported into the bucket; leave it out"),
-            (Hf, "optim", json!("adamw_8bit"), "not_allowed", "\"adamw_8bit\" needs the package bitsandbytes"),
+            (Hf, "optim", json!("galore_adamw"), "not_allowed", "\"galore_adamw\" needs the package galore_torch"),
         ] {
             let found = found(framework, &json!({name: value}));
             let [(pointer, is, detail)] = found.as_slice() else { panic!("{name}: {found:?}") };

@@ -48,6 +48,8 @@ fn a_dataset_prefix_keeps_its_slash() {
     let mut body = body();
     body["dataset_uri"] = json!("s3://data/shards/");
     assert_eq!(parse(&body).expect("a good request").dataset_uri, "s3://data/shards/");
+    body["dataset_uri"] = json!("s3://data/**/train-?.jsonl");
+    assert_eq!(parse(&body).expect("a pattern is the trainer's to read").dataset_uri, "s3://data/**/train-?.jsonl");
 }
 
 #[test]
