@@ -52,6 +52,9 @@ pub enum IndexError {
     /// Not an index entry.
     #[error("is not an index entry")]
     Format(#[source] serde_json::Error),
+    /// Larger than any entry.
+    #[error("is too large for an index entry")]
+    TooLarge,
     /// Written by a later release.
     #[error("is of index version {0}, and this release reads version {VERSION}: update the functions")]
     Newer(u64),

@@ -119,6 +119,9 @@ pub struct JobRecord {
     pub job: JobName,
     /// The cluster's id of the job.
     pub uid: Option<String>,
+    /// Those of further jobs of the submission: a request that was slow made one when the first was deleted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub later_uids: Vec<String>,
     /// The run's prefix.
     pub checkpoint_prefix: RunPrefix,
     /// When the cluster made the job, in RFC 3339.
@@ -141,6 +144,16 @@ impl Claimant {
             previous: None,
             released: false,
         }
+    }
+}
+
+// === impl JobRecord ===
+
+impl JobRecord {
+    /// Whether it tells of this job.
+    #[must_use]
+    pub fn has(&self, uid: &str) -> bool {
+        self.uid.iter().chain(&self.later_uids).any(|recorded| recorded == uid)
     }
 }
 

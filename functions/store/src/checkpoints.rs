@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use futures::{StreamExt, TryStreamExt, future, stream};
 use training_run::{
     digest::Digest,
-    entry::IndexEntry,
+    entry::{IndexEntry, IndexError},
     layout::{RunKey, RunPrefix},
     lineage::{Known, Lineage, Mode, Preference, Trace, candidates},
     marker::State,
@@ -20,7 +20,7 @@ use training_run::{
     owner::Owner,
 };
 
-use crate::{Found, Store, StoreError};
+use crate::{Found, Read, Store, StoreError};
 
 /// Entries read at once.
 const PARALLEL_READS: usize = 32;
@@ -239,7 +239,8 @@ impl Store {
         }
     }
 
-    /// The entries behind some keys, each made small as soon as it is read.
+    /// The entries behind some keys, each made small as soon as it is read. In place of one that is none the marker is read,
+    /// from which an entry is made: whoever spoils one hides no checkpoint, and stops no reader.
     async fn entries<T>(
         &self,
         prefix: &RunPrefix,
@@ -249,11 +250,22 @@ impl Store {
         let (bucket, keep) = (prefix.bucket(), &keep);
         stream::iter(keys)
             .map(|key| async move {
-                // None: deleted since it was listed.
-                let Some(object) = self.get_within(bucket, &key, MAX_ENTRY_BYTES).await? else { return Ok(None) };
-                let entry = IndexEntry::parse(&object.body)
-                    .map_err(|error| StoreError::new("read", bucket, &key, Box::new(error)))?;
-                Ok(Some(keep(entry)))
+                let entry = match self.read(bucket, &key, MAX_ENTRY_BYTES).await? {
+                    Read::Object(object) => IndexEntry::parse(&object.body),
+                    Read::Nothing => return Ok(None), // deleted since it was listed
+                    Read::TooLarge(_) => Err(IndexError::TooLarge),
+                    Read::Withheld(why) => return Err(StoreError::new("read", bucket, &key, Box::new(why))),
+                };
+                match (entry, prefix.index_step(&key)) {
+                    (Ok(entry), _) => Ok(Some(keep(entry))),
+                    (Err(IndexError::Format(_) | IndexError::TooLarge), Some(step)) => {
+                        Ok(match Box::pin(self.snapshot(prefix, step)).await?.found {
+                            Found::Checkpoint(entry) => Some(keep(entry)),
+                            Found::Nothing | Found::Unusable(_) => None,
+                        })
+                    }
+                    (Err(error), _) => Err(StoreError::new("read", bucket, &key, Box::new(error))),
+                }
             })
             .buffered(PARALLEL_READS)
             .try_filter_map(|entry| future::ready(Ok(entry)))
@@ -319,6 +331,26 @@ mod tests {
 
     fn at(entry: Option<IndexEntry>) -> Option<u64> {
         entry.map(|entry| entry.step.get())
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_is_none_is_made_from_its_marker() {
+        let key = prefix().key(&RunKey::IndexEntry(step(20)));
+        for garbage in ["{", "[]", &format!("{{\"a\":{}", "[".repeat(9999)), &" ".repeat(3 * MAX_ENTRY_BYTES)] {
+            let bucket = Bucket::holding(run());
+            bucket.write(&key, garbage);
+            let store = bucket.store();
+            let page = store.index_page(&prefix(), 10, None).await.expect("a page");
+            assert_eq!(page.entries.iter().map(|entry| entry.step.get()).collect::<Vec<_>>(), [30, 20, 15, 10]);
+            assert_eq!(at(store.best(&prefix(), "loss", Mode::Min).await.expect("an answer")), Some(15));
+            // Nor does an entry without a checkpoint.
+            bucket.remove(&prefix().key(&RunKey::Marker(step(20))));
+            let page = store.index_page(&prefix(), 10, None).await.expect("a page");
+            assert_eq!(page.entries.iter().map(|entry| entry.step.get()).collect::<Vec<_>>(), [30, 15, 10]);
+        }
+        let newer = Bucket::holding(run());
+        newer.write(&key, "{\"index\": 2}");
+        assert!(newer.store().index_page(&prefix(), 10, None).await.expect_err("of a later release").is_final());
     }
 
     #[tokio::test]

@@ -30,6 +30,14 @@ impl Store {
         Ok(attribution.provenance(owner.as_ref(), record.as_ref()))
     }
 
+    /// The record at a key; `None` where there is none, or what is there is no record.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn record(&self, bucket: &str, key: &str) -> Result<Option<JobRecord>, StoreError> {
+        self.statement(bucket, key).await
+    }
+
     /// What submit has written at a key; `None` when there is nothing, or nothing of its making: that confirms no job.
     async fn statement<T: DeserializeOwned>(&self, bucket: &str, key: &str) -> Result<Option<T>, StoreError> {
         match self.read(bucket, key, MAX_STATEMENT_BYTES).await? {

@@ -1,6 +1,7 @@
 //! What the function answers, and what it leaves behind.
 
 mod claims;
+mod confirmed;
 mod foreign;
 mod settings;
 mod world;

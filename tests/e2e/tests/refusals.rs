@@ -220,7 +220,7 @@ async fn the_default_image_takes_the_settings_of_its_trainer_alone() -> Result<(
         ("/extra_args/scheduler", "format", "must be one of linear, cosine, constant, null, not \"lineal\""),
         ("/extra_args/push_to_hub", "not_allowed", "cannot be set: nothing is sent to a hub"),
         ("/extra_args/learning_rate", "duplicate", "is another name of `lr`"),
-        ("/extra_args/optim", "not_allowed", "needs the package galore_torch"),
+        ("/extra_args/optim", "not_allowed", "it needs the package galore_torch"),
     ];
     let is_told = |answer: &Answer, list: &str| -> Result<()> {
         let told = answer.body[list].as_array().map(Vec::as_slice).unwrap_or_default();

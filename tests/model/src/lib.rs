@@ -267,7 +267,9 @@ impl Protocols {
                 }))
             }
             Call::ReadOwnersJob(owner) => {
-                let found = state.jobs.iter().find(|job| job.is_there() && job.name == owner.job.as_str());
+                // A confirmed job is known by its uid, any other by its name.
+                let is_its = |at: usize| owner.uid.as_ref().is_none_or(|wanted| *wanted == uid(at));
+                let found = state.there(owner.job.as_str()).filter(|at| is_its(*at)).and_then(|at| state.jobs.get(at));
                 Reply::OwnersJob(match found.map(|job| job.life) {
                     None | Some(Life::Gone) => OwnersJob::Absent,
                     Some(Life::Finished) => OwnersJob::Finished,
@@ -285,14 +287,17 @@ impl Protocols {
                 Reply::Replaced(true)
             }
             Call::TakeBack => {
-                let found = state.there(asked.job)?;
-                state.jobs.get_mut(found)?.life = Life::Gone;
+                let created = state.jobs.get_mut(turn.job?)?;
+                if created.life != Life::Finished {
+                    created.life = Life::Gone;
+                }
                 Reply::Done
             }
             Call::Record => {
                 let (at, submission) = (turn.job?, state.jobs.get(turn.job?)?.submission.clone());
-                if !state.records.iter().any(|(recorded, _)| *recorded == submission) {
-                    state.records.push((submission, uid(at)));
+                let record = (submission, uid(at));
+                if !state.records.contains(&record) {
+                    state.records.push(record);
                 }
                 Reply::Done
             }

@@ -86,7 +86,7 @@ impl Attribution {
             && record.job == self.job
             && record.submission == self.submission
             && record.checkpoint_prefix == self.prefix
-            && (record.uid.is_none() || record.uid == self.uid)
+            && (record.uid.is_none() || self.uid.as_deref().is_some_and(|uid| record.has(uid)))
     }
 }
 

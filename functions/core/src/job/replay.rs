@@ -1,7 +1,7 @@
 //! What POST /train does about a job that already has the name: it replays, replaces or refuses, and never makes a second
 //! one.
 
-use std::str::FromStr;
+use std::{collections::HashMap, str::FromStr};
 
 use thiserror::Error;
 use training_run::names::Submission;
@@ -159,6 +159,23 @@ pub fn foreign(name: &str) -> Problem {
     Problem::new(Code::ForeignJob, format!("this API did not make the job `{name}`; change it with the tool that did"))
 }
 
+/// Whether a quota that refused one object more, in the API server's words, has room for it when another is gone. Words
+/// that are not understood say so too: what a quota counts beside objects nobody knows here.
+#[must_use]
+pub fn has_room_without_one(said: &str) -> bool {
+    let numbers = |word: &str| -> HashMap<&str, u64> {
+        let list = said.split_once(word).map_or("", |(_, rest)| rest);
+        // The next word follows a comma and a space, and so does nothing within a list.
+        let list = list.split_once(", ").map_or(list, |(list, _)| list);
+        list.split(',')
+            .filter_map(|entry| entry.rsplit_once('='))
+            .filter_map(|(of, n)| Some((of, n.parse().ok()?)))
+            .collect()
+    };
+    let (used, limited) = (numbers(" used: "), numbers(" limited: "));
+    limited.iter().all(|(of, limit)| used.get(of).is_none_or(|used| used <= limit))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,6 +202,21 @@ mod tests {
             job["metadata"]["deletionTimestamp"] = json!("2026-11-24T00:00:00Z");
         }
         serde_json::from_value(job).expect("a job")
+    }
+
+    #[test]
+    fn a_quota_that_is_exceeded_by_more_than_one_has_no_room_for_another_in_its_place() {
+        let quota = "pytorchjobs.kubeflow.org \"a\" is forbidden: exceeded quota: jobs, requested: count/p.k.org=1";
+        for (said, has_room) in [
+            (format!("{quota}, used: count/p.k.org=1, limited: count/p.k.org=1"), true),
+            (format!("{quota}, used: count/p.k.org=2, limited: count/p.k.org=1"), false),
+            (format!("{quota}, used: count/p.k.org=1,count/x=5, limited: count/p.k.org=1,count/x=4"), false),
+            (format!("{quota}, used: count/p.k.org=1,x=1Gi, limited: count/p.k.org=1,x=1Gi"), true),
+            (format!("{quota}, used: , limited: "), true),
+            ("exceeded quota".to_owned(), true),
+        ] {
+            assert_eq!(has_room_without_one(&said), has_room, "{said}");
+        }
     }
 
     #[test]

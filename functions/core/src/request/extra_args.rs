@@ -91,7 +91,7 @@ fn unfit(setting: &Value, value: &Value) -> Option<(&'static str, String)> {
     let shown = shown(value);
     let reason = value.as_str().and_then(|word| setting.get("x-refusal-of")?.get(word)?.as_str());
     Some(match reason {
-        Some(reason) => ("not_allowed", format!("must be {expected}: {shown} {reason}")),
+        Some(reason) => ("not_allowed", format!("cannot be {shown}: it {reason}")),
         None => (code, format!("must be {expected}, not {shown}")),
     })
 }
@@ -169,7 +169,13 @@ mod tests {
             (Hf, "push_to_hub", json!(true), "not_allowed", "cannot be set: nothing is sent to a hub"),
             (Hf, "push_to_hub", json!(true), "not_allowed", "; leave it out, or say false"),
             (Hf, "hub_token", json!("secret"), "not_allowed", "exported into the bucket; leave it out"),
-            (Hf, "optim", json!("galore_adamw"), "not_allowed", "\"galore_adamw\" needs the package galore_torch"),
+            (
+                Hf,
+                "optim",
+                json!("galore_adamw"),
+                "not_allowed",
+                "cannot be \"galore_adamw\": it needs the package galore_torch",
+            ),
         ] {
             let found = found(framework, &json!({name: value}));
             let [(pointer, is, detail)] = found.as_slice() else { panic!("{name}: {found:?}") };

@@ -6,7 +6,7 @@ use training_core::{
     api::problem::Code,
     job::{
         protocol::{OwnerRead, Reply},
-        pytorchjob::key,
+        pytorchjob::{PyTorchJob, key},
         status::Phase,
     },
 };
@@ -23,6 +23,11 @@ use training_store::Expected;
 
 use super::Submitting;
 
+/// How often a record is read again that another request has just changed.
+const RECORD_TRIES: usize = 3;
+/// Later jobs of a submission that its record tells of.
+const MOST_UIDS: usize = 100;
+
 impl Submitting<'_> {
     pub(super) async fn read_owner(&mut self) -> Result<Reply, Failure> {
         let key = self.prefix.key(&RunKey::Owner);
@@ -37,20 +42,31 @@ impl Submitting<'_> {
         Ok(Reply::Owner(Some(OwnerRead { owner, etag: object.identity.etag, is_visible })))
     }
 
-    /// Whether the job of an owner has existed, as far as its record tells.
+    /// Whether the job of an owner has existed, as far as its record tells, or the ledger of its trainer: whoever made the
+    /// job may have died before it wrote a record.
     pub(super) async fn has_record(&self, owner: &Owner) -> Result<bool, Failure> {
+        let store = &self.service.store;
         let base = &self.request.checkpoint_base_uri;
         let key = job_record_key(base, &owner.namespace, &owner.job, &owner.submission);
-        Ok(self.service.store.get(base.bucket(), &key).await.map_err(storage_failure)?.is_some())
+        if store.identity(base.bucket(), &key).await.map_err(storage_failure)?.is_some() {
+            return Ok(true);
+        }
+        let attempts = self.prefix.attempts_folder(&owner.submission);
+        store.has_key(self.prefix.bucket(), &attempts, |_| true).await.map_err(storage_failure)
     }
 
     pub(super) async fn read_owners_job(&self, owner: &Owner) -> Result<Reply, Failure> {
         let namespace = self.service.rules.namespaces.choose(Some(owner.namespace.as_str()), self.caller);
         let namespace = namespace.map_err(|_| self.not_understood())?;
         let job = self.service.cluster.jobs(&namespace).get(&owner.job).await.map_err(cluster_failure)?;
-        // By the run and not by the submission: another one's claim may stand there for a moment.
         let prefix = self.prefix.to_string();
-        let job = job.filter(|job| job.annotation(key::CHECKPOINT_PREFIX) == Some(prefix.as_str()));
+        let is_its = |job: &PyTorchJob| match &owner.uid {
+            // What a confirmed job says of itself is anybody's to change.
+            Some(uid) => job.metadata.uid.as_ref() == Some(uid),
+            // By the run and not by the submission: another one's claim may stand there for a moment.
+            None => job.annotation(key::CHECKPOINT_PREFIX) == Some(prefix.as_str()),
+        };
+        let job = job.filter(is_its);
         Ok(Reply::OwnersJob(match job {
             None => OwnersJob::Absent,
             Some(job) if Phase::of(&job).0.is_finished() => OwnersJob::Finished,
@@ -84,18 +100,40 @@ impl Submitting<'_> {
             namespace: self.request.namespace.clone(),
             job: self.request.job_name.clone(),
             uid: job.metadata.uid.clone(),
+            later_uids: Vec::new(),
             checkpoint_prefix: self.prefix.clone(),
             created_at: job.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()),
         };
-        let base = &self.request.checkpoint_base_uri;
-        let key = job_record_key(base, &record.namespace, &record.job, &record.submission);
-        let written = async {
-            let body = to_body(&record)?;
-            self.service.store.put_if(base.bucket(), &key, body, Expected::Absent).await.map_err(storage_failure)
-        };
-        if let Err(failure) = written.await {
+        if let Err(failure) = self.write_record(&record).await {
             self.warn(&failure);
         }
+    }
+
+    /// Write a record, or add its job to the one that is there. What is there and no record is written over.
+    async fn write_record(&self, record: &JobRecord) -> Result<(), Failure> {
+        let store = &self.service.store;
+        let bucket = self.request.checkpoint_base_uri.bucket();
+        let key = job_record_key(&self.request.checkpoint_base_uri, &record.namespace, &record.job, &record.submission);
+        let mut expected = Expected::Absent;
+        let mut wanted = record.clone();
+        for _ in 0..RECORD_TRIES {
+            if store.put_if(bucket, &key, to_body(&wanted)?, expected).await.map_err(storage_failure)?.is_some() {
+                return Ok(());
+            }
+            let Some(identity) = store.identity(bucket, &key).await.map_err(storage_failure)? else {
+                expected = Expected::Absent;
+                continue;
+            };
+            wanted = record.clone();
+            if let Some(found) = store.record(bucket, &key).await.map_err(storage_failure)? {
+                let Some(uid) = record.uid.as_deref().filter(|uid| !found.has(uid)) else { return Ok(()) };
+                wanted = found;
+                wanted.later_uids.push(uid.to_owned());
+                wanted.later_uids.drain(..wanted.later_uids.len().saturating_sub(MOST_UIDS));
+            }
+            expected = Expected::Etag(identity.etag);
+        }
+        Ok(())
     }
 
     /// The refusal while another request's claim may still become a job.

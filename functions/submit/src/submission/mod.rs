@@ -289,6 +289,9 @@ impl<'a> Submitting<'a> {
             }
         }
         match self.jobs.create(&manifest, Effect::DryRun).await {
+            Err(ClusterError::QuotaExceeded(said)) if !replay::has_room_without_one(&said) => {
+                Err(cluster_failure(ClusterError::QuotaExceeded(said)))
+            }
             Ok(_) | Err(ClusterError::AlreadyExists | ClusterError::QuotaExceeded(_)) => {
                 if self.effect == Effect::DryRun {
                     self.job = Some(manifest);
@@ -336,8 +339,11 @@ impl<'a> Submitting<'a> {
 
     async fn take_back(&self) -> Result<Reply, Failure> {
         let Some(created) = &self.job else { return Err(lost_track()) };
-        self.jobs.cancel(created).await.map_err(cluster_failure)?;
-        Ok(Reply::Done)
+        match self.jobs.cancel(created).await {
+            // Another job may have the name by now.
+            Ok(_) | Err(ClusterError::NotFound | ClusterError::Changed) => Ok(Reply::Done),
+            Err(error) => Err(cluster_failure(error)),
+        }
     }
 }
 

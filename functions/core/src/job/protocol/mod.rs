@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! read the owner ─> read the name ── taken ─> ours, replay, replace (and read again), or refuse
-//!                        └─ free ─> prepare ─> claim the run, or join an equal request's claim ─> create ─> confirm ─> record
+//!                        └─ free ─> prepare ─> claim the run, or join an equal request's claim ─> create ─> record ─> confirm
 //!                                                   └─ lost: read again                            └─ refused ─> read the name;
 //!                                                                                          a job there is judged as above;
 //!                                                                                          else give the claim up
@@ -21,7 +21,8 @@
 //!   leaves it. Either works only while nobody has joined since; so what is left of a claim that many shared is what the
 //!   last of those wrote whose creation may still be under way.
 //! - A claim settles nothing until its job exists. Whoever creates or finds a job confirms the owner with the job's uid, by
-//!   compare-and-swap, before the request is answered. Over another owner that is done only after the job was read once
+//!   compare-and-swap, before the request is answered. The job's record is written before that: whatever becomes of the
+//!   owner, a job that was made can be found and deleted. Over another owner that is done only after the job was read once
 //!   more and has not ended: a slow request never writes over the job that has taken the place of its own, because that
 //!   job's confirmation changes the owner too. Where the bucket fails, a created job is answered without a confirmation,
 //!   unless another request is known to have written the owner.
@@ -51,6 +52,9 @@ pub struct Protocol {
     is_dry_run: bool,
     /// What this request wrote as the run's owner last.
     claim: Option<Claim>,
+    /// A claim that was refused as if another writer had been quicker. It may be there: a client repeats a call whose answer
+    /// is lost, and then the owner is what it wrote itself.
+    attempted: Option<Claim>,
     /// Whether the job of the claim may be this request's creation.
     may_have_created: bool,
     /// Whether a job of the name was found that is to be replaced.
@@ -104,6 +108,7 @@ enum State {
     PausingForOthers(Wait),
     Rehearsing,
     Replacing,
+    RecordingFirst(Confirmation),
     Confirming(Confirmation),
     TakingBack(Ending),
     Recording(Ending),
@@ -151,6 +156,7 @@ impl Protocol {
             claimant,
             is_dry_run,
             claim: None,
+            attempted: None,
             may_have_created: false,
             is_replacing: false,
             has_existed: None,
@@ -175,7 +181,7 @@ impl Protocol {
             State::ReadingName(snapshot) => match (reply, snapshot) {
                 // Nothing is deleted for a run whose owner nobody knows.
                 (Reply::Job(Some(found)), None) if found.verdict == Verdict::Replace => Call::End(Ending::Failed),
-                (Reply::Job(Some(found)), snapshot) => self.meet(found, snapshot, now, fresh),
+                (Reply::Job(Some(found)), snapshot) => self.meet(found, snapshot, now),
                 (Reply::Job(None), Some(snapshot)) => self.judge(snapshot, OwnersJob::NotRead, now),
                 _ => Call::End(Ending::Failed),
             },
@@ -201,12 +207,15 @@ impl Protocol {
                     self.claim = Some(claim);
                     self.go(State::Creating, Call::Create { submission })
                 }
-                Reply::Written(None) => self.pause(),
+                Reply::Written(None) => {
+                    self.attempted = Some(claim);
+                    self.pause()
+                }
                 _ => Call::End(Ending::Failed),
             },
-            State::Creating => self.after_creating(&reply, fresh),
+            State::Creating => self.after_creating(&reply),
             State::ReadingAfterFailure { is_final, wait } => match reply {
-                Reply::Job(Some(found)) => self.meet(found, None, now, fresh),
+                Reply::Job(Some(found)) => self.meet(found, None, now),
                 Reply::Job(None) if is_final => self.give_up(wait, now),
                 // Whether the refusal is the whole truth is not known: an equal job may be there.
                 _ if is_final => Call::End(Ending::Failed),
@@ -242,6 +251,7 @@ impl Protocol {
                 Reply::Replaced(_) => self.pause(),
                 _ => Call::End(Ending::Failed),
             },
+            State::RecordingFirst(confirmation) => self.begin_confirming(confirmation, fresh),
             State::Confirming(confirmation) => self.go_on_confirming(confirmation, reply, now, fresh),
             State::TakingBack(ending) => Call::End(if reply == Reply::Done { ending } else { Ending::Failed }),
             State::Ended => Call::End(Ending::Failed),
@@ -288,7 +298,7 @@ impl Protocol {
     }
 
     /// The name is taken.
-    fn meet(&mut self, found: Found, snapshot: Option<Snapshot>, now: u64, fresh: &Submission) -> Call {
+    fn meet(&mut self, found: Found, snapshot: Option<Snapshot>, now: u64) -> Call {
         let is_ours = found.submission.is_some() && found.submission.as_ref() == self.submission();
         self.has_existed.clone_from(&found.submission);
         let owner = found.submission.map(|submission| self.claimant.owner(submission));
@@ -310,11 +320,12 @@ impl Protocol {
             |owner: &Owner| read.is_some_and(|read| read.owner.submission == owner.submission && !read.owner.released);
         match owner {
             // Whoever made it may have died before the record was written.
+            _ if self.is_dry_run => Call::End(ending),
             Some(owner) if read.is_some_and(|read| read.owner.is_confirmed(&owner.submission, &found.uid)) => {
-                self.confirmed(ending)
+                self.go(State::Recording(ending), Call::Record)
             }
             Some(owner) if needs_owner || is_owner(&owner) => {
-                self.confirm(Owner { uid: Some(found.uid), ..owner }, ending, fresh)
+                self.confirm(Owner { uid: Some(found.uid), ..owner }, ending)
             }
             _ => Call::End(ending),
         }
@@ -364,6 +375,13 @@ impl Protocol {
         if self.is_dry_run {
             return self.go(State::Creating, Call::Create { submission: fresh.clone() });
         }
+        if let (Some(attempted), Some(etag)) =
+            (self.attempted.take().filter(|attempted| Some(&attempted.owner) == before.as_ref()), &over)
+        {
+            let submission = attempted.owner.submission.clone();
+            self.claim = Some(Claim { etag: etag.clone(), ..attempted });
+            return self.go(State::Creating, Call::Create { submission });
+        }
         let (owner, is_joined) = match (lease, &before) {
             (LeaseState::Joinable, Some(owner)) => (owner.joined_by(fresh), true),
             (_, before) => {
@@ -379,11 +397,11 @@ impl Protocol {
         self.go(State::Claiming(Claim { owner, etag: String::new(), before, is_joined }), call)
     }
 
-    fn after_creating(&mut self, reply: &Reply, fresh: &Submission) -> Call {
+    fn after_creating(&mut self, reply: &Reply) -> Call {
         self.may_have_created = matches!(reply, Reply::Created(_) | Reply::Unanswered);
         match (reply, self.claim.as_ref().map(|claim| claim.owner.clone())) {
             (Reply::Created(uid), Some(owner)) => {
-                self.confirm(Owner { uid: Some(uid.clone()), ..owner }, Ending::Created, fresh)
+                self.confirm(Owner { uid: Some(uid.clone()), ..owner }, Ending::Created)
             }
             (Reply::Created(_), None) => Call::End(Ending::Created),
             (Reply::AlreadyExists, _) => self.pause(),
@@ -418,13 +436,14 @@ impl Protocol {
         self.go(State::PausingForOthers(wait), Call::Pause)
     }
 
-    /// See to it that the run's owner is this job.
-    fn confirm(&mut self, owner: Owner, ending: Ending, fresh: &Submission) -> Call {
-        if self.is_dry_run {
-            return Call::End(ending);
-        }
+    /// Record the job, and see to it that the run's owner is this job.
+    fn confirm(&mut self, owner: Owner, ending: Ending) -> Call {
         let step = ConfirmationStep::ReadingOwner;
         let confirmation = Confirmation { owner, ending, is_contested: false, has_failed: false, step };
+        self.go(State::RecordingFirst(confirmation), Call::Record)
+    }
+
+    fn begin_confirming(&mut self, confirmation: Confirmation, fresh: &Submission) -> Call {
         match &self.claim {
             // Mostly, the owner is still what this request wrote.
             Some(claim) if claim.owner.submission == confirmation.owner.submission => {
@@ -445,7 +464,7 @@ impl Protocol {
                 return self.write_confirmation(confirmation, Some(etag), fresh);
             }
             (ReadingWhetherActive(_), Reply::IsActive(false)) | (Writing, Reply::Written(Some(_))) => {
-                return self.confirmed(confirmation.ending);
+                return Call::End(confirmation.ending);
             }
             // At once, however late it is: an owner that is another's must not outlive the answer.
             (Writing, Reply::Written(None)) => {
@@ -457,9 +476,8 @@ impl Protocol {
                 return self.go(State::Confirming(confirmation), Call::ReadOwner);
             }
             // With its record, the job is found and confirmed by the same request again.
-            _ if confirmation.is_contested => return self.go(State::Recording(Ending::Failed), Call::Record),
+            _ if confirmation.is_contested => return Call::End(Ending::Failed),
             // A bucket that fails now does not undo the job.
-            _ if confirmation.ending == Ending::Created => return self.confirmed(confirmation.ending),
             _ => return Call::End(confirmation.ending),
         };
         let Owner { submission, uid, .. } = &confirmation.owner;
@@ -467,7 +485,7 @@ impl Protocol {
         let is_its = read.owner.submission == *submission && !read.owner.released;
         // Where the bucket takes no confirmation, the job's own claim is as good: others wait for it, and find the job then.
         if read.owner.is_confirmed(submission, &uid) || (confirmation.has_failed && is_its) {
-            return self.confirmed(confirmation.ending);
+            return Call::End(confirmation.ending);
         }
         confirmation.is_contested |= !is_its;
         // A claim for this name cannot become a job while the name is taken.
@@ -492,13 +510,6 @@ impl Protocol {
         let owner = Owner { claimed_by: Some(fresh.to_string()), ..confirmation.owner.clone() };
         confirmation.step = ConfirmationStep::Writing;
         self.go(State::Confirming(confirmation), Call::WriteOwner { owner, over })
-    }
-
-    fn confirmed(&mut self, ending: Ending) -> Call {
-        match ending {
-            Ending::Created | Ending::Replayed if !self.is_dry_run => self.go(State::Recording(ending), Call::Record),
-            ending => Call::End(ending),
-        }
     }
 
     /// Another job of the same run was created meanwhile, under another name. Two must not write into one run.
