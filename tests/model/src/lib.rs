@@ -8,6 +8,8 @@
 //! The clock is bounded, so that every property can be an `always`: stateright's `eventually` is sound on acyclic paths
 //! only.
 
+mod state;
+
 use std::collections::HashMap;
 
 use serde_json::json;
@@ -25,6 +27,9 @@ use training_run::{
     owner::{CLAIM_LIFETIME_MS, Claimant, Evidence, LeaseState, Owner, OwnersJob, Write},
 };
 
+pub use state::{Action, Asked, Bounds, Fault, State};
+use state::{InFlight, Job, Life, Request, Turn, uid};
+
 /// One step of the clock, in milliseconds: a claim is young for less than two.
 const TICK_MS: u64 = 20_000;
 /// When the model's time begins, in milliseconds since 1970.
@@ -33,142 +38,6 @@ const EPOCH_MS: u64 = 1_795_000_000_000;
 const DEAD_AFTER: u64 = 2;
 /// Ticks after which a request gives up at its next pause, and after which no creation has its effect any more.
 const GIVES_UP_AFTER: u64 = 1;
-
-/// A request that may be sent.
-#[derive(Clone, Debug)]
-pub struct Asked {
-    /// Name of its job; all requests are for one run.
-    pub job: &'static str,
-    /// Which body it has: equal ones are equal requests.
-    pub body: u8,
-    /// Whether it has `?restart=true`.
-    pub is_restart: bool,
-}
-
-/// What may happen, and how often.
-#[derive(Clone, Debug)]
-pub struct Bounds {
-    /// The requests.
-    pub asked: Vec<Asked>,
-    /// Jobs for which the namespace's quota has room.
-    pub quota: usize,
-    /// Calls that go wrong, and deaths.
-    pub faults: u8,
-    /// Jobs that people delete.
-    pub cancels: u8,
-    /// Jobs that end.
-    pub ends: u8,
-    /// Steps of the clock.
-    pub ticks: u64,
-}
-
-/// Everything at one moment.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct State {
-    tick: u64,
-    owner: Option<Owner>,
-    /// Submission and job of each record.
-    records: Vec<(Submission, String)>,
-    jobs: Vec<Job>,
-    requests: Vec<Request>,
-    in_flight: Vec<InFlight>,
-    faults: u8,
-    cancels: u8,
-    ends: u8,
-}
-
-/// A job that was made at some time.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Job {
-    name: &'static str,
-    submission: Submission,
-    body: u8,
-    life: Life,
-    /// Somebody was answered that it is theirs, while it was there and not finished.
-    is_accepted: bool,
-    /// Its trainers could have read, while it was there and not finished, that the run is another's.
-    was_superseded: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Life {
-    Active,
-    Finished,
-    Gone,
-}
-
-/// A creation that nobody waits for any more, and that may still have its effect.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct InFlight {
-    by: usize,
-    submission: Submission,
-    until: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Request {
-    NotSent,
-    Underway(Box<Turn>),
-    Answered {
-        ending: Box<Ending>,
-        /// The job's submission and body.
-        job: Option<(Submission, u8)>,
-        /// It was refused although an equal job was there, and is there still.
-        was_refused_wrongly: bool,
-    },
-    Dead,
-}
-
-/// A request on its way.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Turn {
-    protocol: Protocol,
-    call: Call,
-    sent_at: u64,
-    /// How many ids it has made.
-    ids: usize,
-    may_replace: bool,
-    /// The submission that it created a job with last, whatever came of it.
-    created: Option<Submission>,
-    /// The job that was read or made last, by its place.
-    job: Option<usize>,
-    /// The equal job that was there when the creation was refused, by its place.
-    refused_beside: Option<usize>,
-}
-
-/// What happens next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// A request is sent.
-    Send(usize),
-    /// A request's call is made and answered.
-    Step(usize, Fault),
-    /// A request's function dies.
-    Kill(usize),
-    /// A creation that nobody waits for has its effect.
-    Land(usize),
-    /// A job ends.
-    Finish(usize),
-    /// Somebody deletes a job.
-    Cancel(usize),
-    /// Time passes.
-    Tick,
-}
-
-/// What goes wrong with a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fault {
-    /// Nothing.
-    None,
-    /// It is refused, and has no effect.
-    Refused,
-    /// It has its effect, and the answer is lost.
-    AnswerLost,
-    /// No answer comes, and it has no effect.
-    NotDone,
-    /// No answer comes, and it has its effect later, or never.
-    Late,
-}
 
 /// The model.
 #[derive(Clone, Debug)]
@@ -371,30 +240,6 @@ impl Protocols {
     }
 }
 
-// === impl State ===
-
-impl State {
-    /// The job that has a name, by its place.
-    fn there(&self, name: &str) -> Option<usize> {
-        self.jobs.iter().position(|job| job.is_there() && job.name == name)
-    }
-
-    /// Whether the bucket confirms what a job says of itself: `Attribution::provenance`.
-    fn proves(&self, job: usize) -> bool {
-        let Some(found) = self.jobs.get(job) else { return false };
-        let is_owner = |owner: &Owner| owner.submission == found.submission && owner.job.as_str() == found.name;
-        self.owner.as_ref().is_some_and(is_owner) || self.records.contains(&(found.submission.clone(), uid(job)))
-    }
-}
-
-// === impl Job ===
-
-impl Job {
-    fn is_there(&self) -> bool {
-        self.life != Life::Gone
-    }
-}
-
 // === impl Model for Protocols ===
 
 impl Model for Protocols {
@@ -589,11 +434,6 @@ fn job(by: usize, body: u8, is_finished: bool) -> PyTorchJob {
         "status": {"conditions": conditions},
     });
     serde_json::from_value(job).expect("a job")
-}
-
-/// The cluster's id of a job, by its place.
-fn uid(job: usize) -> String {
-    job.to_string()
 }
 
 /// As S3 has it for small objects: equal bodies have equal ones.
