@@ -96,15 +96,16 @@ e2e: ## End-to-end tests against the running twin; the last group needs it for i
 	$(E2E) --test training --test duplicates --test cases --test access --test outages -- --test-threads=1
 	$(E2E) --test faults -- --nocapture
 
-bench: ## What a cold start, a first request and the index cost, on the running twin
+bench: ## What a cold start, a first request, the index and a look at the data cost, on the running twin
 	cargo build -q --release -p empty
 	cargo bench -q --workspace --profile dev --bench cold_start
 	cargo bench -q --workspace --bench indexing
+	.local/venv/trainer/bin/python trainer/bench.py
 
 cases: ## Inputs after bug reports and reviews alone, on the running twin
 	$(E2E) --test cases --test duplicates --test foreign --test refusals -- --test-threads=1
 	.local/venv/sam/bin/python -m pytest -q tests/template/test_architecture.py
-	.local/venv/trainer/bin/pytest -q trainer/tests/test_environment.py
+	.local/venv/trainer/bin/pytest -q trainer/tests/test_environment.py trainer/tests/test_reports.py
 
 faults: ## The table of faults alone, on the running twin
 	$(E2E) --test faults -- --nocapture
