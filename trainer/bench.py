@@ -2,8 +2,8 @@
 
 usage: python bench.py [<MB of JSON lines>]
 
-Texts of two sizes, with the tiny model's tokenizer: CPU seconds for each GB of reading every line, which the texts of a job
-all go through, and CPU seconds of counting what max_seq_len cuts off, which looks at some of them.
+Texts of two sizes, with the tiny model's tokenizer: CPU seconds for each GB of reading every line, which all texts of a
+job go through, and CPU seconds of counting what max_seq_len cuts off, which looks at some of them.
 """
 
 import json

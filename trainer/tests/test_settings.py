@@ -273,8 +273,8 @@ def test_what_cannot_be_run_here_is_refused_at_the_start(framework, monkeypatch)
         ),
         (
             {"do_train": 1},
-            "do_train cannot be set: eval_steps decides when it evaluates, below 1 it is a part of all steps; texts are "
-            "held out for it; leave it out, or say true",
+            "do_train cannot be set: eval_steps decides when it evaluates, below 1 it is a part of all steps; texts "
+            "are held out for it; leave it out, or say true",
         ),
         (
             {"eval_strategy": "steps"},
