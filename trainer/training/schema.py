@@ -14,6 +14,7 @@ x-setting    the setting that it is another name of
 """
 
 import dataclasses
+import functools
 import json
 import re
 import tomllib
@@ -146,6 +147,7 @@ def packages_missing(name: str, words: Iterable[typing.Any]) -> dict[typing.Any,
     return {word: needed[word] for word in words if word in needed and needed[word] not in locked()}
 
 
+@functools.cache
 def locked() -> set[str]:
     """The packages of the stock image, by the modules that they are imported as."""
     lock = tomllib.loads((TRAINER / "uv.lock").read_text(encoding="utf-8"))
