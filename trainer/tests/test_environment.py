@@ -142,7 +142,7 @@ def is_here(row):
 def parameter(row):
     """Programs that import torch take seconds each, so most are the soak's."""
     imports_torch = any("torch" in argument or "transformers" in argument for argument in row["run"])
-    in_soak = imports_torch and row["name"] not in ("PYTHONWARNINGS", "BROWSER")
+    in_soak = imports_torch and row["name"] not in ("PYTHONWARNINGS", "BROWSER", "TORCHINDUCTOR_CPP_MARCH")
     return pytest.param(row, id=row["name"], marks=pytest.mark.soak if in_soak else ())
 
 
