@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import traceback
+from pathlib import Path
 
 from training import last_words
 from training.attempts import Ledger
@@ -33,6 +34,7 @@ logger = logging.getLogger("training")
 
 
 def main() -> int:
+    settle_environment()
     stop = stop_at_sigterm()
     reserve = Reserve()
     # One thread unless told otherwise: several processes share a machine, and results must not depend on its cores.
@@ -48,6 +50,17 @@ def main() -> int:
         return 1
     with RankLog(job.prefix, job.submission, place.rank) as log:
         return attempt(job, place, log, stop, reserve)
+
+
+def settle_environment() -> None:
+    """Nothing that a request may set runs, sends files or reports: before huggingface_hub and transformers are read.
+
+    HF_HOME says where models and data are. Code and a token would lie there too, so theirs are paths that nobody has.
+    """
+    nowhere = Path(os.environ.get("TMPDIR", "/tmp"), f"hf-{os.urandom(16).hex()}")
+    os.environ["HF_MODULES_CACHE"] = str(nowhere / "modules")
+    os.environ["HF_TOKEN_PATH"] = str(nowhere / "token")
+    os.environ["DISABLE_KUBEFLOW_INTEGRATION"] = "TRUE"
 
 
 def attempt(job: Job, place: Place, log: RankLog, stop: threading.Event, reserve: Reserve) -> int:

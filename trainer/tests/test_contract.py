@@ -61,7 +61,22 @@ def complete(value):
 
 
 def write(value):
-    return owner.may_write(value["owner"], value["submission"], value["now_ms"])
+    found = owner.parse(json.dumps(value["owner"]).encode())
+    return owner.may_write(found, value["submission"], value["now_ms"])
+
+
+def body_of(value):
+    """Of a vector: `repeated` stands `times` times before the end."""
+    if "bytes" in value:
+        return bytes(value["bytes"])
+    return (value["text"] + value.get("repeated", "") * value.get("times", 0) + value.get("end", "")).encode()
+
+
+def read_owner(value):
+    try:
+        return owner.parse(body_of(value))
+    except ValueError:
+        return "refused"
 
 
 def checkpoints(value):
@@ -82,12 +97,11 @@ def superseded(value):
 
 
 def read_attempt(value):
-    """As the ledger reads an entry, whatever it is; `repeated` stands `times` times before the end."""
+    """As the ledger reads an entry, whatever it is."""
     submission = "01980000-0000-7000-8000-000000000001"
-    text = value["text"] + value.get("repeated", "") * value.get("times", 0) + value.get("end", "")
     with tempfile.TemporaryDirectory() as folder:
         storage = Folder(Path(folder))
-        storage.write(layout.attempt_key(submission, 1), text.encode())
+        storage.write(layout.attempt_key(submission, 1), body_of(value))
         (found,) = attempts.Ledger(storage, submission, 0).read()
     return {"cause": found.cause, "rank": found.rank, "message": found.message}
 
@@ -114,7 +128,7 @@ OPERATIONS = {
         "repeats": repeats,
         "complete": complete,
     },
-    "owner.json": {"write": write},
+    "owner.json": {"read": read_owner, "write": write},
     "lineage.json": {"in_line": steps_in_line, "superseded": superseded},
     "attempts.json": {
         "number": lambda value: layout.parse_attempt_key(f"attempts/x/{value['name']}"),

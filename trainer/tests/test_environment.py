@@ -142,7 +142,7 @@ def is_here(row):
 def parameter(row):
     """Programs that import torch take seconds each, so most are the soak's."""
     imports_torch = any("torch" in argument or "transformers" in argument for argument in row["run"])
-    in_soak = imports_torch and row["name"] not in ("PYTHONWARNINGS", "BROWSER")
+    in_soak = imports_torch and row["name"] not in ("PYTHONWARNINGS", "BROWSER", "TORCHINDUCTOR_CPP_MARCH")
     return pytest.param(row, id=row["name"], marks=pytest.mark.soak if in_soak else ())
 
 
@@ -167,3 +167,27 @@ def test_a_name_stands_in_one_list_and_has_a_trick_or_a_source():
     assert len(names) == len(set(names))
     for row in ROWS:
         assert {"value", "run", "shows"} <= row.keys() or row.keys() == {"name", "source"}, row["name"]
+
+
+def test_no_variable_turns_a_report_on_or_says_where_code_and_tokens_lie(play):
+    """HF_HOME stays a request's to set: what lies there is models and data."""
+    script = (
+        "import sys; sys.path += ['{trainer}', '{trainer}/tests']; import train; train.settle_environment();"
+        "import os; from pathlib import Path; from huggingface_hub import get_token;"
+        "from transformers.dynamic_module_utils import HF_MODULES_CACHE, init_hf_modules as init; init();"
+        "from huggingface_hub.constants import HF_HUB_CACHE;"
+        "from training import settings; from alone import ALONE; from training.runners.hf import arguments;"
+        "found = arguments(settings.parse('{}'), ALONE, Path('out'), 1);"
+        "print(HF_MODULES_CACHE.startswith('{dir}'), get_token(), found.report_to, HF_HUB_CACHE)"
+    )
+    row = {
+        "run": ["python", "-c", script],
+        "files": {"modules/attackers.py": "", "token": "another-token"},
+        "shows": "False the-hub-token [] {dir}/hub",
+    }
+    variables = {"KUBEFLOW_TRAINER_SERVER_URL": "{url}", "HF_TOKEN": "the-hub-token"}
+    chosen = {"HF_MODULES_CACHE": "{dir}/modules", "HF_TOKEN_PATH": "{dir}/token", "DISABLE_KUBEFLOW_INTEGRATION": "0"}
+    shown, ended = play(row, HF_HOME="{dir}", **variables, **chosen)
+    assert shown, ended
+    shown, ended = play(row | {"shows": "False None [] {dir}/hub"}, HF_HOME="{dir}")
+    assert shown, ended

@@ -5,25 +5,68 @@ the control plane before it makes a job; other launchers name none, and neither 
 everybody's. The attempts are those of the ledger.
 """
 
-import json
 import logging
 import math
+import re
 import time
+import typing
 import uuid
-from collections.abc import Mapping
-from typing import Any, Literal
 
-from training import layout
+from training import layout, strict_json
 from training.errors import SupersededError
 from training.storage import Storage
 
 CLAIM_SECONDS = 35  # after a claim, its job may still appear: the control plane's owner.rs
 POLL_SECONDS = 1.0
 
+MAX_BYTES = 16 * 1024  # of an owner; submit's have some hundred
+
+_NAMESPACE = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_JOB = re.compile("[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+
 logger = logging.getLogger(__name__)
 
 
-def may_write(owner: Mapping[str, Any], submission: str, now: float) -> Literal["allowed", "wait", "superseded"]:
+class Record(typing.TypedDict):
+    """What of an owner's body decides who may write."""
+
+    submission: str
+    claimed_by: str | None
+    released: bool
+
+
+def parse(body: bytes) -> Record:
+    """Raises ValueError for what the control plane takes for no owner either: the contract's `read`."""
+    if len(body) > MAX_BYTES:
+        raise ValueError(f"it has {len(body)} bytes, and at most {MAX_BYTES} are read")
+    value = strict_json.load(body)
+
+    def field(name: str, fits: typing.Callable[[typing.Any], bool], *, optional: bool = True) -> typing.Any:
+        found = value.get(name)
+        if not (optional and found is None) and not fits(found):
+            raise ValueError(f"its {name} is missing or not what it must be")
+        return found
+
+    submission = field("submission", lambda id: _id(id) is not None, optional=False)
+    field("namespace", lambda name: isinstance(name, str) and bool(_NAMESPACE.fullmatch(name)), optional=False)
+    field("job", lambda name: isinstance(name, str) and bool(_JOB.fullmatch(name)), optional=False)
+    field("uid", strict_json.is_text)
+    field("request", strict_json.is_text)
+    field("previous", lambda id: _id(id) is not None)
+    return {
+        "submission": submission.lower(),
+        "claimed_by": field("claimed_by", strict_json.is_text),
+        "released": bool(field("released", lambda released: isinstance(released, bool))),
+    }
+
+
+def _id(value: typing.Any) -> str | None:
+    """An id in small letters; None for what is none."""
+    text = value.lower() if isinstance(value, str) else None
+    return text if layout.is_submission(text) else None
+
+
+def may_write(owner: Record, submission: str, now: float) -> typing.Literal["allowed", "wait", "superseded"]:
     """Whether this submission may write into a run with this owner; `now` is in milliseconds since 1970.
 
     The rule is `Owner::write` of the control plane too. A claim that is young settles nothing yet: its request may be
@@ -31,10 +74,10 @@ def may_write(owner: Mapping[str, Any], submission: str, now: float) -> Literal[
     """
     if owner["submission"] == submission:
         return "allowed"
-    request = owner.get("claimed_by")
+    request = owner["claimed_by"]
     if _is_young(owner["submission"] if request is None else request, now):
         return "wait"
-    return "allowed" if owner.get("released") is True else "superseded"
+    return "allowed" if owner["released"] else "superseded"
 
 
 def _is_young(request: str, now: float) -> bool:
@@ -45,10 +88,10 @@ def _is_young(request: str, now: float) -> bool:
 
 def _made_at(request: str) -> int | None:
     """In milliseconds since 1970; None where the id (UUIDv7 otherwise) does not say."""
-    try:
-        made = uuid.UUID(request).int
-    except ValueError:
+    text = _id(request)
+    if text is None:
         return None
+    made = uuid.UUID(text).int
     return made >> 80 if made >> 76 & 0xF == 7 else None  # whatever the variant
 
 
@@ -58,7 +101,6 @@ class Owner:
         self.storage = storage
         self.submission = submission
         self.attempt = attempt
-        self.warned = False
 
     def check(self) -> None:
         """Raise SupersededError when the run is another submission's, or another attempt's; two requests."""
@@ -88,19 +130,17 @@ class Owner:
             logger.info("waits: submission %s has claimed the run, and its job may not appear", owner["submission"])
             time.sleep(POLL_SECONDS)
 
-    def _read(self) -> dict[str, Any] | None:
-        """The run's owner; None where there is none, or none that names a submission."""
+    def _read(self) -> Record | None:
+        """The run's owner; None where there is none. What cannot be understood may be another's: nobody writes then."""
+        key = layout.owner_key()
         try:
-            value = json.loads(self.storage.read(layout.owner_key()))
-            if not isinstance(value, dict) or not layout.is_submission(value.get("submission")):
-                raise ValueError("it names no submission")
-            if not isinstance(value.get("claimed_by"), str | None):
-                raise ValueError("it names no request")
+            body = self.storage.read(key)
         except FileNotFoundError:
             return None
+        try:
+            return parse(body)
         except ValueError as error:
-            if not self.warned:
-                logger.warning("cannot tell whose the run is from its %s: %s", layout.owner_key(), error)
-                self.warned = True
-            return None
-        return value
+            raise SupersededError(
+                f"cannot read this run's owner record, so another job may be training it: {error}; "
+                f"if none is, delete {key} from the run's folder"
+            ) from None

@@ -8,6 +8,10 @@ use serde::{
     de::{Deserializer, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
+use thiserror::Error;
+
+/// Largest owner, record or progress that is read, in bytes; they have some hundred.
+pub const MAX_STATEMENT_BYTES: usize = 16 * 1024;
 
 /// Levels of objects and lists in each other at most, the object itself counted: an index entry nests as a marker's metrics
 /// do, and parsers have limits.
@@ -23,11 +27,41 @@ struct FieldsVisitor<'a>(PhantomData<Fields<'a>>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadField(pub(crate) &'static str);
 
+/// Why an object is not an owner, a record or progress.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum StatementError {
+    /// Larger than any.
+    #[error("is larger than {MAX_STATEMENT_BYTES} bytes")]
+    TooLarge,
+    /// Not a JSON object, or one that nests without end.
+    #[error("is not a JSON object")]
+    Json,
+    /// A field is missing, of a wrong type or out of range.
+    #[error("its field `{0}` is missing or not what it must be")]
+    Field(&'static str),
+}
+
+// === impl StatementError ===
+
+impl From<BadField> for StatementError {
+    fn from(BadField(name): BadField) -> Self {
+        Self::Field(name)
+    }
+}
+
 // === impl Fields ===
 
 impl<'a> Fields<'a> {
     pub(crate) fn parse(text: &'a [u8]) -> Option<Self> {
         serde_json::from_slice(text).ok()
+    }
+
+    /// The fields of an owner, a record or progress.
+    pub(crate) fn of_statement(body: &'a [u8]) -> Result<Self, StatementError> {
+        if body.len() > MAX_STATEMENT_BYTES {
+            return Err(StatementError::TooLarge);
+        }
+        Self::parse(body).filter(|_| !is_too_deep(body)).ok_or(StatementError::Json)
     }
 
     /// Whether there is a field of this name, null or not.
@@ -49,6 +83,16 @@ impl<'a> Fields<'a> {
         parse: impl FnOnce(V) -> Option<T>,
     ) -> Result<Option<T>, BadField> {
         self.get(name)?.map(|value| parse(value).ok_or(BadField(name))).transpose()
+    }
+
+    /// A field's value, which must be there.
+    pub(crate) fn required<T: Deserialize<'a>>(&self, name: &'static str) -> Result<T, BadField> {
+        self.get(name)?.ok_or(BadField(name))
+    }
+
+    /// A field that is a text of some form, and must be there.
+    pub(crate) fn required_text<T: FromStr>(&self, name: &'static str) -> Result<T, BadField> {
+        self.text(name)?.ok_or(BadField(name))
     }
 
     /// A field that is a text of some form.

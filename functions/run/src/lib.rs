@@ -26,3 +26,5 @@ pub mod owner;
 pub mod progress;
 pub mod s3_event;
 pub mod text;
+
+pub use json::{MAX_STATEMENT_BYTES, StatementError};

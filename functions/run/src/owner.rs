@@ -7,9 +7,10 @@
 //!                      └─ refused, and nobody joined: what was there before, or a tombstone (`released`)
 //! ```
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::{
+    json::{Fields, StatementError},
     layout::RunPrefix,
     names::{JobName, Namespace, Submission},
 };
@@ -19,7 +20,7 @@ use crate::{
 pub const CLAIM_LIFETIME_MS: u64 = 35_000;
 
 /// Who may write into a run.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Owner {
     /// The submission.
     pub submission: Submission,
@@ -28,20 +29,20 @@ pub struct Owner {
     /// Name of its job.
     pub job: JobName,
     /// Fresh id (`UUIDv7`) of the claim, of the request that joined it last, or of the confirmation; older versions wrote none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub claimed_by: Option<String>,
     /// The cluster's id of the submission's job, once somebody has seen that job: the owner is confirmed. Older versions never
     /// wrote one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
     /// Digest of the request's fields, by which an equal request knows the claim as its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
     /// The submission whose run it was before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub previous: Option<Submission>,
     /// Whether the job of this claim is known never to appear.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub released: bool,
 }
 
@@ -109,7 +110,7 @@ pub enum OwnersJob {
 }
 
 /// What is kept of each created job, beside the runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct JobRecord {
     /// The submission.
     pub submission: Submission,
@@ -120,7 +121,7 @@ pub struct JobRecord {
     /// The cluster's id of the job.
     pub uid: Option<String>,
     /// Those of further jobs of the submission: a request that was slow made one when the first was deleted.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub later_uids: Vec<String>,
     /// The run's prefix.
     pub checkpoint_prefix: RunPrefix,
@@ -150,6 +151,23 @@ impl Claimant {
 // === impl JobRecord ===
 
 impl JobRecord {
+    /// Parse a record's body.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn parse(body: &[u8]) -> Result<Self, StatementError> {
+        let fields = Fields::of_statement(body)?;
+        Ok(Self {
+            submission: fields.required_text("submission")?,
+            namespace: fields.required_text("namespace")?,
+            job: fields.required_text("job")?,
+            uid: fields.get("uid")?,
+            later_uids: fields.get("later_uids")?.unwrap_or_default(),
+            checkpoint_prefix: fields.required_text("checkpoint_prefix")?,
+            created_at: fields.get("created_at")?,
+        })
+    }
+
     /// Whether it tells of this job.
     #[must_use]
     pub fn has(&self, uid: &str) -> bool {
@@ -160,6 +178,24 @@ impl JobRecord {
 // === impl Owner ===
 
 impl Owner {
+    /// Parse an owner's body. `tests/contract/owner.json` holds the vectors that the trainer runs too.
+    ///
+    /// # Errors
+    /// It is none: whose the run is, nobody can tell.
+    pub fn parse(body: &[u8]) -> Result<Self, StatementError> {
+        let fields = Fields::of_statement(body)?;
+        Ok(Self {
+            submission: fields.required_text("submission")?,
+            namespace: fields.required_text("namespace")?,
+            job: fields.required_text("job")?,
+            claimed_by: fields.get("claimed_by")?,
+            uid: fields.get("uid")?,
+            request: fields.get("request")?,
+            previous: fields.text("previous")?,
+            released: fields.get("released")?.unwrap_or_default(),
+        })
+    }
+
     /// Whether it is a job of this name.
     #[must_use]
     pub fn is_job(&self, namespace: &Namespace, job: &JobName) -> bool {
@@ -189,7 +225,9 @@ impl Owner {
     /// may be ahead by as much as it may be behind, since clocks differ a little.
     fn is_recent(&self, now: u64) -> bool {
         let id = self.claimed_by.as_deref().unwrap_or(self.submission.as_str());
-        let id = id.parse::<uuid::Uuid>().ok().filter(|id| id.get_version_num() == 7);
+        // The form that ids have, and no other of a UUID.
+        let id = id.parse::<Submission>().ok().and_then(|id| id.as_str().parse::<uuid::Uuid>().ok());
+        let id = id.filter(|id| id.get_version_num() == 7);
         let made_at = id.and_then(|id| id.get_timestamp()).map(|timestamp| {
             let (seconds, nanoseconds) = timestamp.to_unix();
             seconds * 1000 + u64::from(nanoseconds) / 1_000_000

@@ -2,10 +2,15 @@
 
 #[cfg(feature = "schema")]
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+
+use crate::{
+    json::{Fields, StatementError},
+    names::Submission,
+};
 
 /// The newest progress of a submission.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct Progress {
     /// The submission that trains.
@@ -26,4 +31,72 @@ pub struct Progress {
     pub cut_off: Option<f64>,
     /// RFC 3339 time or seconds since 1970, as the trainer writes it.
     pub updated_at: serde_json::Value,
+}
+
+// === impl Progress ===
+
+impl Progress {
+    /// Parse a progress object's body.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn parse(body: &[u8]) -> Result<Self, StatementError> {
+        let fields = Fields::of_statement(body)?;
+        Ok(Self {
+            submission: fields.required_text::<Submission>("submission")?.to_string(),
+            attempt: fields.required("attempt")?,
+            step: fields.required("step")?,
+            total: fields.get("total")?,
+            loss: fields.get("loss")?,
+            tokens_per_second: fields.get("tokens_per_second")?,
+            eta_seconds: fields.get("eta_seconds")?,
+            cut_off: fields.get("cut_off")?,
+            updated_at: fields.required("updated_at")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const ID: &str = "019ad3f0-5d1c-7000-8000-000000000002";
+
+    /// The body with these fields after those that must be there.
+    fn parse(fields: &str) -> Result<Progress, StatementError> {
+        let body = format!(r#"{{"submission": "{ID}", "attempt": 1, "step": 5, "updated_at": 1.5{fields}}}"#);
+        Progress::parse(body.as_bytes())
+    }
+
+    #[test]
+    fn progress_is_read_as_all_bodies_are() {
+        let lists = |levels: usize| format!(r#", "x": {}{}"#, "[".repeat(levels), "]".repeat(levels));
+        let capitals = format!(r#", "submission": "{}""#, ID.to_uppercase());
+        let hidden = r#", "step": 6, "loss": "x", "loss": 2.5"#;
+        for (fields, step, loss) in [
+            ("", 5, None),
+            (hidden, 6, Some(2.5)),
+            (capitals.as_str(), 5, None),
+            (r#", "x": 1e999, "y": "\ud800""#, 5, None),
+            (lists(63).as_str(), 5, None),
+        ] {
+            let progress = parse(fields).expect(fields);
+            assert_eq!((progress.step, progress.loss), (step, loss), "{fields}");
+            assert_eq!((progress.submission.as_str(), progress.updated_at), (ID, json!(1.5)), "{fields}");
+        }
+        for (fields, error) in [
+            (lists(64).as_str(), StatementError::Json),
+            (r#", "x": NaN"#, StatementError::Json),
+            (r#", "loss": NaN"#, StatementError::Json),
+            (r#", "\ud800": 1"#, StatementError::Json),
+            (r#", "loss": 1e999"#, StatementError::Field("loss")),
+            (r#", "step": 5.0"#, StatementError::Field("step")),
+            (r#", "submission": "x""#, StatementError::Field("submission")),
+            (r#", "updated_at": null"#, StatementError::Field("updated_at")),
+            (&format!(r#", "x": "{}""#, "x".repeat(16 * 1024)), StatementError::TooLarge),
+        ] {
+            assert_eq!(parse(fields).map(drop), Err(error), "{fields}");
+        }
+    }
 }

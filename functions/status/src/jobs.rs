@@ -23,10 +23,12 @@ use training_core::{
 };
 use training_http::{Answer, Failure, answer::cluster_failure};
 use training_run::{
+    MAX_STATEMENT_BYTES,
     attempt::{Attempt, MAX_ATTEMPT_BYTES},
     entry::IndexEntry,
     layout::{RunKey, RunPrefix, newest_attempts},
     names::{Framework, RunId, Step, Submission},
+    progress::Progress,
 };
 use training_store::Read;
 
@@ -36,8 +38,6 @@ use crate::handler::{Asked, Handler};
 const MAX_CONTINUE_LENGTH: usize = 4096;
 /// A page that takes longer ends where it is; API Gateway gives up after 30 s.
 const LIST_BUDGET: Duration = Duration::from_secs(12);
-/// Largest progress object that is passed on; the trainer's have some hundred bytes.
-const MAX_PROGRESS_BYTES: usize = 16 * 1024;
 /// A bucket that takes longer does not hide what the cluster says.
 const TRACES_WITHIN: Duration = Duration::from_secs(10);
 /// Entries looked through for the newest complete checkpoint of a job: nearly always it is among the first, but a run that
@@ -190,19 +190,20 @@ impl Handler {
     /// The newest progress. A bucket that cannot be read does not hide what the cluster says.
     async fn progress(&self, run: &Attribution) -> ProgressRead {
         let Attribution { prefix, submission, .. } = run;
-        let object = match self.store.get(prefix.bucket(), &prefix.key(&RunKey::Progress(submission))).await {
-            Ok(Some(object)) => object,
-            Ok(None) => return ProgressRead::Nothing,
+        let key = prefix.key(&RunKey::Progress(submission));
+        let object = match self.store.read(prefix.bucket(), &key, MAX_STATEMENT_BYTES).await {
+            Ok(Read::Object(object)) => object,
+            Ok(Read::Nothing) => return ProgressRead::Nothing,
+            Ok(other @ (Read::TooLarge(_) | Read::Withheld(_))) => {
+                warn!(?other, key, "the progress object is not readable");
+                return ProgressRead::Unknown;
+            }
             Err(error) => {
                 warn!(cause = chain(&error), "no progress");
                 return ProgressRead::Unknown;
             }
         };
-        if object.body.len() > MAX_PROGRESS_BYTES {
-            warn!(%submission, bytes = object.body.len(), "the progress object is too large");
-            return ProgressRead::Unknown;
-        }
-        serde_json::from_slice(&object.body)
+        Progress::parse(&object.body)
             .inspect_err(|error| warn!(cause = chain(error), %submission, "the progress object is not readable"))
             .map_or(ProgressRead::Unknown, ProgressRead::Found)
     }

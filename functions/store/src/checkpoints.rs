@@ -17,10 +17,9 @@ use training_run::{
     lineage::{Known, Lineage, Mode, Preference, Trace, candidates},
     marker::State,
     names::{Step, Submission},
-    owner::Owner,
 };
 
-use crate::{Found, Read, Store, StoreError};
+use crate::{Found, OwnerFound, Read, Store, StoreError};
 
 /// Entries read at once.
 const PARALLEL_READS: usize = 32;
@@ -113,10 +112,11 @@ impl Store {
     }
 
     /// The submission that may write into the run, and so its newest; `None` where nothing tells.
-    async fn owner(&self, prefix: &RunPrefix) -> Result<Option<Submission>, StoreError> {
-        let Some(object) = self.get(prefix.bucket(), &prefix.key(&RunKey::Owner)).await? else { return Ok(None) };
-        let owner: Option<Owner> = serde_json::from_slice(&object.body).ok();
-        Ok(owner.map(|owner| owner.submission))
+    async fn writer(&self, prefix: &RunPrefix) -> Result<Option<Submission>, StoreError> {
+        Ok(match self.owner(prefix).await? {
+            OwnerFound::Owner(owner, _) => Some(owner.submission),
+            OwnerFound::Nothing | OwnerFound::NotUnderstood => None,
+        })
     }
 
     /// The highest step that has an entry.
@@ -127,7 +127,7 @@ impl Store {
 
     /// The highest checkpoint, where it is the owner's and complete now.
     async fn latest_of_owner(&self, prefix: &RunPrefix) -> Result<Option<IndexEntry>, StoreError> {
-        let (owner, highest) = future::try_join(self.owner(prefix), self.highest(prefix)).await?;
+        let (owner, highest) = future::try_join(self.writer(prefix), self.highest(prefix)).await?;
         let (Some(owner), Some(step)) = (owner, highest) else { return Ok(None) };
         let is_owners = |entry: &IndexEntry| entry.submission.as_ref() == Some(&owner);
         let entry = self.checkpoint(prefix, step).await?;
@@ -137,7 +137,7 @@ impl Store {
     /// The lineage where the highest checkpoint is the owner's, and each ancestor still has the checkpoint from which its
     /// child went on: one read a submission.
     async fn lineage_of_owner(&self, prefix: &RunPrefix) -> Result<Option<Lineage>, StoreError> {
-        let (owner, highest) = future::try_join(self.owner(prefix), self.index_page(prefix, 1, None)).await?;
+        let (owner, highest) = future::try_join(self.writer(prefix), self.index_page(prefix, 1, None)).await?;
         let (Some(owner), Some(highest)) = (owner, highest.entries.first()) else { return Ok(None) };
         if highest.submission.as_ref() != Some(&owner) {
             return Ok(None);

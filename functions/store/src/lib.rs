@@ -35,6 +35,7 @@ use training_run::{entry::IndexError, marker::File, s3_event::form_decode};
 pub use checkpoints::IndexPage;
 pub use entries::{Found, IndexingError, Snapshot, Unusable, digest_key};
 pub use log::LogPart;
+pub use provenance::OwnerFound;
 
 /// Largest object that is read, in bytes: all that the functions read is text, and a function has little memory.
 const MAX_OBJECT_BYTES: usize = 16 * 1024 * 1024;

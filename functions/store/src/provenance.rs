@@ -1,16 +1,24 @@
 //! Who made a job, as the run's owner and the job's record in the bucket say.
 
-use serde::de::DeserializeOwned;
 use training_core::job::provenance::{Attribution, Provenance};
 use training_run::{
-    layout::RunKey,
+    MAX_STATEMENT_BYTES, StatementError,
+    layout::{RunKey, RunPrefix},
     owner::{JobRecord, Owner},
 };
 
-use crate::{Read, Store, StoreError};
+use crate::{Identity, Read, Store, StoreError};
 
-/// Largest owner or record that is read, in bytes; submit's have some hundred.
-const MAX_STATEMENT_BYTES: usize = 16 * 1024;
+/// What stands where a run's owner is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OwnerFound {
+    /// Nothing: the run is nobody's.
+    Nothing,
+    /// Its owner.
+    Owner(Box<Owner>, Identity),
+    /// What cannot be read, or is no owner: whose the run is, nobody can tell.
+    NotUnderstood,
+}
 
 // === impl Store ===
 
@@ -21,12 +29,13 @@ impl Store {
     /// S3 cannot be reached or denies the request.
     pub async fn provenance(&self, attribution: &Attribution) -> Result<Provenance, StoreError> {
         let bucket = attribution.prefix.bucket();
-        let owner: Option<Owner> = self.statement(bucket, &attribution.prefix.key(&RunKey::Owner)).await?;
+        let owner: Option<Owner> =
+            self.statement(bucket, &attribution.prefix.key(&RunKey::Owner), Owner::parse).await?;
         let by_owner = attribution.provenance(owner.as_ref(), None);
         if by_owner == Provenance::Proven {
             return Ok(by_owner);
         }
-        let record: Option<JobRecord> = self.statement(bucket, &attribution.record_key()).await?;
+        let record: Option<JobRecord> = self.record(bucket, &attribution.record_key()).await?;
         Ok(attribution.provenance(owner.as_ref(), record.as_ref()))
     }
 
@@ -35,13 +44,31 @@ impl Store {
     /// # Errors
     /// S3 cannot be reached or denies the request.
     pub async fn record(&self, bucket: &str, key: &str) -> Result<Option<JobRecord>, StoreError> {
-        self.statement(bucket, key).await
+        self.statement(bucket, key, JobRecord::parse).await
+    }
+
+    /// Whose a run is.
+    ///
+    /// # Errors
+    /// S3 cannot be reached or denies the request.
+    pub async fn owner(&self, prefix: &RunPrefix) -> Result<OwnerFound, StoreError> {
+        Ok(match self.read(prefix.bucket(), &prefix.key(&RunKey::Owner), MAX_STATEMENT_BYTES).await? {
+            Read::Nothing => OwnerFound::Nothing,
+            Read::Object(object) => Owner::parse(&object.body)
+                .map_or(OwnerFound::NotUnderstood, |owner| OwnerFound::Owner(Box::new(owner), object.identity)),
+            Read::TooLarge(_) | Read::Withheld(_) => OwnerFound::NotUnderstood,
+        })
     }
 
     /// What submit has written at a key; `None` when there is nothing, or nothing of its making: that confirms no job.
-    async fn statement<T: DeserializeOwned>(&self, bucket: &str, key: &str) -> Result<Option<T>, StoreError> {
+    async fn statement<T>(
+        &self,
+        bucket: &str,
+        key: &str,
+        parse: fn(&[u8]) -> Result<T, StatementError>,
+    ) -> Result<Option<T>, StoreError> {
         match self.read(bucket, key, MAX_STATEMENT_BYTES).await? {
-            Read::Object(object) => Ok(serde_json::from_slice(&object.body).ok()),
+            Read::Object(object) => Ok(parse(&object.body).ok()),
             Read::Nothing | Read::TooLarge(_) | Read::Withheld(_) => Ok(None),
         }
     }
@@ -101,5 +128,28 @@ mod tests {
         }
         // Who cannot ask does not know.
         assert!(denied().provenance(&attribution()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_there_and_no_owner_is_told_from_nothing() {
+        let prefix: RunPrefix = "s3://bucket/runs/r/framework=hf".parse().expect("a prefix");
+        let owner = json!({"submission": SUBMISSION, "namespace": "training", "job": "hf-r"}).to_string();
+        let doubled = owner.replace('{', &format!("{{\"submission\": \"{OTHER}\","));
+        for (label, body, found) in [
+            ("nothing", None, Some(None)),
+            ("an owner", Some(owner.clone()), Some(Some(SUBMISSION))),
+            ("of two fields the last", Some(doubled), Some(Some(SUBMISSION))),
+            ("too large", Some(format!("{owner}{}", " ".repeat(MAX_STATEMENT_BYTES))), None),
+            ("no owner", Some("{}".to_owned()), None),
+        ] {
+            let bucket = Bucket::holding(body.map(|body| (OWNER.to_owned(), body)));
+            let told = match bucket.store().owner(&prefix).await.expect("an answer") {
+                OwnerFound::Nothing => Some(None),
+                OwnerFound::Owner(owner, _) => Some(Some(owner.submission.to_string())),
+                OwnerFound::NotUnderstood => None,
+            };
+            assert_eq!(told.as_ref().map(Option::as_deref), found, "{label}");
+        }
+        assert!(denied().owner(&prefix).await.is_err());
     }
 }

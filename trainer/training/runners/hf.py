@@ -108,9 +108,11 @@ def arguments(settings: Settings, world: World, directory: Path, total: int) -> 
     if not world.gpu:
         given.pop("tf32", None)  # of GPUs alone
     try:
-        return TrainingArguments(**values | given)
+        found = TrainingArguments(**values | given)
     except (ValueError, ImportError) as error:  # of a combination of fields, or of this machine
         raise UserError(f"the TrainingArguments do not go together: {str(error).splitlines()[0]}") from None
+    found.report_to = []  # a variable turns some on, whatever report_to says
+    return found
 
 
 class StepTrainer(Trainer):

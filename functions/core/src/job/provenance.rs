@@ -149,7 +149,7 @@ mod tests {
 
     fn owner(namespace: &str, job: &str, submission: &str, released: bool) -> Owner {
         let owner = json!({"submission": submission, "namespace": namespace, "job": job, "released": released});
-        serde_json::from_value(owner).expect("an owner")
+        Owner::parse(owner.to_string().as_bytes()).expect("an owner")
     }
 
     fn record(change: impl FnOnce(&mut JobRecord)) -> JobRecord {
@@ -157,7 +157,7 @@ mod tests {
             "submission": SUBMISSION, "namespace": "training", "job": "hf-r", "uid": "u1", "checkpoint_prefix": PREFIX,
             "created_at": null,
         });
-        let mut record = serde_json::from_value(record).expect("a record");
+        let mut record = JobRecord::parse(record.to_string().as_bytes()).expect("a record");
         change(&mut record);
         record
     }

@@ -19,7 +19,7 @@ use training_run::{
     names::Submission,
     owner::{CLAIM_LIFETIME_MS, JobRecord, Owner, OwnersJob},
 };
-use training_store::Expected;
+use training_store::{Expected, OwnerFound};
 
 use super::Submitting;
 
@@ -30,16 +30,18 @@ const MOST_UIDS: usize = 100;
 
 impl Submitting<'_> {
     pub(super) async fn read_owner(&mut self) -> Result<Reply, Failure> {
-        let key = self.prefix.key(&RunKey::Owner);
-        let Some(object) = self.service.store.get(self.prefix.bucket(), &key).await.map_err(storage_failure)? else {
-            self.owner = None;
-            return Ok(Reply::Owner(None));
+        let (owner, identity) = match self.service.store.owner(&self.prefix).await.map_err(storage_failure)? {
+            OwnerFound::Owner(owner, identity) => (*owner, identity),
+            OwnerFound::Nothing => {
+                self.owner = None;
+                return Ok(Reply::Owner(None));
+            }
+            OwnerFound::NotUnderstood => return Err(self.not_understood()),
         };
-        let owner: Owner = serde_json::from_slice(&object.body).map_err(|_| self.not_understood())?;
         let is_visible =
             owner.is_job(&self.request.namespace, &self.request.job_name) || self.caller.sees(&owner.namespace);
         self.owner = Some(owner.clone());
-        Ok(Reply::Owner(Some(OwnerRead { owner, etag: object.identity.etag, is_visible })))
+        Ok(Reply::Owner(Some(OwnerRead { owner, etag: identity.etag, is_visible })))
     }
 
     /// Whether the job of an owner has existed, as far as its record tells, or the ledger of its trainer: whoever made the

@@ -2,6 +2,7 @@
 
 use lambda_http::http::Method;
 use serde_json::{Value, json};
+use training_store::testing::{Bucket, Treatment};
 
 use super::world::{Fault, MARKER, OWNER, World, request};
 
@@ -88,4 +89,31 @@ async fn a_restart_replaces_no_job_of_another_base() {
         assert_eq!(world.post(path, &ours).await.outcome(), (409, "job_conflict"), "{path}");
     }
     assert_eq!(world.server(|server| server.jobs.clone()), before);
+}
+
+#[tokio::test]
+async fn an_owner_that_nobody_can_read_is_no_failure_that_passes() {
+    let owner = json!({"submission": FIRST, "namespace": "training", "job": "hf-r"}).to_string();
+    let too_large = format!("{owner}{}", " ".repeat(17 * 1024 * 1024));
+    let too_deep = owner.replace('{', &format!("{{\"x\": {}{},", "[".repeat(64), "]".repeat(64)));
+    for (label, body, treatment) in [
+        ("too large", &too_large, Treatment::Serve),
+        ("too deep", &too_deep, Treatment::Serve),
+        ("archived", &owner, Treatment::Refuse(403, "InvalidObjectState")),
+    ] {
+        let bucket = Bucket::default();
+        bucket.write(OWNER, body);
+        let store = bucket.store_judged_by(move |call| {
+            let is_read = call.verb == "GET" && call.key == OWNER;
+            std::future::ready(if is_read { treatment } else { Treatment::Serve })
+        });
+        let world = World::with_store(store, bucket);
+        let answer = world.post("/train", &request()).await;
+        assert_eq!(answer.outcome(), (409, "run_active"), "{label}");
+        assert!(answer.body["detail"].as_str().is_some_and(|detail| detail.contains("cannot read")), "{answer:?}");
+    }
+    // Of two fields of one name the last counts, and this one's claim is old.
+    let world = World::new();
+    world.bucket.write(OWNER, &owner.replace('{', "{\"job\": \"other\","));
+    assert_eq!(world.post("/train", &request()).await.outcome(), (201, ""));
 }
