@@ -39,6 +39,8 @@ def keys(uri):
         ("train-*.jsonl", "deeper/train-0.jsonl", False),
         ("train-*.jsonl", "train-a/b.jsonl", False),
         ("**/train-*.jsonl", "deeper/and/train-0.jsonl", True),
+        ("**/train-*.jsonl", "train-0.jsonl", True),
+        ("**/train-*.jsonl", "deeper/retrain-0.jsonl", False),
         ("**train**", "deeper/train/0.jsonl", True),
         ("*/train.jsonl", "en/train.jsonl", True),
         ("?.jsonl", "a.jsonl", True),
@@ -60,7 +62,7 @@ def test_a_pattern_chooses_objects(folder):
     assert base_of(f"{uri}data/train-*.jsonl") == f"{uri}data/"
     assert base_of(f"{uri}*/train-?") == uri
     assert base_of(f"{uri}one.jsonl") == base_of(uri) == uri
-    with pytest.raises(UserError, match=r"data/\*\.json chooses none of the 4 objects below file://.*/data/data/$"):
+    with pytest.raises(UserError, match=r"data/\*\.json chooses none of the 4 objects that begin so$"):
         find(f"{uri}data/*.json")
 
 
@@ -70,12 +72,14 @@ def test_a_pattern_chooses_objects(folder):
         (
             ["data/train-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl", "data/test-00000.jsonl"],
             "holds several splits: test (data/test-00000.jsonl), train (data/train-00000-of-00001.jsonl), validation "
-            "(data/validation-00000-of-00001.jsonl). Choose one with a pattern, such as URIdata/train-*-of-*.jsonl",
+            "(data/validation-00000-of-00001.jsonl). Choose one with a pattern, such as "
+            "URIdata/train-*-of-*.jsonl, or end it with ** to train on all of them",
         ),
         (["train.jsonl", "dev.jsonl"], "train (train.jsonl), validation (dev.jsonl). Choose"),
         (["train/a.jsonl", "eval/a.jsonl"], "test (eval/a.jsonl), train (train/a.jsonl). Choose"),
         (["my_train_2.jsonl", "my_VAL_2.jsonl"], "train (my_train_2.jsonl), validation"),
-        (["val/x.jsonl", "test/x.jsonl"], "such as URItest/x.jsonl"),
+        (["val/x.jsonl", "test/x.jsonl"], "such as URItest/**, or"),
+        (["en/train/a.jsonl", "en/train/b.jsonl", "en/test/a.jsonl"], "such as URIen/train/**, or"),
     ],
 )
 def test_several_splits_are_refused(folder, names, says):
@@ -83,6 +87,8 @@ def test_several_splits_are_refused(folder, names, says):
     with pytest.raises(UserError) as refused:
         find(uri)
     assert says.replace("URI", uri) in str(refused.value)
+    assert keys(f"{uri}**") == sorted(names), "the way out that it names"
+    assert [entry.key for entry in find(uri, several_splits=True)] == sorted(names), "as an earlier attempt did"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +104,7 @@ def test_one_split_is_none_to_refuse(folder, names):
     assert keys(folder(*names)) == sorted(names)
 
 
-def test_the_objects_are_pinned_at_the_first_start(tmp_path, folder):
+def test_the_objects_are_pinned_at_the_first_start(tmp_path, folder, caplog):
     """After a report of a run that went on with a file that was added meanwhile."""
     storage = open_storage(f"file://{tmp_path}/run")
     uri = folder("2026-11-01.jsonl", "2026-11-03.jsonl")
@@ -107,17 +113,23 @@ def test_the_objects_are_pinned_at_the_first_start(tmp_path, folder):
     assert pinned == {"uri": uri, "objects": {"2026-11-01.jsonl": [14, None], "2026-11-03.jsonl": [14, None]}}
     pin(storage, SUBMISSION, uri, find(uri))
 
+    # What was added since is left out.
     folder("2026-11-02.jsonl")
+    kept = pin(storage, SUBMISSION, uri, find(uri))
+    assert [entry.key for entry in kept] == ["2026-11-01.jsonl", "2026-11-03.jsonl"]
+    assert (
+        "1 objects were added since this submission began, such as 2026-11-02.jsonl: they are left out" in caplog.text
+    )
+
     (tmp_path / "data/2026-11-01.jsonl").write_text('{"text": "another"}\n')
     (tmp_path / "data/2026-11-03.jsonl").unlink()
     with pytest.raises(UserError) as refused:
         pin(storage, SUBMISSION, uri, find(uri))
     assert str(refused.value) == (
-        f"DATASET_URI {uri} is not what this submission began with: 1 added (2026-11-02.jsonl), 1 gone "
-        "(2026-11-03.jsonl), 1 changed (2026-11-01.jsonl). Put it back as it was, or submit the job again, with "
-        "resume to go on with the new data"
+        f"DATASET_URI {uri} is not what this submission began with: 1 gone (2026-11-03.jsonl), 1 changed "
+        "(2026-11-01.jsonl). Put it back as it was, or submit the job again, with resume to go on with the new data"
     )
-    pin(storage, SUBMISSION.replace("1", "2"), uri, find(uri))
+    assert len(pin(storage, SUBMISSION.replace("1", "2"), uri, find(uri))) == 2
     assert json.loads(storage.read(layout.data_key(SUBMISSION))) == pinned
 
 

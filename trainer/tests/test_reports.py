@@ -76,12 +76,11 @@ def change(path, **fields):
     path.write_text(json.dumps(json.loads(path.read_bytes()) | fields))
 
 
-def test_weights_that_are_a_pointer_of_git_lfs(folder):
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json"])
+def test_a_file_that_is_a_pointer_of_git_lfs(folder, name):
     """huggingface/transformers: "Error while deserializing header: HeaderTooLarge"."""
-    (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
-    with pytest.raises(
-        UserError, match=r"has a pointer of Git LFS for model.safetensors: fetch it with `git lfs pull`$"
-    ):
+    (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
+    with pytest.raises(UserError, match=rf"has a pointer of Git LFS for {name}: fetch it with `git lfs pull`$"):
         loaded(folder)
 
 

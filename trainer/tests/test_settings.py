@@ -224,9 +224,26 @@ def test_a_part_of_all_steps_is_counted_when_these_are_known():
     found = settings.parse(json.dumps(given)).in_steps(61)
     assert (found.warmup_steps, found.save_steps, found.eval_steps, found.logging_steps) == (4, 7, 31, 10)
     best = settings.parse('{"load_best_model_at_end": true, "save_steps": 0.2, "eval_steps": 0.1}')
-    assert best.in_steps(100).save_steps == 20
-    with pytest.raises(UserError, match=r"needs save_steps \(3\) to be a multiple of eval_steps \(2\)"):
-        best.in_steps(12)
+    for total, eval_steps in [(100, 10), (12, 2), (1234, 124)]:
+        assert (best.in_steps(total).eval_steps, best.in_steps(total).save_steps) == (eval_steps, 2 * eval_steps)
+    for save_steps, eval_steps in [(0.5, 0.3), (0.1, 0.2), (200, 0.1), (0.5, 100)]:
+        given = {"load_best_model_at_end": True, "save_steps": save_steps, "eval_steps": eval_steps}
+        with pytest.raises(UserError, match=rf"needs save_steps \({save_steps}\) to be a multiple of eval_steps"):
+            settings.parse(json.dumps(given))
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "value"),
+    [
+        ({"dataloader_workers": 0, "dataloader_num_workers": 4}, "dataloader_workers", 4),
+        ({"dataloader_num_workers": 4, "dataloader_workers": 0}, "dataloader_workers", 4),
+        ({"per_device_train_batch_size": 8, "per_gpu_train_batch_size": None}, "batch_size", 8),
+        ({"max_seq_length": None, "max_length": 64}, "max_seq_len", 64),
+        ({"warmup_steps": 0, "warmup_ratio": 0.0}, "warmup_steps", 0),
+    ],
+)
+def test_of_two_names_in_a_dump_one_says_it(given, name, value):
+    assert getattr(settings.parse(json.dumps(given)), name) == value
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

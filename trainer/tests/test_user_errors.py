@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import client
 from pods import FIRST, SECOND, last_words, run_of, state
 
@@ -50,7 +51,7 @@ def test_another_optimizer_than_the_checkpoints(start, tmp_path):
         assert pods.end() == [0], pods.log
     with start(store, SECOND, processes=0, resume="true", max_steps=5, optim="adafactor") as pods:
         said = (
-            "optim is Adafactor, and the step from which this job goes on was saved by another optimizer, with amsgrad"
+            "optim is Adafactor, and the step from which this job goes on was saved by another optimizer, which keeps "
         )
         ends_as_user_error(pods, tmp_path / "pods-1", store, said, submission=SECOND)
     with start(store, SECOND[:-1] + "2", processes=0, resume="true", max_steps=5, optim="adamw_torch_fused") as pods:
@@ -91,13 +92,41 @@ def test_a_restart_that_finds_other_data(start, tmp_path, dataset):
         assert pods.end() == [0], pods.log
     shutil.copy(dataset, data / "2026-11-02.jsonl")
     with start(store, FIRST, max_steps=6, **job) as pods:
-        assert pods.end() == [1], pods.log
-    (words,) = last_words(tmp_path / "pods-1")
-    assert words["cause"] == "user_error"
-    assert "is not what this submission began with: 1 added (2026-11-02.jsonl)" in words["message"]
-    with start(store, SECOND, max_steps=6, resume="true", **job) as pods:
         assert pods.end() == [0], pods.log
         assert pods.steps() == [4, 5, 6]
+        assert "1 objects were added since this submission began" in pods.log
+    assert json.loads((run_of(store) / "config/run.json").read_bytes())["total_steps"] == 6
+    (data / "2026-11-01.jsonl").write_text(dataset.read_text() + '{"text": "more"}\n')
+    with start(store, FIRST, max_steps=9, **job) as pods:
+        assert pods.end() == [1], pods.log
+    (words,) = last_words(tmp_path / "pods-2")
+    assert words["cause"] == "user_error"
+    assert "is not what this submission began with: 1 changed (2026-11-01.jsonl)" in words["message"]
+    with start(store, SECOND, max_steps=9, resume="true", **job) as pods:
+        assert pods.end() == [0], pods.log
+        assert pods.steps() == [7, 8, 9]
+
+
+def test_optimizers_that_keep_other_moments_are_told_apart():
+    """Those of bitsandbytes have settings that torch's AdamW has too, and override load_state_dict."""
+    from training.runners.hf import check_same_optimizer
+
+    ours = torch.optim.AdamW([torch.zeros(1)])
+    settings = {"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "params": [0]}
+    saved = {"param_groups": [settings], "state": {0: {"state1": 1, "state2": 2, "step": 3}}}
+    with pytest.raises(
+        UserError, match=r"optim is AdamW, .* another optimizer, which keeps state1, state2, step: keep"
+    ):
+        check_same_optimizer(ours, saved)
+    theirs = type("AdamW8bit", (torch.optim.AdamW,), {"__module__": "bitsandbytes.optim.adamw"})([torch.zeros(1)])
+    check_same_optimizer(theirs, saved)
+    older = {
+        name: value for name, value in ours.state_dict()["param_groups"][0].items() if name != "decoupled_weight_decay"
+    }
+    mine = {"param_groups": [older], "state": {0: {"exp_avg": 1, "exp_avg_sq": 2, "step": 3}}}
+    check_same_optimizer(ours, mine)
+    with pytest.raises(UserError, match=r"optim is AdamW8bit, .* which keeps exp_avg, exp_avg_sq, step"):
+        check_same_optimizer(theirs, mine)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -38,7 +38,8 @@ def unknown_tokens(source: str) -> list[str]:
     An image's may do so in the text part of a model. A text that has one cannot be trained on.
     """
     config, tokenizer = described(source)
-    rows = getattr(config.get_text_config(), "vocab_size", None)
+    with loading(source):
+        rows = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(rows, int):
         return []
     return sorted(str(token) for number, token in tokenizer.added_tokens_decoder.items() if number >= rows)
@@ -69,7 +70,7 @@ def check_trainable(source: str, config: "PreTrainedConfig") -> None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise UserError(
             f"{said} is quantized{f' by {method}' if method else ''}, and such weights cannot be trained: choose the "
-            "model that it was made from"
+            "model that it was made from, or save it in bf16 first"
         )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
         raise UserError(f"{said} is no causal language model, and nothing else is trained: it is a {config.model_type}")

@@ -104,7 +104,7 @@ def checked(model_id: str, folder: Path, files: Iterable[str] | None = None) -> 
         beside = f", and {others[0]} is no such file: convert it" if others else ""
         lacks = "neither model.safetensors nor pytorch_model.bin"
         raise UserError(f"{VARIABLE} {model_id} has no weights that are loaded, {lacks}{beside}")
-    for name in sorted(names & {*WEIGHTS, "tokenizer.json", "tokenizer.model"}):
+    for name in sorted(name for name in names if name.endswith((".safetensors", ".bin", "tokenizer.json", ".model"))):
         with (folder / name).open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise UserError(
@@ -121,7 +121,7 @@ def from_hub(model_id: str, files: Sequence[str] | None) -> str:
     if files is not None:
         return snapshot(model_id, files)
     folder = snapshot(model_id, [*BESIDE_WEIGHTS, "*.safetensors"])
-    if not any(path.suffix == ".safetensors" for path in Path(folder).iterdir()):
+    if not any(Path(folder, name).exists() for name in WEIGHTS[:2]):
         folder = snapshot(model_id, [*BESIDE_WEIGHTS, "pytorch_model*.bin"])
     return folder
 

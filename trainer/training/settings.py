@@ -106,7 +106,11 @@ class Settings:
     def in_steps(self, total: int) -> "Settings":
         """The settings with each part of all steps as a number of them, rounded up as transformers does."""
         parts = {name: part for name in COUNTS if isinstance(part := getattr(self, name), float)}
-        return dataclasses.replace(self, **{name: math.ceil(total * part) for name, part in parts.items()})
+        steps = {name: math.ceil(total * part) for name, part in parts.items()}
+        if self.load_best_model_at_end and {"save_steps", "eval_steps"} <= parts.keys():
+            # Each rounded up alone, the one would be no multiple of the other.
+            steps["save_steps"] = steps["eval_steps"] * round(parts["save_steps"] / parts["eval_steps"])
+        return dataclasses.replace(self, **steps)
 
 
 COUNTS = tuple(
@@ -231,7 +235,10 @@ def checked(
                 continue  # what it has in a dump of all arguments
             if training_arguments.changes_nothing(name, value, everything, framework):
                 continue
-            if name in values:
+            says_nothing = value is None or (type(value) in (int, float) and value == 0 and LEAST.get(name) == 0)
+            if name in values and says_nothing:
+                continue  # as in a dump of all arguments, where another name says it
+            if values.get(name):
                 raise UserError(f"{where}{key} is given twice, as {name} too")
             if name in types_of:
                 values[name] = typed(f"{where}{key}", value, types_of[name])

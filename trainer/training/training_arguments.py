@@ -242,10 +242,17 @@ def reason(name: str, framework: str, *, instead: bool = True) -> str | None:
 
 
 def best_refusals(save_steps: typing.Any, eval_steps: typing.Any) -> Iterator[str]:
-    """What load_best_model_at_end needs, as in transformers; a part of all steps is judged when these are known."""
+    """What load_best_model_at_end needs, as in transformers: save_steps is a multiple of eval_steps, of its kind."""
     if eval_steps is None:
         yield "load_best_model_at_end needs eval_steps: nothing is evaluated without"
-    elif type(save_steps) is type(eval_steps) is int and save_steps % max(eval_steps, 1):
+        return
+    if type(save_steps) is not type(eval_steps):
+        multiple = False  # a number of steps and a part of all steps
+    elif isinstance(save_steps, float):
+        multiple = math.isclose(save_steps / eval_steps, max(round(save_steps / eval_steps), 1))
+    else:
+        multiple = save_steps % max(eval_steps, 1) == 0
+    if not multiple:
         yield f"load_best_model_at_end needs save_steps ({save_steps}) to be a multiple of eval_steps ({eval_steps})"
 
 

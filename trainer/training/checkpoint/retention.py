@@ -50,7 +50,9 @@ class Retention:
 
     def note(self, found: Snapshot) -> None:
         """Remember what this submission's earlier attempts have left."""
-        self.own = {marker.step: marker.metrics for marker in found.markers if marker.submission == self.submission}
+        own = [marker for marker in found.markers if marker.submission == self.submission]
+        # One whose files are not there is not the best, whatever it reached.
+        self.own = {own.step: own.metrics if own.state(found.listing) == "complete" else {} for own in own}
         self.unfinished = unfinished(found, self.submission)
 
     def plan(self, step: int, metrics: Mapping[str, typing.Any], replaced: Collection[str]) -> Removal:

@@ -16,7 +16,6 @@ if typing.TYPE_CHECKING:
 
 TEXTS = 5_000  # that a process looks at, at most
 CHARACTERS = 16 * 2**20  # of them, at most
-BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,15 +45,15 @@ def measure(data: Data, collator: Collator, world: "World") -> Lengths:
     """Look at this process's part of the texts, and add up all processes' parts; together."""
     numbers, whole = chosen(data.part(world.rank, world.size))
     texts = cut_texts = tokens = cut_tokens = characters = 0
-    for start in range(0, len(numbers), BATCH):
+    for number in numbers:
         if characters >= CHARACTERS:
             whole = False
             break
-        batch = [data[number] for number in numbers[start : start + BATCH]]
-        characters += sum(map(len, batch))
-        for length in collator.lengths(batch):
-            cut = max(length - collator.max_seq_len, 0)
-            texts, tokens, cut_tokens, cut_texts = texts + 1, tokens + length, cut_tokens + cut, cut_texts + (cut > 0)
+        text = data[number]
+        characters += len(text)
+        (length,) = collator.lengths([text])
+        cut = max(length - collator.max_seq_len, 0)
+        texts, tokens, cut_tokens, cut_texts = texts + 1, tokens + length, cut_tokens + cut, cut_texts + (cut > 0)
     sums = world.total([float(number) for number in (texts, cut_texts, tokens, cut_tokens, not whole)])
     texts, cut_texts, tokens, cut_tokens, left = map(int, sums)
     all_seen = not left and texts == len(data)

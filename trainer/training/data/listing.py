@@ -1,7 +1,8 @@
 """Which objects a data set is: one, all below a prefix, or those that a pattern chooses; and that they stay so.
 
 A batch is a function of the texts and the step. So the objects are written down at a submission's first start, and a
-later start that finds others is refused: it would train on some texts twice, and on others never.
+later start trains on the same ones. Where one of them is gone or changed it is refused: it would train on some texts
+twice, and on others never.
 """
 
 import json
@@ -34,7 +35,7 @@ def base_of(uri: str) -> str:
     return WILD.split(uri, maxsplit=1)[0].rpartition("/")[0] + "/"
 
 
-def find(uri: str) -> list[Entry]:
+def find(uri: str, *, several_splits: bool = False) -> list[Entry]:
     """The objects of a data set, in the order of their keys, which are relative to base_of(). Raises UserError."""
     base = base_of(uri)
     pattern = uri.removeprefix(base)
@@ -42,13 +43,14 @@ def find(uri: str) -> list[Entry]:
     if pattern and not WILD.search(pattern):
         return [one(uri, storage, pattern)]
     try:
-        entries = [entry for entry in storage.list("") if entry.size]
+        entries = [entry for entry in storage.list(WILD.split(pattern, maxsplit=1)[0]) if entry.size]
     except AccessDeniedError:
         raise UserError(f"{VARIABLE} {uri} may not be listed by this job: access denied") from None
     if pattern:
         chosen = [entry for entry in entries if matches(pattern, entry.key)]
         if entries and not chosen:
-            raise UserError(f"{VARIABLE} {uri} chooses none of the {len(entries)} objects below {base}")
+            raise UserError(f"{VARIABLE} {uri} chooses none of the {len(entries)} objects that begin so")
+        logger.info("%s chooses %d of %d objects that begin so", uri, len(chosen), len(entries))
         entries = chosen
     hidden = [entry.key for entry in entries if is_hidden(entry.key)]
     passed_over = f"{len(hidden)} hidden objects, such as {hidden[0]}" if hidden else ""
@@ -57,7 +59,7 @@ def find(uri: str) -> list[Entry]:
     if hidden:
         logger.info("passed over %s", passed_over)
     entries = [entry for entry in entries if not is_hidden(entry.key)]
-    if not pattern:
+    if not pattern and not several_splits:
         check_one_split(uri, [entry.key for entry in entries])
     return entries
 
@@ -72,9 +74,12 @@ def one(uri: str, storage: Storage, key: str) -> Entry:
 
 
 def matches(pattern: str, key: str) -> bool:
-    """Whether a pattern chooses a key: `*` is anything within a folder, `**` anything, `?` a character."""
-    meanings = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*|\*|\?)", pattern)
+    """Whether a pattern chooses a key: `*` is anything within a folder, `?` a character of it, `**` anything.
+
+    `**/` is any number of folders, none too.
+    """
+    meanings = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
     return bool(re.fullmatch("".join(meanings.get(part) or re.escape(part) for part in parts), key, re.S))
 
 
@@ -94,29 +99,40 @@ def check_one_split(uri: str, keys: Iterable[str]) -> None:
             first.setdefault(_SPLIT_OF[words[-1].lower()], key)
     if len(first) > 1:
         splits = ", ".join(f"{split} ({key})" for split, key in sorted(first.items()))
-        example = re.sub("[0-9]+", "*", first.get("train") or next(iter(first.values())))
+        pattern = uri + example(first.get("train") or next(iter(first.values())))
         raise UserError(
-            f"{VARIABLE} {uri} holds several splits: {splits}. Choose one with a pattern, such as {uri}{example}"
+            f"{VARIABLE} {uri} holds several splits: {splits}. Choose one with a pattern, such as {pattern}, or end it "
+            "with ** to train on all of them"
         )
+
+
+def example(key: str) -> str:
+    """A pattern for the split that a key is of: the folder of that name, or the names that differ in numbers."""
+    *folders, _ = key.split("/")
+    for depth, folder in reversed(list(enumerate(folders, 1))):
+        if _SPLIT.fullmatch(folder):
+            return "/".join([*folders[:depth], "**"])
+    return re.sub("[0-9]+", "*", key)
 
 
 # === that they stay so ===
 
 
-def pin(storage: Storage, submission: str, uri: str, entries: Sequence[Entry]) -> None:
-    """Write the objects down at a submission's first start; raise UserError where they are no longer the same."""
+def pin(storage: Storage, submission: str, uri: str, entries: Sequence[Entry]) -> list[Entry]:
+    """The objects that a submission trains on: those of its first start, at which they are written down.
+
+    What was added since is left out. Raises UserError where one of them is gone or changed.
+    """
     found = {entry.key: [entry.size, entry.etag] for entry in entries}
     body = json.dumps({"uri": uri, "objects": found}, indent=1).encode()
     key = layout.data_key(submission)
     try:
         storage.write(key, body, only_if_absent=True)
-        return
+        return list(entries)
     except FileExistsError:
         pinned = storage.read(key)
-    if pinned == body:
-        return
     try:
-        before = json.loads(pinned)["objects"]
+        before = {key: [size, etag] for key, (size, etag) in json.loads(pinned)["objects"].items()}
         said = changes(before, found)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{key} cannot be read, which has the objects that this submission began with") from None
@@ -125,14 +141,21 @@ def pin(storage: Storage, submission: str, uri: str, entries: Sequence[Entry]) -
             f"{VARIABLE} {uri} is not what this submission began with: {said}. Put it back as it was, or submit the "
             "job again, with resume to go on with the new data"
         )
+    if added := sorted(found.keys() - before.keys()):
+        logger.warning(
+            "%d objects were added since this submission began, such as %s: they are left out, and a new submission "
+            "takes them",
+            len(added),
+            added[0],
+        )
+    return [entry for entry in entries if entry.key in before]
 
 
 def changes(before: dict[str, list[object]], after: dict[str, list[object]]) -> str:
-    """What differs between two listings, in words; empty when nothing does."""
+    """What of a listing is no longer there as it was, in words; empty when nothing is."""
     kinds = {
-        "added": sorted(after.keys() - before.keys()),
         "gone": sorted(before.keys() - after.keys()),
-        "changed": sorted(key for key in before.keys() & after.keys() if list(before[key]) != after[key]),
+        "changed": sorted(key for key in before.keys() & after.keys() if before[key] != after[key]),
     }
     return ", ".join(
         f"{len(keys)} {kind} ({', '.join(keys[:NAMED])}{', ...' if len(keys) > NAMED else ''})"

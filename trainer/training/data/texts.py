@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from training.data.listing import VARIABLE, base_of
@@ -192,7 +192,8 @@ def prepare(
         streaming = size > STREAMED and len(keys) >= world.size
     if not streaming:
         paths = [directory / f"{number:06d}.jsonl" for number in range(len(keys))]
-        world.agreed(lambda: download(base, keys, paths) if world.local_rank == 0 else None)
+        sizes_by_path = dict(zip(paths, (entry.size for entry in entries), strict=True))
+        world.agreed(lambda: download(base, keys, paths, sizes_by_path) if world.local_rank == 0 else None)
         read: list[Texts] = []
         world.agreed(lambda: read.append(Texts(reader, keys, paths)))
         data: Data = read[0]
@@ -211,7 +212,8 @@ def prepare(
     return data
 
 
-def download(base: str, keys: Sequence[str], paths: Sequence[Path]) -> None:
+def download(base: str, keys: Sequence[str], paths: Sequence[Path], sizes: Mapping[Path, int] | None = None) -> None:
+    """Bring objects to files. Raises UserError where one has not the size in bytes that was listed."""
     storage = open_storage(base, VARIABLE)
     try:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -222,6 +224,9 @@ def download(base: str, keys: Sequence[str], paths: Sequence[Path]) -> None:
         raise UserError(f"{VARIABLE} may not be read by this job: access to {base} is denied") from None
     except WithheldError as error:
         raise UserError(f"{VARIABLE} cannot be read as it is: {base}{withheld(error)}") from None
+    for key, path in zip(keys, paths, strict=True):
+        if sizes and path.stat().st_size != sizes[path]:
+            raise UserError(f"{VARIABLE} has changed since the job began: {base}{key} is another object now")
 
 
 def count(reader: Reader, keys: Sequence[str], directory: Path, rank: int) -> dict[str, int]:

@@ -16,7 +16,7 @@ from transformers.training_args import TrainingArguments
 
 from training import layout, model, random_state, untrusted
 from training.distributed import World
-from training.errors import UserError
+from training.errors import StoppedError, UserError
 from training.job import Job
 from training.optimizer import SCHEDULES, follow_settings
 from training.runners import prologue
@@ -59,7 +59,10 @@ def train(job: Job, world: World) -> bool:
 
         if reached < total:
             return False
-        best = run.fetch_best() if plan.settings.load_best_model_at_end else None
+        try:
+            best = run.fetch_best() if plan.settings.load_best_model_at_end else None
+        except StoppedError:
+            return False  # the next start exports
         if best and world.rank == 0:
             network, _ = model.load(str(best))
         world.together(
@@ -149,7 +152,13 @@ class StepTrainer(Trainer):
 
     def create_optimizer(self, *args, **kwargs):
         optimizer = super().create_optimizer(*args, **kwargs)
-        optimizer.register_load_state_dict_pre_hook(check_same_optimizer)
+        load = optimizer.load_state_dict  # which some optimizers override, and then no hook of torch's runs
+
+        def load_its_own(saved: dict[str, typing.Any]) -> None:
+            check_same_optimizer(optimizer, saved)
+            load(saved)
+
+        optimizer.load_state_dict = load_its_own
         return optimizer
 
     def get_batch_samples(self, *args, **kwargs):
@@ -166,14 +175,19 @@ class StepTrainer(Trainer):
 def check_same_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, typing.Any]) -> None:
     """Raises UserError where a checkpoint's state is another optimizer's, which torch would load and fail later.
 
-    Each has settings of its own. Another version of the same one has more of them, or fewer, but not both.
+    Each has settings of its own: another version of the same one has more of them, or fewer, but not both. Those of
+    bitsandbytes have few, and keep their moments as `state1` and `state2`.
     """
     mine = set(optimizer.defaults)
     theirs = set(saved["param_groups"][0]) - {"params", "initial_lr"}
-    if mine - theirs and theirs - mine:
+    moments = set(next(iter(saved["state"].values()), {}))
+    is_other = bool(mine - theirs and theirs - mine)
+    if moments:
+        is_other |= ("state1" in moments) is not type(optimizer).__module__.startswith("bitsandbytes")
+    if is_other:
         raise UserError(
             f"optim is {type(optimizer).__name__}, and the step from which this job goes on was saved by another "
-            f"optimizer, with {', '.join(sorted(theirs - mine))}: keep its optim, or submit the job without resume"
+            f"optimizer, which keeps {', '.join(sorted(moments))}: keep its optim, or submit the job without resume"
         )
 
 

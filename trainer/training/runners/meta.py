@@ -46,28 +46,28 @@ def train(job: Job, world: World) -> bool:
         steps, reached, total = plan.steps, plan.reached, plan.total
         with prologue.as_asked(steps):
             training = Training(network, plan.settings, world, total)
-        if resume:
-            training.load(resume)
-        else:
-            random_state.begin(plan.settings.seed, world)
-        if reached < total:
-            batches = iter(plan.batches())
-            steps.begin(reached)
-            for step in range(reached + 1, total + 1):
-                training.step([next(batches) for _ in range(plan.settings.gradient_accumulation)])
-                reached = step
-                then = steps.after(step, training.step_loss, training.tokens, training.optimizer)
-                if then.evaluate:
-                    steps.evaluated(step, *model.evaluate(network, plan.held_out(), training.device))
-                if then.save:
-                    path = run.directory / "work" / layout.checkpoint_name("meta", step, sharded=world.size > 1)
-                    write = functools.partial(training.write, training.state(step), path)
-                    run.checkpoints.begin(path, step=step, metrics=steps.metrics, write=write)
-                if then.stop:
-                    break
-            run.checkpoints.finish()
-        else:
-            steps.reached_before(reached, run.start.metrics if run.start else {})
+            if resume:
+                training.load(resume)
+            else:
+                random_state.begin(plan.settings.seed, world)
+            if reached < total:
+                batches = iter(plan.batches())
+                steps.begin(reached)
+                for step in range(reached + 1, total + 1):
+                    training.step([next(batches) for _ in range(plan.settings.gradient_accumulation)])
+                    reached = step
+                    then = steps.after(step, training.step_loss, training.tokens, training.optimizer)
+                    if then.evaluate:
+                        steps.evaluated(step, *model.evaluate(network, plan.held_out(), training.device))
+                    if then.save:
+                        path = run.directory / "work" / layout.checkpoint_name("meta", step, sharded=world.size > 1)
+                        write = functools.partial(training.write, training.state(step), path)
+                        run.checkpoints.begin(path, step=step, metrics=steps.metrics, write=write)
+                    if then.stop:
+                        break
+                run.checkpoints.finish()
+            else:
+                steps.reached_before(reached, run.start.metrics if run.start else {})
         steps.finish()
 
         if reached < total:

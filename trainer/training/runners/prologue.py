@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import logging
 import traceback
-import typing
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -59,13 +58,14 @@ class Run:
         """The texts, each of them looked at with the tokenizer of a model's folder; together."""
         uri = self.job.dataset_uri
 
-        def found() -> list[dict[str, typing.Any]]:
-            # Rank 0 lists the objects for all processes, since some may be added or deleted meanwhile.
-            entries = listing.find(uri)
-            listing.pin(self.storage, self.job.submission, uri, entries)
-            return [dataclasses.asdict(entry) for entry in entries]
+        def found() -> list[tuple[str, int]]:
+            # Rank 0 lists the objects for all processes, since some may be added or deleted meanwhile. What an earlier
+            # attempt has trained on is not refused for its names.
+            entries = listing.find(uri, several_splits=self.world.attempt > 1)
+            entries = listing.pin(self.storage, self.job.submission, uri, entries)
+            return [(entry.key, entry.size) for entry in entries]
 
-        entries = [Entry(**fields) for fields in self.world.on_rank_zero(found)]
+        entries = [Entry(key=key, size=size, etag=None) for key, size in self.world.on_rank_zero(found)]
         unknown = self.world.on_rank_zero(lambda: model.unknown_tokens(source))
         return prepare(uri, entries, self.settings, self.directory / "data", self.world, unknown)
 
@@ -145,7 +145,7 @@ def as_asked(steps: Steps) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, ImportError, NotImplementedError, TypeError, ValueError) as error:
+    except (AttributeError, ImportError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         if isinstance(error, UserError) or not steps.first or cause_of(error) != CRASH:
             raise
         traceback.print_exc()
