@@ -55,6 +55,9 @@ pub enum IndexError {
     /// Larger than any entry.
     #[error("is too large for an index entry")]
     TooLarge,
+    /// Archived, or encrypted with a key of its writer's: nobody is given it.
+    #[error("is an index entry that nobody is given")]
+    Withheld,
     /// Written by a later release.
     #[error("is of index version {0}, and this release reads version {VERSION}: update the functions")]
     Newer(u64),

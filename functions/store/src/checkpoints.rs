@@ -254,11 +254,11 @@ impl Store {
                     Read::Object(object) => IndexEntry::parse(&object.body),
                     Read::Nothing => return Ok(None), // deleted since it was listed
                     Read::TooLarge(_) => Err(IndexError::TooLarge),
-                    Read::Withheld(why) => return Err(StoreError::new("read", bucket, &key, Box::new(why))),
+                    Read::Withheld(_) => Err(IndexError::Withheld),
                 };
                 match (entry, prefix.index_step(&key)) {
                     (Ok(entry), _) => Ok(Some(keep(entry))),
-                    (Err(IndexError::Format(_) | IndexError::TooLarge), Some(step)) => {
+                    (Err(IndexError::Format(_) | IndexError::TooLarge | IndexError::Withheld), Some(step)) => {
                         Ok(match Box::pin(self.snapshot(prefix, step)).await?.found {
                             Found::Checkpoint(entry) => Some(keep(entry)),
                             Found::Nothing | Found::Unusable(_) => None,
@@ -277,7 +277,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Bucket, ETAG, denied, holding};
+    use crate::testing::{Bucket, ETAG, Treatment, denied, holding};
     use serde_json::{Value, json};
     use training_run::marker::Marker;
 
@@ -348,6 +348,14 @@ mod tests {
             let page = store.index_page(&prefix(), 10, None).await.expect("a page");
             assert_eq!(page.entries.iter().map(|entry| entry.step.get()).collect::<Vec<_>>(), [30, 15, 10]);
         }
+        let archived = Bucket::holding(run());
+        let entry = key.clone();
+        let store = archived.store_judged_by(move |call| {
+            let is_it = call.verb == "GET" && call.key == entry;
+            future::ready(if is_it { Treatment::Refuse(403, "InvalidObjectState") } else { Treatment::Serve })
+        });
+        let page = store.index_page(&prefix(), 10, None).await.expect("a page");
+        assert_eq!(page.entries.iter().map(|entry| entry.step.get()).collect::<Vec<_>>(), [30, 20, 15, 10]);
         let newer = Bucket::holding(run());
         newer.write(&key, "{\"index\": 2}");
         assert!(newer.store().index_page(&prefix(), 10, None).await.expect_err("of a later release").is_final());
