@@ -311,6 +311,7 @@ def test_what_cannot_be_run_here_is_refused_at_the_start(framework, monkeypatch)
         ({"trust_remote_code": True}, "trust_remote_code cannot be set: no code of a model's folder is run: build an"),
         ({"optim_args": "eps=1"}, "optim_args is not read by optim adamw_torch_fused: adam_beta1, "),
         ({"ddp_static_graph": True, "gradient_accumulation": 2}, "ddp_static_graph does not go with"),
+        ({"lr": 0, "learning_rate": 1e-4}, "learning_rate is given twice, as lr too"),
         ({"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_steps is given twice, as warmup_steps too"),
         ({"bf16": True, "fp16": True}, "bf16 true, fp16 true, precision null contradict each other"),
         (

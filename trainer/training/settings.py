@@ -235,10 +235,9 @@ def checked(
                 continue  # what it has in a dump of all arguments
             if training_arguments.changes_nothing(name, value, everything, framework):
                 continue
-            says_nothing = value is None or (type(value) in (int, float) and value == 0 and LEAST.get(name) == 0)
-            if name in values and says_nothing:
-                continue  # as in a dump of all arguments, where another name says it
-            if values.get(name):
+            if name in values and says_nothing(name, value):
+                continue
+            if name in values and not says_nothing(name, values[name]):
                 raise UserError(f"{where}{key} is given twice, as {name} too")
             if name in types_of:
                 values[name] = typed(f"{where}{key}", value, types_of[name])
@@ -253,6 +252,11 @@ def checked(
         except UserError as error:
             refused.append(str(error))
     return values
+
+
+def says_nothing(name: str, value: typing.Any) -> bool:
+    """Whether another name of the setting may say it: a dump of all arguments has null or zero under the others."""
+    return value is None or (type(value) in (int, float) and value == 0 and LEAST.get(name) == 0)
 
 
 def typed(key: str, value: typing.Any, annotation: typing.Any) -> typing.Any:

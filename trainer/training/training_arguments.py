@@ -207,8 +207,6 @@ def changes_nothing(name: str, value: typing.Any, arguments: Mapping[str, typing
     """Whether a setting says what happens anyway, given all arguments."""
     if name == "eval_strategy":
         return value == ("no" if arguments.get("eval_steps") is None else "steps")
-    if name == "warmup_steps" and "warmup_ratio" in arguments and "warmup_steps" in arguments and not value:
-        return type(value) in (int, float)  # the other one says it
     if name == "load_best_model_at_end" and framework == "hf":
         return False  # a setting
     if name in OF_BEST and not arguments.get("load_best_model_at_end"):

@@ -19,6 +19,22 @@ fn other() -> Value {
     other
 }
 
+/// Where another job gets the run and is confirmed, before the request's own is made.
+fn another_is_quicker() -> World {
+    let world = World::new();
+    let owner =
+        json!({"submission": FIRST, "namespace": "training", "job": "other", "claimed_by": FIRST, "uid": "uid-o"});
+    let theirs = json!({
+        "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": {}, "metadata": {"name": "other", "uid": "uid-o"},
+    });
+    let bucket = world.bucket.clone();
+    let quicker = move |jobs: &mut Jobs| {
+        jobs.insert("other".to_owned(), theirs);
+        bucket.write(OWNER, &owner.to_string());
+    };
+    world.fault(Method::POST, Fault::Meanwhile(Box::new(quicker)))
+}
+
 fn record_of(world: &World, job: &str) -> (String, Value) {
     let folder = format!("runs/_jobs/training/{job}/");
     let key = world.bucket.keys().into_iter().find(|key| key.starts_with(&folder)).expect("a record");
@@ -65,20 +81,7 @@ async fn what_a_job_trained_is_known_by_its_ledger_where_nobody_recorded_it() {
 #[tokio::test]
 async fn a_job_is_recorded_before_it_is_confirmed() {
     // Another request gets the run between the creation and the confirmation, and ours cannot be taken back.
-    let world = World::new();
-    let claim =
-        json!({"submission": FIRST, "namespace": "training", "job": "other", "claimed_by": FIRST, "uid": "uid-o"});
-    let theirs = json!({
-        "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": {},
-        "metadata": {"name": "other", "uid": "uid-o", "annotations": {PREFIX: "s3://bucket/runs/r/framework=hf"}},
-    });
-    let bucket = world.bucket.clone();
-    let quicker = move |jobs: &mut Jobs| {
-        jobs.insert("other".to_owned(), theirs);
-        bucket.write(OWNER, &claim.to_string());
-    };
-    let world = world
-        .fault(Method::POST, Fault::Meanwhile(Box::new(quicker)))
+    let world = another_is_quicker()
         .fault(Method::DELETE, Fault::Refuses(403, "Forbidden", "admission webhook \"p\" denied the request: no"));
     assert_eq!(world.post("/train", &request()).await.status, 422);
     let (_, record) = record_of(&world, "hf-r");
@@ -88,20 +91,7 @@ async fn a_job_is_recorded_before_it_is_confirmed() {
 
 #[tokio::test]
 async fn a_job_that_is_gone_when_it_is_to_be_taken_back_was_taken_back() {
-    let world = World::new();
-    let claim =
-        json!({"submission": FIRST, "namespace": "training", "job": "other", "claimed_by": FIRST, "uid": "uid-o"});
-    let theirs = json!({
-        "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": {}, "metadata": {"name": "other", "uid": "uid-o"},
-    });
-    let bucket = world.bucket.clone();
-    let quicker = move |jobs: &mut Jobs| {
-        jobs.insert("other".to_owned(), theirs);
-        bucket.write(OWNER, &claim.to_string());
-    };
-    let world = world
-        .fault(Method::POST, Fault::Meanwhile(Box::new(quicker)))
-        .fault(Method::DELETE, Fault::Refuses(404, "NotFound", "not found"));
+    let world = another_is_quicker().fault(Method::DELETE, Fault::Refuses(404, "NotFound", "not found"));
     assert_eq!(world.post("/train", &request()).await.outcome(), (409, "run_active"));
 }
 
