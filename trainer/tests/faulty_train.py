@@ -8,6 +8,7 @@ fails_from     the number of the upload from which on all of them fail
 memory_at      the step at which a process asks for more memory than there is
 descriptors_at the step at which a process opens files until it may open no more
 error_at       the step at which its code fails
+nan_at         the numbers of the micro-steps at which what the embedding gives is not a number
 patience       seconds that a collective call waits; each download, and the upload of weights, takes longer
 told           that a process is told to stop when it has loaded the model
 disk_full      that a process cannot write its part of a sharded checkpoint
@@ -88,6 +89,22 @@ def fail_in_a_step():
     World.any = any_of
 
 
+def spoil(at):
+    from training import model
+
+    load, micro_steps = model.load, iter(range(1, 10**9))
+
+    def give(_, ids, embedded):
+        return embedded * (float("nan") if HERE and next(micro_steps) in at else 1.0)
+
+    def and_spoil(source):
+        network, tokenizer = load(source)
+        network.get_input_embeddings().register_forward_hook(give)
+        return network, tokenizer
+
+    model.load = and_spoil
+
+
 def fill_the_disk():
     from torch.distributed.checkpoint import FileSystemWriter
 
@@ -125,6 +142,8 @@ if HERE and "told" in FAULT:
     tell_when_loaded()
 if {"memory_at", "descriptors_at", "error_at"} & FAULT.keys():
     fail_in_a_step()
+if "nan_at" in FAULT:
+    spoil(FAULT["nan_at"])
 if HERE and "disk_full" in FAULT:
     fill_the_disk()
 sys.argv[0] = str(TRAINER / "train.py")

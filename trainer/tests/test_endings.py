@@ -10,7 +10,20 @@ import time
 from pathlib import Path
 
 import pytest
-from pods import FIRST, SECOND, files, last_words, marker, markers, newest_marker, progress, run_of
+from pods import (
+    FIRST,
+    SECOND,
+    files,
+    last_words,
+    marker,
+    markers,
+    message,
+    newest_marker,
+    progress,
+    run_of,
+    same,
+    state,
+)
 
 from training import layout
 
@@ -205,6 +218,25 @@ def test_when_one_process_is_told_before_the_first_step_none_makes_one(start, tm
     assert {(line["cause"], line["message"]) for line in words} == {
         ("preempted", "told to stop by SIGTERM before the first step")
     }
+
+
+@pytest.mark.parametrize(
+    ("framework", "own"), [("hf", {}), ("nemo", {}), in_soak("nemo", {"sharded": True}), ("meta", {})]
+)
+def test_a_step_without_finite_gradients_changes_nothing_and_one_too_many_ends_the_job(start, tmp_path, framework, own):
+    """One process alone has them: in micro-steps 3 and 7, of steps 2 and 4."""
+    store = tmp_path / "store"
+    job = {"framework": framework, "max_steps": 6, "save_steps": 1, "weight_decay": 0.1, "skip_non_finite_steps": 1}
+    with start(store, FIRST, **job, **own, **faulty(nan_at=[3, 7], rank=1)) as pods:
+        assert pods.end() == [1]
+    assert causes(store, framework=framework) == ["user_error"]
+    said = message(tmp_path / "pods-0")
+    assert "diverged: the gradients of 2 steps were not finite, with lr 0.01; the checkpoints from before" in said
+    assert markers(store, framework) == [1, 2, 3]
+    weights = {"hf": "weights", "nemo": "state_dict", "meta": "model"}[framework]
+    one, two, three = (state(store, step, framework)[weights] for step in (1, 2, 3))
+    assert same(one, two)
+    assert not same(two, three)
 
 
 @pytest.mark.parametrize(

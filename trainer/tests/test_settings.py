@@ -272,6 +272,8 @@ def test_what_cannot_be_run_here_is_refused_at_the_start(framework, monkeypatch)
 @pytest.mark.parametrize(
     ("given", "says"),
     [
+        ({"skip_non_finite_steps": -1}, "skip_non_finite_steps must be at least 0, not -1"),
+        ({"skip_non_finite_steps": 1, "precision": "fp16"}, "skip_non_finite_steps does not go with precision fp16"),
         ({"max_grad_norm": "0.5"}, 'extra_args.max_grad_norm must be a number, not "0.5"'),
         ({"gradient_checkpointing": 1}, "gradient_checkpointing must be true or false, not 1"),
         ({"optim": "adam"}, "optim must be one of adamw_torch, adamw_torch_fused, "),

@@ -29,6 +29,7 @@ LEAST = {
     "keep_last": 1,
     "eval_steps": 1,
     "warmup_steps": 0,
+    "skip_non_finite_steps": 0,
     "weight_decay": 0,
     "seed": 0,
     "dataloader_workers": 0,
@@ -81,6 +82,11 @@ class Settings:
         None
     )
     sharded: Annotated[bool, "weights, gradients and optimizer are split over the processes, not copied"] = False
+    skip_non_finite_steps: Annotated[
+        int,
+        "steps of an attempt that may have gradients that are not finite: each changes nothing, and the one after them "
+        "ends the job",
+    ] = 0
     seed: Annotated[int, "of data order and dropout"] = 42
     logging_steps: Annotated[Count, "steps between log lines"] = 10
     eval_steps: Annotated[
@@ -141,6 +147,8 @@ def refusals(settings: typing.Any) -> typing.Iterator[str]:
             yield f"{name} must be one of {', '.join(words)}, not {value!r}"
     if settings.sharded and settings.precision == "fp16":
         yield "precision fp16 does not go with sharded: bf16 and fp32 do"
+    if settings.skip_non_finite_steps and settings.precision == "fp16":
+        yield "skip_non_finite_steps does not go with precision fp16, which passes over such steps by itself"
     if not settings.dataset_text_field:
         yield "dataset_text_field must not be empty"
     if settings.load_best_model_at_end:

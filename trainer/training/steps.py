@@ -8,7 +8,7 @@ import logging
 import math
 import shutil
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from training.checkpoint.checkpoints import Checkpoints
@@ -27,14 +27,18 @@ logger = logging.getLogger(__name__)
 SKIPPED = 10  # steps that fp16 may pass over in a row
 
 
-def all_finite(optimizer: "torch.optim.Optimizer") -> bool:
-    """Whether the weights that are trained are finite numbers, as far as this process has them."""
+def all_finite(tensors: "Iterable[torch.Tensor]") -> bool:
+    """Whether they have finite numbers alone, as far as this process has them."""
     import torch
 
-    weights = (weight.detach() for group in optimizer.param_groups for weight in group["params"])
-    own = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights]
-    largest = torch.nn.utils.get_total_norm([weight for weight in own if weight.numel()], math.inf)
+    own = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in map(torch.Tensor.detach, tensors)]
+    largest = torch.nn.utils.get_total_norm([tensor for tensor in own if tensor.numel()], math.inf)
     return math.isfinite(float(largest))
+
+
+def trained(optimizer: "torch.optim.Optimizer") -> "list[torch.Tensor]":
+    """The weights that an optimizer trains."""
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,8 @@ class Steps:
         self.first = True
         self.judged = 0  # the step up to which all losses were judged
         self.broken: typing.Any = 0.0  # of the losses since, those that are not finite
+        self.skipped = 0  # steps of this attempt that were passed over
+        self.skips = False  # the step that is being taken
         self.metrics: dict[str, float | None] = {}  # of the last step that was asked for its own
 
     def begin(self, step: int) -> None:
@@ -77,6 +83,28 @@ class Steps:
         self.progress.start(step)
         if self.events:
             self.events.start(step)
+
+    def before_update(self, optimizer: "torch.optim.Optimizer") -> None:
+        """Together, when a step's gradients are there. Without them the optimizer changes nothing of what it has.
+
+        A step whose gradients are not finite is passed over so, as often as the settings allow. Raises UserError then.
+        """
+        if not self.settings.skip_non_finite_steps:
+            return  # asking costs the GPU a wait
+        gradients = [weight.grad for weight in trained(optimizer) if weight.grad is not None]
+        (self.skips,) = self.world.any(not all_finite(gradients))
+        if not self.skips:
+            return
+        self.skipped += 1
+        if self.skipped > self.settings.skip_non_finite_steps:
+            self.diverged(f"the gradients of {self.skipped} steps were not finite")
+        logger.warning(
+            "a step is passed over: its gradients are not finite (%d of skip_non_finite_steps %d)",
+            self.skipped,
+            self.settings.skip_non_finite_steps,
+        )
+        for weight in trained(optimizer):
+            weight.grad = None
 
     def after(self, step: int, loss: typing.Any, tokens: typing.Any, optimizer: "torch.optim.Optimizer") -> Next:
         """Together. `loss` is this process's share in the mean over all, `tokens` are those of it since it began.
@@ -95,9 +123,11 @@ class Steps:
         save = last or stop or step % self.settings.save_steps == 0
         report = self.first or last or stop or due
         log = report or step % self.settings.logging_steps == 0
-        self.broken = self.broken + (loss - loss != 0)
+        if not self.skips:
+            self.broken = self.broken + (loss - loss != 0)
+        self.skips = False
         if log or save:
-            weights = float(save and not all_finite(optimizer))
+            weights = float(save and not all_finite(trained(optimizer)))
             sum_of_losses, all_tokens, broken, weights = self.world.total(
                 [float(loss), float(tokens), float(self.broken), weights]
             )
@@ -127,11 +157,15 @@ class Steps:
             self.judged, self.broken = step, 0.0
         if not losses and not weights:
             return
-        self.checkpoints.finish()  # what is still on its way is from before
         what = "a weight" if weights else "every loss" if fp16 else "a loss"
         when = f"between steps {step - steps + 1} and {step}" if losses and steps > 1 else f"at step {step}"
+        self.diverged(f"{what} is not finite {when}")
+
+    def diverged(self, what: str) -> typing.NoReturn:
+        """Together. Raises UserError."""
+        self.checkpoints.finish()  # what is still on its way is from before
         raise UserError(
-            f"training has diverged: {what} is not finite {when}, with lr {self.settings.lr:g}; the checkpoints from "
+            f"training has diverged: {what}, with lr {self.settings.lr:g}; the checkpoints from "
             "before stay, and none is saved now. Lower lr, add warmup_steps, or check the texts of these steps"
         )
 

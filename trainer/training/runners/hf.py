@@ -207,6 +207,9 @@ class AfterStep(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self.trainer.step_loss = 0.0
 
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        self.steps.before_update(kwargs["optimizer"])
+
     def on_step_end(self, args, state, control, **kwargs) -> None:
         state.epoch = self.plan.order.epochs(state.global_step)
         then = self.steps.after(state.global_step, self.trainer.step_loss, self.trainer.tokens, kwargs["optimizer"])

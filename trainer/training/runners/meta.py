@@ -6,7 +6,7 @@ on. One process writes a file; several write a folder, each its own part.
 
 import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -54,7 +54,8 @@ def train(job: Job, world: World) -> bool:
                 batches = iter(plan.batches())
                 steps.begin(reached)
                 for step in range(reached + 1, total + 1):
-                    training.step([next(batches) for _ in range(plan.settings.gradient_accumulation)])
+                    micro = [next(batches) for _ in range(plan.settings.gradient_accumulation)]
+                    training.step(micro, steps.before_update)
                     reached = step
                     then = steps.after(step, training.step_loss, training.tokens, training.optimizer)
                     if then.evaluate:
@@ -103,7 +104,7 @@ class Training:
         self.step_loss: torch.Tensor | float = 0.0
         self.tokens: torch.Tensor | float = 0.0
 
-    def step(self, batches: list[Batch]) -> None:
+    def step(self, batches: list[Batch], before_update: Callable[[torch.optim.Optimizer], None]) -> None:
         """One step of the optimizer; the loss is the mean over all tokens of all processes' batches."""
         (items,) = self.world.total([float(sum(map(predicted, batches)))])
         self.step_loss = 0.0
@@ -117,6 +118,7 @@ class Training:
             self.step_loss = self.step_loss + loss.detach()
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), optimizer.CLIP)
+        before_update(self.optimizer)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()

@@ -203,6 +203,9 @@ class AfterStep(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.steps.begin(trainer.global_step)
 
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        self.steps.before_update(optimizer)
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if (batch_idx + 1) % self.steps.settings.gradient_accumulation:
             return
