@@ -97,8 +97,8 @@ def spoil(at):
     def give(_, ids, embedded):
         return embedded * (float("nan") if HERE and next(micro_steps) in at else 1.0)
 
-    def and_spoil(source):
-        network, tokenizer = load(source)
+    def and_spoil(*source, **how):
+        network, tokenizer = load(*source, **how)
         network.get_input_embeddings().register_forward_hook(give)
         return network, tokenizer
 
@@ -128,8 +128,8 @@ def tell_when_loaded():
 
     load = model.load
 
-    def and_tell(source):
-        loaded = load(source)
+    def and_tell(*source, **how):
+        loaded = load(*source, **how)
         os.kill(os.getpid(), signal.SIGTERM)
         return loaded
 

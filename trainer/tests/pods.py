@@ -187,26 +187,37 @@ def progress(store, submission, framework="hf"):
 
 
 def state(store, step, framework="hf"):
-    """Everything that a checkpoint holds of the training: weights, optimizer, schedule and random states."""
+    """Everything that a checkpoint holds of the training: weights, optimizer, schedule and random states.
+
+    Of a folder of parts all of them are brought together.
+    """
     files = [file["path"] for file in marker(store, step, framework)["files"]]
     path = run_of(store, framework) / "checkpoints" / posixpath.commonpath(files)
     found = {}
     if framework == "hf":
-        found["weights"] = load_file(path / "model.safetensors")
+        parts = path / "pytorch_model_fsdp_0"
+        found["weights"] = together(parts)["model"] if parts.is_dir() else load_file(path / "model.safetensors")
+        if parts.is_dir():
+            found |= together(path / "optimizer_0")
         for name in ("optimizer.pt", "scheduler.pt"):
-            found[name] = torch.load(path / name)
+            if (path / name).exists():
+                found[name] = torch.load(path / name)
         for file in path.glob("rng_state*.pth"):
             found[file.name] = torch.load(file, weights_only=False)["cpu"]
     elif path.is_dir():
-        with tempfile.NamedTemporaryFile() as whole:
-            dcp_to_torch_save(path, whole.name)
-            found |= torch.load(whole.name, weights_only=False)
+        found |= together(path)
         if (path / "meta.pt").exists():
             found |= torch.load(path / "meta.pt")
     else:
         found = torch.load(path)
     assert found
     return found
+
+
+def together(parts):
+    with tempfile.NamedTemporaryFile() as whole:
+        dcp_to_torch_save(parts, whole.name)
+        return torch.load(whole.name, weights_only=False)
 
 
 def exported(store, submission, framework="hf"):

@@ -6,7 +6,6 @@ import shutil
 import signal
 
 import pytest
-import torch
 from pods import (
     FIRST,
     SECOND,
@@ -27,8 +26,12 @@ from safetensors.torch import load_file
 CHECKPOINT_FILES = {
     "config.json",
     "generation_config.json",
-    "model.safetensors",
-    "optimizer.pt",
+    "pytorch_model_fsdp_0/.metadata",
+    "pytorch_model_fsdp_0/__0_0.distcp",
+    "pytorch_model_fsdp_0/__1_0.distcp",
+    "optimizer_0/.metadata",
+    "optimizer_0/__0_0.distcp",
+    "optimizer_0/__1_0.distcp",
     "scheduler.pt",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -99,17 +102,15 @@ def test_a_finished_run_goes_on_to_a_later_end(straight, start, tmp_path):
     assert not same(state(store, 60)["weights"], state(store, 75)["weights"])
     schedule = state(store, 75)["scheduler.pt"]
     assert schedule["base_lrs"] == [0.005, 0.005], "this job's learning rate, not the old one's"
-    before_the_end = torch.load(run_of(store) / f"checkpoints/checkpoint-75/{SECOND}-1/optimizer.pt")["param_groups"][
-        0
-    ]["lr"]
+    before_the_end = state(store, 75)["optimizer"]["param_groups"][0]["lr"]
     assert before_the_end == 0.0, "the schedule ends where this job ends"
 
 
 def test_a_torn_checkpoint_is_skipped_and_another_world_goes_on(straight, start, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(straight[0], store)
-    (run_of(store) / f"checkpoints/checkpoint-60/{FIRST}-1/optimizer.pt").unlink()
-    with (run_of(store) / f"checkpoints/checkpoint-50/{FIRST}-1/model.safetensors").open("r+b") as torn:
+    (run_of(store) / f"checkpoints/checkpoint-60/{FIRST}-1/optimizer_0/.metadata").unlink()
+    with (run_of(store) / f"checkpoints/checkpoint-50/{FIRST}-1/pytorch_model_fsdp_0/__1_0.distcp").open("r+b") as torn:
         torn.truncate(1000)
     with start(store, SECOND, resume="true", processes=0, max_steps=42) as pods:
         assert pods.end() == [0], pods.log

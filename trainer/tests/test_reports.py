@@ -152,7 +152,7 @@ def test_a_config_that_makes_no_model(folder, fields):
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"per_device_train_batch_size": "auto"}, 'per_device_train_batch_size must be a whole number, not "auto"'),
         (
-            {"fsdp": "full_shard auto_wrap"},
+            {"fsdp": "shard_grad_op"},
             "fsdp cannot be set: how the processes work together follows from num_nodes",
         ),
         ({"report_to": "all"}, "report_to must be one of none, tensorboard, not 'all'"),

@@ -33,10 +33,13 @@ def train(tmp_path, model_dir, dataset):
     return run
 
 
+RUNNERS = [("meta", {}), ("hf", {}), ("hf", {"sharded": True}), ("nemo", {}), ("nemo", {"sharded": True})]
+
+
 def test_with_other_batches_all_go_on_as_if_it_had_always_been_so(train, tmp_path):
     """A step has the texts that it has when the steps before it had as many, and all of them."""
     curves = {}
-    for framework, own in [("meta", {}), ("hf", {}), ("nemo", {}), ("nemo", {"sharded": True})]:
+    for framework, own in RUNNERS:
         shutil.rmtree(tmp_path / "store", ignore_errors=True)
         train(framework, max_steps=3, **own)
         changed = {"batch_size": 2, "gradient_accumulation": 4}
@@ -52,9 +55,6 @@ def test_a_step_that_predicts_nothing_has_no_loss_and_no_gradient(train, tmp_pat
     data.write_text('{"text": "</s>"}\n' * 8)
     assert train(framework, data=data, max_steps=2) == [0.0, 0.0]
     assert same(exported(tmp_path / "store", FIRST, framework), load_file(model_dir / "tiny" / "model.safetensors"))
-
-
-RUNNERS = [("hf", {}), ("nemo", {}), ("nemo", {"sharded": True}), ("meta", {})]
 
 
 @pytest.mark.parametrize(("framework", "own"), RUNNERS)
@@ -153,7 +153,7 @@ def test_a_sharded_checkpoint_that_cannot_be_read_ends_as_any_error(train, tmp_p
     assert cause_of(error.value) == "crash"
 
 
-@pytest.mark.parametrize(("framework", "own"), [("hf", {}), ("nemo", {}), ("nemo", {"sharded": True}), ("meta", {})])
+@pytest.mark.parametrize(("framework", "own"), RUNNERS)
 def test_a_run_does_not_go_on_with_another_model(train, tmp_path, model_dir, framework, own):
     train(framework, max_steps=1, **own)
     other = tmp_path / "other"
@@ -194,9 +194,9 @@ def test_who_has_lost_the_run_while_it_loaded_leaves_its_configuration(train, tm
     newest = (run / "config/run.json").read_bytes()
     load = model.load
 
-    def load_for_long(source):
+    def load_for_long(source, *how, **more):
         (run / "owner").write_text(json.dumps({"submission": SECOND, "namespace": "n", "job": "j"}))
-        return load(source)
+        return load(source, *how, **more)
 
     monkeypatch.setattr(model, "load", load_for_long)
     with pytest.raises(SupersededError):

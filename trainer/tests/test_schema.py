@@ -17,7 +17,7 @@ MANY = [
     ["tensorboard"], ["tensorboard", "wandb"], {}, {"a": 1},
 ]  # fmt: skip
 # What only several settings together decide.
-TOGETHER = {"eval_strategy", "evaluation_strategy", "load_best_model_at_end", "optim_args"}
+TOGETHER = {"eval_strategy", "evaluation_strategy", "load_best_model_at_end", "optim_args", *training_arguments.OF_DDP}
 
 
 @pytest.mark.parametrize(("path", "text"), schema.files().items(), ids=lambda part: getattr(part, "name", ""))

@@ -1,10 +1,12 @@
+import dataclasses
 import json
 import math
 import re
 
 import pytest
+from alone import ALONE
 
-from training import settings, training_arguments
+from training import configuration, settings, training_arguments
 from training.errors import UserError
 from training.layout import FRAMEWORKS
 
@@ -136,16 +138,54 @@ def test_no_hint_names_what_would_be_refused_too():
 
 
 def test_a_setting_of_one_framework_is_no_other_ones():
-    assert settings.parse('{"sharded": true}', framework="nemo").sharded
-    for framework in ("hf", "meta"):
-        with pytest.raises(UserError, match=f"sharded is no setting of {framework}"):
-            settings.parse('{"sharded": true}', framework=framework)
-    with pytest.raises(UserError, match="fp16 does not go with sharded"):
-        settings.parse('{"sharded": true, "precision": "fp16"}', framework="nemo")
+    given = '{"load_best_model_at_end": true, "eval_steps": 1, "save_steps": 1}'
+    assert settings.parse(given).load_best_model_at_end
+    for framework in ("nemo", "meta"):
+        with pytest.raises(UserError, match="load_best_model_at_end cannot be set: framework hf alone"):
+            settings.parse(given, framework=framework)
+
+
+@pytest.mark.parametrize(
+    ("framework", "size", "given", "sharded"),
+    [
+        ("hf", 1, {}, False),
+        ("hf", 2, {}, True),
+        ("hf", 2, {"sharded": False}, False),
+        ("hf", 2, {"optim": "sgd"}, True),
+        ("hf", 2, {"optim": "adafactor"}, False),
+        ("nemo", 1, {}, False),
+        ("nemo", 1, {"sharded": True}, True),
+        ("nemo", 2, {}, True),
+        ("meta", 1, {}, True),
+        ("meta", 2, {"sharded": True}, True),
+    ],
+)
+def test_several_processes_split_the_weights(framework, size, given, sharded):
+    world = dataclasses.replace(ALONE, size=size)
+    found = settings.parse(json.dumps(given), framework=framework)
+    assert configuration.on_these_processes(found, framework, world).sharded is sharded
+
+
+def test_fp16_splits_no_weights():
+    assert settings.unsplit(settings.parse('{"precision": "fp16"}')) == "precision fp16"
+
+
+@pytest.mark.parametrize(
+    ("framework", "given", "says"),
+    [
+        ("nemo", {"sharded": True, "precision": "fp16"}, "precision fp16 does not go with sharded: leave sharded out"),
+        ("hf", {"sharded": True, "optim": "adafactor"}, "optim adafactor does not go with sharded: leave sharded out"),
+        ("hf", {"ddp_bucket_cap_mb": 1}, "ddp_bucket_cap_mb is of processes that have all weights each: say sharded "),
+        ("meta", {"sharded": False}, "sharded cannot be false in framework meta: leave it out"),
+    ],
+)
+def test_what_does_not_go_with_split_weights_is_refused(framework, given, says):
+    with pytest.raises(UserError, match=says):
+        settings.parse(json.dumps(given), framework=framework)
 
 
 def test_hf_takes_the_fields_of_training_arguments():
-    given = {"max_grad_norm": 0.5, "optim": "adafactor", "gradient_checkpointing": True, "adam_beta1": 1}
+    given = {"max_grad_norm": 0.5, "optim": "adafactor", "torch_compile": False, "adam_beta1": 1}
     found = settings.parse(json.dumps(given | {"max_steps": 5}))
     assert found.training_arguments == given
     assert found.max_steps == 5
@@ -173,7 +213,7 @@ def test_hf_takes_what_people_set():
     found = settings.parse(json.dumps(USUAL))
     assert (found.max_steps, found.num_epochs, found.precision, found.report_to) == (None, 3.0, "bf16", "tensorboard")
     assert found.training_arguments == {
-        "lr_scheduler_type": "cosine", "tf32": True, "gradient_checkpointing": True, "optim": "adamw_torch_fused",
+        "lr_scheduler_type": "cosine", "tf32": True, "optim": "adamw_torch_fused",
     }  # fmt: skip
     assert settings.parse('{"evaluation_strategy": "no", "report_to": [], "fp16": false}').report_to == "none"
     assert settings.parse('{"bf16": true, "precision": "bf16"}').precision == "bf16"
@@ -312,7 +352,7 @@ def test_what_cannot_be_run_here_is_refused_at_the_start(framework, monkeypatch)
         ({"save_steps": 0.1, "learning_rte": 1}, "did you mean learning_rate?"),
         ({"trust_remote_code": True}, "trust_remote_code cannot be set: no code of a model's folder is run: build an"),
         ({"optim_args": "eps=1"}, "optim_args is not read by optim adamw_torch_fused: adam_beta1, "),
-        ({"ddp_static_graph": True, "gradient_accumulation": 2}, "ddp_static_graph does not go with"),
+        ({"ddp_static_graph": True, "gradient_accumulation": 2, "sharded": False}, "ddp_static_graph does not go with"),
         ({"lr": 0, "learning_rate": 1e-4}, "learning_rate is given twice, as lr too"),
         ({"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_steps is given twice, as warmup_steps too"),
         ({"bf16": True, "fp16": True}, "bf16 true, fp16 true, precision null contradict each other"),

@@ -83,7 +83,7 @@ def groups_of(found):
         return found["optimizer.pt"]["param_groups"]
     if "optimizer_states" in found:
         return found["optimizer_states"][0]["param_groups"]
-    return found["optimizer"]["param_groups"]
+    return found["optimizer_0" if "optimizer_0" in found else "optimizer"]["param_groups"]
 
 
 # The optimizer and its fp32 weights are the same in all three.

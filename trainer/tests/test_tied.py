@@ -27,8 +27,9 @@ def test_tied_weights_are_trained_as_one_and_exported_once(start, tmp_path, tied
     names = set(load_file(tied / "tiny" / "model.safetensors"))
     losses = {}
     for name, given in {
-        "DDP": {"framework": "nemo"},
-        "nemo, FSDP2": {"framework": "nemo", "sharded": True},
+        "DDP": {"framework": "nemo", "sharded": False},
+        "hf, FSDP2": {"framework": "hf"},
+        "nemo, FSDP2": {"framework": "nemo"},
         "meta, FSDP2": {"framework": "meta"},
     }.items():
         store = tmp_path / name

@@ -47,13 +47,27 @@ FILES = {
         "trainer_state.json",
         "training_args.bin",
     ],
+    "hf, sharded": [
+        "config.json",
+        "generation_config.json",
+        "optimizer_0/.metadata",
+        "optimizer_0/__0_0.distcp",
+        "pytorch_model_fsdp_0/.metadata",
+        "pytorch_model_fsdp_0/__0_0.distcp",
+        "rng_state.pth",
+        "scheduler.pt",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer_state.json",
+        "training_args.bin",
+    ],
     "nemo": ["step-000001.ckpt"],
     "nemo, sharded": [".metadata", "__0_0.distcp", "meta.pt"],
     "meta": ["step-000001.pt"],
     "meta, two processes": [".metadata", "__0_0.distcp", "__1_0.distcp"],
 }
 MODEL = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-UNREAD = {("hf", "training_args.bin"), ("hf", "generation_config.json")}
+UNREAD = {(name, file) for name in ("hf", "hf, sharded") for file in ("training_args.bin", "generation_config.json")}
 
 
 class Trap:
@@ -161,7 +175,7 @@ def checkpoint(store, framework):
 @pytest.mark.parametrize("name", FILES)
 def test_the_files_are_all_that_there_are(stores, name):
     folder = checkpoint(stores(name), name.partition(",")[0])
-    assert sorted(path.name for path in folder.rglob("*")) == FILES[name]
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == FILES[name]
 
 
 @pytest.mark.parametrize(("name", "file"), [(name, file) for name, files in FILES.items() for file in files])

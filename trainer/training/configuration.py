@@ -8,7 +8,7 @@ from training import layout
 from training.errors import UserError
 from training.job import Job
 from training.owner import Owner
-from training.settings import Settings
+from training.settings import Settings, unsplit
 from training.storage import Storage
 
 if typing.TYPE_CHECKING:
@@ -24,21 +24,29 @@ def agree(settings: Settings, world: "World") -> Settings:
     return Settings(**world.on_rank_zero(lambda: dataclasses.asdict(settings)))
 
 
-def complete(settings: Settings, config: "PreTrainedConfig", world: "World") -> Settings:
-    """The settings with max_seq_len and precision, which depend on model and machine."""
+def on_these_processes(settings: Settings, framework: str, world: "World") -> Settings:
+    """The settings with precision and sharded, which depend on machine and processes. Raises UserError."""
     import torch
 
-    limit = getattr(config, "max_position_embeddings", None)
-    max_seq_len = settings.max_seq_len or min(limit or LONGEST, LONGEST)
-    if limit and max_seq_len > limit:
-        raise UserError(f"max_seq_len {max_seq_len} is beyond the {limit} positions of the model")
     bf16 = world.gpu and torch.cuda.is_bf16_supported()
     precision = settings.precision or ("bf16" if bf16 else "fp32")
     if precision == "fp16" and not world.gpu:
         raise UserError("precision fp16 needs a GPU; bf16 and fp32 do not")
     if precision == "bf16" and world.gpu and not bf16:
         raise UserError("precision bf16 is not supported by this GPU")
-    return dataclasses.replace(settings, max_seq_len=max_seq_len, precision=precision)
+    sharded = settings.sharded
+    if sharded is None:
+        sharded = framework == "meta" or (world.size > 1 and not unsplit(settings))
+    return dataclasses.replace(settings, precision=precision, sharded=sharded)
+
+
+def complete(settings: Settings, config: "PreTrainedConfig") -> Settings:
+    """The settings with max_seq_len, which depends on the model. Raises UserError."""
+    limit = getattr(config, "max_position_embeddings", None)
+    max_seq_len = settings.max_seq_len or min(limit or LONGEST, LONGEST)
+    if limit and max_seq_len > limit:
+        raise UserError(f"max_seq_len {max_seq_len} is beyond the {limit} positions of the model")
+    return dataclasses.replace(settings, max_seq_len=max_seq_len)
 
 
 def write(storage: Storage, job: Job, settings: Settings, world: "World", total: int) -> None:

@@ -1,4 +1,4 @@
-"""The model: how it is looked at, loaded and sharded, and how it is given away in the end."""
+"""The model: how it is looked at and loaded, and how it is given away in the end."""
 
 import contextlib
 import inspect
@@ -17,9 +17,9 @@ if typing.TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import torch
-    from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from training.sharded import Split
 
 
 WRAPPERS = ("module.", "_orig_mod.", "model._orig_mod.", "base_model.model.")  # DDP, torch.compile, PEFT
@@ -92,23 +92,38 @@ def loading(source: str) -> "Iterator[None]":
         raise unloadable(source, error) from None
 
 
-def load(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Model and tokenizer. Weights are fp32 whatever the file has: in bf16 small steps would be rounded away."""
+def load(
+    source: str, split: "Split | None" = None, *, weights: bool = True
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Model and tokenizer of a folder; together where the model is split. Without `weights` they have any values.
+
+    Weights are fp32 whatever the file has: in bf16 small steps would be rounded away.
+    """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     from training import untrusted
 
-    _, tokenizer = described(source)
+    config, tokenizer = described(source)
     with loading(source), untrusted.data_only(Path(source)):
-        network, found = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            weights_only=True,
-            output_loading_info=True,
-        )
-    check_weights(source, found["missing_keys"], found["unexpected_keys"])
+        if split and weights:
+            network, found = split.load(source, config)
+        elif split:
+            network = split.make(config)
+        elif weights:
+            network, found = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                weights_only=True,
+                output_loading_info=True,
+            )
+        else:
+            with no_init_weights():
+                network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    if weights:
+        check_weights(source, found["missing_keys"], found["unexpected_keys"])
     check_tokens(source, tokenizer, embeddings(network))
     network.train()  # it comes in evaluation mode
     return network, tokenizer
@@ -225,17 +240,6 @@ def check_same(model_id: str, mine: Shapes, saved: Shapes, step: int) -> None:
             )
 
 
-def shard(network: "PreTrainedModel", mesh: "DeviceMesh", policy: "MixedPrecisionPolicy") -> None:
-    """Split the weights over the processes, layer by layer, so that only one layer is whole at a time."""
-    from torch.distributed.fsdp import fully_shard
-
-    layers = set(network._no_split_modules or ())  # the names of its layers' classes
-    for module in network.modules():
-        if type(module).__name__ in layers:
-            fully_shard(module, mesh=mesh, mp_policy=policy)
-    fully_shard(network, mesh=mesh, mp_policy=policy)
-
-
 def takes_items(network: "PreTrainedModel") -> bool:
     """Whether its loss can be divided by all tokens of a step, over batches and processes."""
     if isinstance(accepts := getattr(network, "accepts_loss_kwargs", None), bool):
@@ -261,16 +265,6 @@ def evaluate(network: "PreTrainedModel", batches: "Iterable[Batch]", device: "to
 
 def to_device(batch: "Batch", device: "torch.device") -> "Batch":
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def whole_weights(network: "PreTrainedModel") -> "dict[str, torch.Tensor]":
-    """A sharded model's weights on the CPU of rank 0, nothing elsewhere; together. Of tied ones there is one copy."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    names = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    again = names - {name for name, _ in network.named_parameters()}
-    return {name: weight for name, weight in weights.items() if name not in again}
 
 
 def export(

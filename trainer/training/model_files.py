@@ -4,6 +4,7 @@ A repository often has the same weights in several formats. Only those are broug
 for safetensors first and then for PyTorch's own files, whole or in parts.
 """
 
+import fnmatch
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def fetch(model_id: str, directory: Path, world: "World", files: Sequence[str] | None = None) -> str:
-    """Bring the model, or of it those files, to each node; together. Returns its folder on this one."""
+    """Bring the model, or of it the files of those patterns, to each node; together. Returns its folder on this one."""
     places = world.agreed(lambda: (world.node, locate(model_id, directory, files) if world.local_rank == 0 else None))
     return next(place for node, place in places if node == world.node and place)
 
@@ -58,9 +59,10 @@ def download(model_id: str, directory: Path, files: Sequence[str] | None) -> Non
     try:
         # Such a folder is flat. What has no name is the empty object that S3's console makes for a folder.
         keys = [entry.key for entry in storage.list("") if "/" not in entry.key and entry.key not in ("", ".", "..")]
-        wanted = keys if files is None else [key for key in keys if key in files]
         if files is None:
             wanted = needed(storage, keys)
+        else:
+            wanted = [key for key in keys if any(fnmatch.fnmatchcase(key, pattern) for pattern in files)]
         for key in wanted:
             storage.download(key, directory / key)
         left = sorted(set(keys) - set(wanted)) if files is None else []

@@ -51,6 +51,9 @@ def properties(framework: str) -> dict[str, Schema]:
     )
     own["max_steps"] |= {"anyOf": [{"minimum": 1}, {"const": -1}]}  # -1 as if it were not given
     del own["max_steps"]["minimum"]
+    for (kind, name), always in settings.ALWAYS.items():
+        if kind == framework:
+            own[name] = values([always, None]) | described(own[name])
     found = dict(own)
     found |= {
         name: {"type": ["boolean", "null"], "x-setting": "precision"} | expected("true or false")

@@ -37,7 +37,8 @@ LEAST = {
 }
 ABOVE = {"num_epochs": 0, "lr": 0}
 MOST = {"seed": 2**32 - 1}
-ALONE = {"sharded": "nemo", "load_best_model_at_end": "hf"}  # settings of one framework, and which
+ALONE = {"load_best_model_at_end": "hf"}  # settings of one framework, and which
+ALWAYS = {("meta", "sharded"): True}  # what a framework always does
 MOST_SAID = 20  # of what is refused
 EXTRA = "training_arguments"  # is no name of a setting, but where hf's own ones are kept
 NAMES = {
@@ -81,7 +82,14 @@ class Settings:
     precision: Annotated[str | None, "arithmetic; weights are fp32 always", "bf16 on a GPU that has it, else fp32"] = (
         None
     )
-    sharded: Annotated[bool, "weights, gradients and optimizer are split over the processes, not copied"] = False
+    sharded: Annotated[
+        bool | None,
+        "weights, gradients and optimizer are split over the processes (FSDP2); with false each has all of them (DDP)",
+        "true with several processes, unless precision is fp16 or optim cannot be split",
+    ] = None
+    gradient_checkpointing: Annotated[
+        bool, "activations are computed again in the backward pass: less memory, some 30 % more time"
+    ] = False
     skip_non_finite_steps: Annotated[
         int,
         "steps of an attempt that may have gradients that are not finite: each changes nothing, and the one after them "
@@ -145,8 +153,8 @@ def refusals(settings: typing.Any) -> typing.Iterator[str]:
         value = getattr(settings, name)
         if value not in (None, *words):
             yield f"{name} must be one of {', '.join(words)}, not {value!r}"
-    if settings.sharded and settings.precision == "fp16":
-        yield "precision fp16 does not go with sharded: bf16 and fp32 do"
+    if settings.sharded and (reason := unsplit(settings)):
+        yield f"{reason} does not go with sharded: leave sharded out"
     if settings.skip_non_finite_steps and settings.precision == "fp16":
         yield "skip_non_finite_steps does not go with precision fp16, which passes over such steps by itself"
     if not settings.dataset_text_field:
@@ -156,8 +164,19 @@ def refusals(settings: typing.Any) -> typing.Iterator[str]:
     optimizer = settings.training_arguments.get("optim", training_arguments.DEFAULT_OPTIMIZER)
     if settings.training_arguments.get("optim_args") and optimizer in training_arguments.WITHOUT_ARGUMENTS:
         yield f"optim_args is not read by optim {optimizer}: adam_beta1, adam_beta2, adam_epsilon and weight_decay are"
+    ddp = [name for name in training_arguments.OF_DDP if settings.training_arguments.get(name)]
+    if ddp and settings.sharded is not False:
+        yield f"{', '.join(ddp)} is of processes that have all weights each: say sharded false too, or leave it out"
     if settings.training_arguments.get("ddp_static_graph") and settings.gradient_accumulation > 1:
         yield "ddp_static_graph does not go with gradient_accumulation above 1: leave it out"
+
+
+def unsplit(settings: typing.Any) -> str | None:
+    """The setting, as it is said, with which hf and nemo do not split the weights; None where they can."""
+    optimizer = settings.training_arguments.get("optim", training_arguments.DEFAULT_OPTIMIZER)
+    if settings.precision == "fp16":
+        return "precision fp16"
+    return None if optimizer in training_arguments.SPLIT else f"optim {optimizer}"
 
 
 def refusal(refused: list[str]) -> UserError:
@@ -249,6 +268,11 @@ def checked(
                 raise UserError(f"{where}{key} is given twice, as {name} too")
             if name in types_of:
                 values[name] = typed(f"{where}{key}", value, types_of[name])
+                always = ALWAYS.get((framework, name))
+                if always is not None and values[name] not in (None, always):
+                    raise UserError(
+                        f"{where}{key} cannot be {json.dumps(value)} in framework {framework}: leave it out"
+                    )
             elif name in training_arguments.own(framework):
                 values[name] = training_arguments.check(f"{where}{key}", name, value)
             elif reason := training_arguments.reason(name, framework):

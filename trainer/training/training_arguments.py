@@ -30,6 +30,7 @@ ALIASES = {
     "warmup_ratio": "warmup_steps",  # of older versions
     "max_length": "max_seq_len",  # of trl's SFTTrainer
     "max_seq_length": "max_seq_len",  # of its older versions
+    "activation_checkpointing": "gradient_checkpointing",
 }
 # The settings of nemo and meta that are lr_scheduler_type's values.
 SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "constant"}
@@ -82,7 +83,7 @@ HARMLESS: dict[str, tuple[typing.Any, ...]] = {
     "trust_remote_code": (False,),
     "revision": ("main",),
     "ddp_timeout": (),  # no process waits for another's long work in a collective call
-    "fsdp": ("", False),
+    "fsdp": ("", False, True, "full_shard", "full_shard auto_wrap"),  # as sharded does by itself
     "average_tokens_across_devices": (True,),
     "local_rank": (-1,),
     "no_cuda": (False,),
@@ -96,7 +97,6 @@ HARMLESS_BESIDE_HF: dict[str, tuple[typing.Any, ...]] = {
     "adam_epsilon": (1e-8,),
     "max_grad_norm": (1, 1.0),
     "label_smoothing_factor": (0, 0.0),
-    "gradient_checkpointing": (False,),
     "torch_compile": (False,),
     "use_liger_kernel": (False,),
     "tf32": (False,),
@@ -138,7 +138,7 @@ _OWNED = {
     "the weights are trained, in fp32, and a quantized model cannot be": "load_in_4bit load_in_8bit",
     "no code of a model's folder is run: build an image of your own that knows the model": "trust_remote_code",
     "the newest revision is taken from the hub: put another one into a bucket or the image": "revision",
-    "how the processes work together follows from num_nodes and gpus_per_node": """
+    "how the processes work together follows from num_nodes, gpus_per_node and sharded": """
         use_cpu no_cuda local_rank ddp_backend accelerator_config parallelism_config average_tokens_across_devices
         fsdp fsdp_config deepspeed""",
     "precision says it": "bf16 fp16 half_precision_backend",
@@ -173,6 +173,8 @@ PACKAGES: dict[str, dict[typing.Any, str]] = {
     "use_liger_kernel": {True: "liger_kernel"},
 }
 DEFAULT_OPTIMIZER = "adamw_torch_fused"
+OF_DDP = ("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph")
+SPLIT = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")  # those whose weights may be split
 WITHOUT_ARGUMENTS = ("adamw_torch", "adamw_torch_fused", "adafactor")  # those that pass over optim_args
 COMPILERS = (("CC", "cc gcc clang"), ("CXX", "c++ g++ clang++"))
 

@@ -1,37 +1,48 @@
 """The runner for framework=hf: the transformers Trainer on a causal language model.
 
-The Trainer trains, and the files of a checkpoint are those of its checkpoint folder. steps.py decides when to save.
-checkpoint/ decides what counts as a checkpoint and which one is resumed. The Trainer decides neither.
+Each process has a part of the model (FSDP2), or all of it where it is not `sharded` (DDP). The Trainer trains, and the
+files of a checkpoint are those of its checkpoint folder, which another Trainer resumes; they are written and uploaded
+while training goes on. steps.py decides when to save. checkpoint/ decides what counts as a checkpoint and which one is
+resumed. The Trainer decides neither.
 """
 
+import contextlib
+import functools
 import typing
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME, Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME, Trainer
 from transformers.trainer_callback import PrinterCallback, TrainerState
 from transformers.training_args import TrainingArguments
 
-from training import layout, model, random_state, untrusted
-from training.distributed import World
+from training import layout, model, random_state, sharded, untrusted
+from training.checkpoint import states
+from training.distributed import World, sharding
 from training.errors import StoppedError, UserError
 from training.job import Job
 from training.optimizer import SCHEDULES, follow_settings
 from training.runners import prologue
 from training.settings import Settings
 
+# As accelerate calls the parts of weights and optimizer, below which their states have these keys.
+WEIGHTS, MOMENTS = ("pytorch_model_fsdp_0", "model"), ("optimizer_0", "optimizer")
+
 
 def train(job: Job, world: World) -> bool:
     """Train to the last step. Returns False when SIGTERM stopped it earlier; the step that it reached is saved then."""
-    with prologue.open_run(job, world) as run:
+    with prologue.open_run(job, world) as run, sharding(world) if run.settings.sharded else contextlib.nullcontext():
         resume = run.fetch_checkpoint()  # a checkpoint has the model too
         if resume:
             check_state(resume)
         source = str(resume) if resume else run.fetch_model()
         texts = run.read(source)
-        network, tokenizer = model.load(source)
+        in_parts = resume and (resume / WEIGHTS[0]).is_dir()
+        network, tokenizer = model.load(source, run.split, weights=not in_parts)
+        if resume and in_parts:
+            states.read_weights(network, resume / WEIGHTS[0], WEIGHTS[1])
         if run.start and run.start.submission != job.submission:
             config = run.fetch_model(files=["config.json"])
             run.check_same_model(model.shapes_of_config(config), model.shapes(network))
@@ -48,10 +59,13 @@ def train(job: Job, world: World) -> bool:
                     processing_class=tokenizer,
                 )
                 trainer.world = world
+                trainer.split = bool(plan.settings.sharded)
+                trainer.writers = states.group()
                 trainer.remove_callback(PrinterCallback)
                 trainer.batches = plan.batches()
                 trainer.add_callback(AfterStep(trainer, plan, run.directory / "work"))
                 trainer.train(resume_from_checkpoint=source if resume else None)
+                run.checkpoints.finish()
             reached = trainer.state.global_step
         else:
             steps.reached_before(reached, run.start.metrics if run.start else {})
@@ -63,10 +77,13 @@ def train(job: Job, world: World) -> bool:
             best = run.fetch_best() if plan.settings.load_best_model_at_end else None
         except StoppedError:
             return False  # the next start exports
-        if best and world.rank == 0:
+        if best and (best / WEIGHTS[0]).is_dir():
+            states.read_weights(network, best / WEIGHTS[0], WEIGHTS[1])
+        elif best and world.rank == 0:
             network, _ = model.load(str(best))
+        weights = sharded.whole_weights(network) if plan.settings.sharded else None
         world.together(
-            lambda: model.export(network, tokenizer, run.directory / "export", run.storage, job.submission)
+            lambda: model.export(network, tokenizer, run.directory / "export", run.storage, job.submission, weights)
             if world.rank == 0
             else None
         )
@@ -92,8 +109,9 @@ def arguments(settings: Settings, world: World, directory: Path, total: int) -> 
         "weight_decay": settings.weight_decay,
         "per_device_train_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation,
-        "bf16": settings.precision == "bf16",
+        "bf16": settings.precision == "bf16" and not settings.sharded,  # where the parts themselves are brought in it
         "fp16": settings.precision == "fp16",
+        "activation_checkpointing": settings.gradient_checkpointing,
         "seed": settings.seed,
         "use_cpu": not world.gpu,
         "ddp_backend": None if world.size == 1 else "nccl" if world.gpu else "gloo",
@@ -119,10 +137,16 @@ def arguments(settings: Settings, world: World, directory: Path, total: int) -> 
 
 
 class StepTrainer(Trainer):
-    """A Trainer with our batches. It keeps the last step's loss and counts tokens without waiting for a GPU."""
+    """A Trainer with our batches. It keeps the last step's loss and counts tokens without waiting for a GPU.
+
+    Its checkpoints are written beside the training. What they have is copied first: weights and optimizer are `kept`.
+    """
 
     batches: DataLoader
     world: World
+    split: bool
+    writers: typing.Any
+    kept: states.State
     step_loss: torch.Tensor | float = 0.0
     tokens: torch.Tensor | float = 0.0
 
@@ -143,23 +167,63 @@ class StepTrainer(Trainer):
                 raise
             raise untrusted.refusal(path, "is not what the Trainer writes") from None
 
+    def _defer_fsdp_gradient_reduction(self) -> typing.ContextManager[None]:
+        """Gradients are summed at each micro-step, so that each process only ever has its part of them."""
+        return contextlib.nullcontext()
+
+    def _load_from_checkpoint(self, *args, **kwargs) -> None:
+        """The model came with its weights."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        folder, optimizer = Path(checkpoint), self.optimizer.optimizer  # accelerate wraps it
+        if (folder / MOMENTS[0]).is_dir():
+            states.read_moments(self.model, optimizer, folder / MOMENTS[0], MOMENTS[1])
+        else:
+            saved = untrusted.load(folder / OPTIMIZER_NAME)
+            check_same_optimizer(optimizer, saved)
+            states.set_moments(self.model, optimizer, saved)
+        self.lr_scheduler.load_state_dict(untrusted.load(folder / SCHEDULER_NAME))
+
+    def save_model(self, *args, **kwargs) -> None:
+        """Keep the weights; write() writes them."""
+        self.kept = {}
+        if self.split:
+            self.kept[WEIGHTS[0]] = states.copied(states.weights(self.model))
+        elif self.args.should_save:
+            self.kept[WEIGHTS[0]] = states.copied(self.model.state_dict())
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        optimizer = self.optimizer.optimizer
+        if self.split:
+            self.kept[MOMENTS[0]] = states.copied(states.moments(self.model, optimizer))
+        elif self.args.should_save:
+            self.kept[MOMENTS[0]] = states.copied(optimizer.state_dict())
+        if self.args.should_save:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def write(self, kept: states.State, folder: Path) -> None:
+        """Write what was kept; beside the training, in all processes."""
+        if self.split:
+            for name, key in (WEIGHTS, MOMENTS):
+                states.write_parts({key: kept[name]}, folder / name, self.writers)
+        elif self.args.should_save:
+            self.model.save_pretrained(folder, state_dict=kept[WEIGHTS[0]])
+            torch.save(kept[MOMENTS[0]], folder / OPTIMIZER_NAME)
+        if self.args.should_save:
+            self.model.config.save_pretrained(folder)
+            self.model.generation_config.save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
+            torch.save(self.args, folder / TRAINING_ARGS_NAME)
+
     def create_scheduler(self, *args, **kwargs):
         try:
             return super().create_scheduler(*args, **kwargs)
         except (TypeError, ValueError) as error:
             said = str(error).splitlines()[0]
             raise UserError(f"lr_scheduler_type does not go with lr_scheduler_kwargs: {said}") from None
-
-    def create_optimizer(self, *args, **kwargs):
-        optimizer = super().create_optimizer(*args, **kwargs)
-        load = optimizer.load_state_dict  # which some optimizers override, and then no hook of torch's runs
-
-        def load_its_own(saved: dict[str, typing.Any]) -> None:
-            check_same_optimizer(optimizer, saved)
-            load(saved)
-
-        optimizer.load_state_dict = load_its_own
-        return optimizer
 
     def get_batch_samples(self, *args, **kwargs):
         batches, items = super().get_batch_samples(*args, **kwargs)
@@ -180,15 +244,12 @@ def check_same_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, typi
     """
     mine = set(optimizer.defaults)
     theirs = set(saved["param_groups"][0]) - {"params", "initial_lr"}
-    moments = set(next(iter(saved["state"].values()), {}))
+    moments = states.names_of(saved)
     is_other = bool(mine - theirs and theirs - mine)
     if moments:
         is_other |= ("state1" in moments) is not type(optimizer).__module__.startswith("bitsandbytes")
     if is_other:
-        raise UserError(
-            f"optim is {type(optimizer).__name__}, and the step from which this job goes on was saved by another "
-            f"optimizer, which keeps {', '.join(sorted(moments))}: keep its optim, or submit the job without resume"
-        )
+        raise states.other_optimizer(optimizer, moments)
 
 
 class AfterStep(TrainerCallback):
@@ -222,4 +283,5 @@ class AfterStep(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs) -> None:
         folder = self.directory / layout.checkpoint_name("hf", state.global_step)
-        self.steps.checkpoints.save(folder, step=state.global_step, metrics=self.steps.metrics)
+        write = functools.partial(self.trainer.write, self.trainer.kept, folder)
+        self.steps.checkpoints.begin(folder, step=state.global_step, metrics=self.steps.metrics, write=write)

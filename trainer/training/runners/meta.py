@@ -6,22 +6,15 @@ on. One process writes a file; several write a folder, each its own part.
 
 import functools
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_state_dict,
-)
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from transformers import PreTrainedModel
 
-from training import layout, model, optimizer, random_state, untrusted
+from training import layout, model, optimizer, random_state, sharded, untrusted
+from training.checkpoint import states
 from training.data.batches import Batch, predicted
 from training.distributed import World, sharding
 from training.errors import UserError
@@ -29,16 +22,14 @@ from training.job import Job
 from training.runners import prologue
 from training.settings import Settings
 
-ARITHMETIC = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def train(job: Job, world: World) -> bool:
     """Train to the last step. Returns False when SIGTERM stopped it earlier; the step that it reached is saved then."""
     with prologue.open_run(job, world) as run, sharding(world):
-        source = run.fetch_model()
-        resume = run.fetch_checkpoint()
+        resume = run.fetch_checkpoint()  # a checkpoint has the weights too
+        source = run.fetch_model_without_weights() if resume else run.fetch_model()
         texts = run.read(source)
-        network, tokenizer = model.load(source)
+        network, tokenizer = model.load(source, run.split, weights=not resume)
         if resume:
             run.check_same_model(model.shapes(network), model.saved_shapes(resume, "model"))
         plan = prologue.make_plan(run, texts, network, tokenizer)
@@ -73,7 +64,7 @@ def train(job: Job, world: World) -> bool:
 
         if reached < total:
             return False
-        weights = model.whole_weights(network)
+        weights = sharded.whole_weights(network)
         world.together(
             lambda: model.export(network, tokenizer, run.directory / "export", run.storage, job.submission, weights)
             if world.rank == 0
@@ -83,7 +74,10 @@ def train(job: Job, world: World) -> bool:
 
 
 class Training:
-    """The model, its optimizer, and all else that changes with each step."""
+    """The model, its optimizer, and all else that changes with each step.
+
+    Gradients are summed over the processes at each micro-step, so that each process only ever has its part of them.
+    """
 
     def __init__(self, network: PreTrainedModel, settings: Settings, world: World, total: int) -> None:
         if not model.takes_items(network):
@@ -92,15 +86,13 @@ class Training:
         self.settings = settings
         self.world = world
         self.device = torch.device("cuda", world.local_rank) if world.gpu else torch.device("cpu")
-        arithmetic = ARITHMETIC[settings.precision or "fp32"]
-        policy = MixedPrecisionPolicy(param_dtype=arithmetic, reduce_dtype=torch.float32)
-        model.shard(network, init_device_mesh(self.device.type, (world.size,)), policy)
+        if settings.gradient_checkpointing:
+            network.gradient_checkpointing_enable({"use_reentrant": False})
         network.to(self.device)  # the buffers; the weights are there already
         self.optimizer = optimizer.adamw(network, settings)
         self.schedule = optimizer.schedule(self.optimizer, settings, total)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
-        # Saving runs beside training, and their messages must not mix.
-        self.saving_group = dist.new_group(backend="gloo")
+        self.saving_group = states.group()
         self.step_loss: torch.Tensor | float = 0.0
         self.tokens: torch.Tensor | float = 0.0
 
@@ -109,7 +101,6 @@ class Training:
         (items,) = self.world.total([float(sum(map(predicted, batches)))])
         self.step_loss = 0.0
         for batch in batches:
-            self.network.set_requires_gradient_sync(batch is batches[-1])
             batch = model.to_device(batch, self.device)
             self.tokens = self.tokens + batch["attention_mask"].sum()
             # Gradients are averaged over the processes, but the loss is divided by the tokens of all of them.
@@ -130,14 +121,14 @@ class Training:
         weights, moments = get_state_dict(self.network, self.optimizer, options=options)
         state = {"model": weights, "optimizer": moments, "scaler": self.scaler.state_dict(), "step": step}
         state[self._random_key()] = random_state.state(self.world)
-        return state if self.world.gpu else copied(state)
+        return state if self.world.gpu else states.copied(state)
 
     def write(self, state: dict[str, typing.Any], path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if self.world.size == 1:
-            torch.save(state, path)
+        if self.world.size > 1:
+            states.write_parts(state, path, self.saving_group)
         else:
-            dcp.save(state, storage_writer=dcp.FileSystemWriter(path), process_group=self.saving_group)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, path)
 
     def load(self, path: Path) -> None:
         """Resume a checkpoint of any number of processes; together."""
@@ -170,14 +161,3 @@ class Training:
 
     def _random_key(self) -> str:
         return f"random{self.world.rank}of{self.world.size}"
-
-
-def copied(value: typing.Any) -> typing.Any:
-    """A copy with tensors of its own. On the CPU a state shares its tensors with the training, which changes them."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: copied(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(copied, value))
-    return value

@@ -1,11 +1,12 @@
 """The runner for framework=nemo: Lightning on a causal language model.
 
-Each process has the whole model (DDP), or, when `sharded`, a part of it (ModelParallelStrategy, which is FSDP2). A
-checkpoint is Lightning's own: a file or a sharded folder. steps.py decides when to save, and no callback of Lightning's
-does.
+Each process has a part of the model (ModelParallelStrategy, which is FSDP2), or all of it where it is not `sharded`
+(DDP). A checkpoint is Lightning's own: a sharded folder or a file. steps.py decides when to save, and no callback of
+Lightning's does. Lightning says what a checkpoint has; it is written and uploaded while training goes on.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import typing
@@ -16,16 +17,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
-from training import layout, model, optimizer, random_state, untrusted
+from training import layout, model, optimizer, random_state, sharded, untrusted
+from training.checkpoint import states
 from training.data.batches import Batch, predicted
 from training.distributed import World, sharding
 from training.errors import UserError
@@ -41,15 +36,10 @@ def train(job: Job, world: World) -> bool:
     """Train to the last step. Returns False when SIGTERM stopped it earlier; the step that it reached is saved then."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with prologue.open_run(job, world) as run, sharding(world) if run.settings.sharded else contextlib.nullcontext():
-        source = run.fetch_model()
-        resume = run.fetch_checkpoint()
-        if run.start and resume and resume.is_dir() != run.settings.sharded:
-            way = "with" if resume.is_dir() else "without"
-            raise UserError(
-                f"step {run.start.step} was saved {way} sharded: go on from it {way} sharded, or from another step"
-            )
+        resume = run.fetch_checkpoint()  # a checkpoint has the weights too
+        source = run.fetch_model_without_weights() if resume else run.fetch_model()
         texts = run.read(source)
-        network, tokenizer = model.load(source)
+        network, tokenizer = model.load(source, run.split, weights=not resume)
         if resume:
             run.check_same_model(model.shapes(network), model.saved_shapes(resume, "state_dict", "network."))
         plan = prologue.make_plan(run, texts, network, tokenizer)
@@ -61,6 +51,7 @@ def train(job: Job, world: World) -> bool:
         trainer = lightning_trainer(plan.settings, world, total, after_step, run.directory / "lightning")
         with prologue.as_asked(steps), untrusted.data_only(run.directory / "resume"):
             trainer.fit(module, batches, ckpt_path=resume, weights_only=True)
+        run.checkpoints.finish()
         if reached < total:
             reached = trainer.global_step
         else:
@@ -69,7 +60,7 @@ def train(job: Job, world: World) -> bool:
 
         if reached < total:
             return False
-        weights = model.whole_weights(network) if plan.settings.sharded else None
+        weights = sharded.whole_weights(network) if plan.settings.sharded else None
         world.together(
             lambda: model.export(network, tokenizer, run.directory / "export", run.storage, job.submission, weights)
             if world.rank == 0
@@ -110,32 +101,71 @@ def strategy(settings: Settings, world: World) -> Strategy:
     if settings.sharded:
         return Sharded(data_parallel_size=world.size, tensor_parallel_size=1)
     if world.size > 1:
-        return DDPStrategy(find_unused_parameters=False)
-    return SingleDeviceStrategy(device=torch.device("cuda", world.local_rank) if world.gpu else torch.device("cpu"))
+        return Replicated(find_unused_parameters=False)
+    return Single(device=torch.device("cuda", world.local_rank) if world.gpu else torch.device("cpu"))
 
 
-class Sharded(ModelParallelStrategy):
-    """Lightning's strategy, except that each node has its own path of a checkpoint, not rank 0's.
+class Resumable:
+    """What all strategies do alike: they go on from a checkpoint of either form, and keep what the next one has.
 
-    It loads a checkpoint as Lightning does, but through a reader that treats files as data.
+    Lightning would load all of it in each process, and write while the training waits.
     """
+
+    restore_checkpoint_after_setup = True  # when the optimizer is there
+    lightning_restore_optimizer = False
+    kept: states.State = {}  # noqa: RUF012  set as a whole
+
+    def load_checkpoint(self, checkpoint_path, weights_only=None):
+        path, module = Path(checkpoint_path), self.lightning_module
+        (adamw,) = self.optimizers
+        if path.is_dir():
+            states.read_weights(module, path, "state_dict")
+            states.read_moments(module, adamw, path, "optimizer_0")
+            return untrusted.load(path / _METADATA_FILENAME)
+        state = untrusted.load(path)
+        states.set_weights(module, state.pop("state_dict"))
+        (moments,) = state.pop("optimizer_states")
+        states.set_moments(module, adamw, moments)
+        return state
+
+    def load_model_state_dict(self, checkpoint, strict=True):
+        """Done by load_checkpoint()."""
+
+    def save_checkpoint(self, checkpoint, filepath, storage_options=None):
+        self.kept = states.copied(checkpoint) if self.global_rank == 0 else {}
+
+    def write(self, kept: states.State, path: Path) -> None:
+        """Write what save_checkpoint() has kept; beside the training."""
+        if kept:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(kept, path)
+
+
+class Single(Resumable, SingleDeviceStrategy): ...
+
+
+class Replicated(Resumable, DDPStrategy): ...
+
+
+class Sharded(Resumable, ModelParallelStrategy):
+    """Each node has its own path of a checkpoint, not rank 0's as in Lightning."""
+
+    def setup_environment(self):
+        super().setup_environment()
+        self.writers = states.group()
 
     def broadcast(self, obj, src=0):
         return obj if isinstance(obj, str | Path) else super().broadcast(obj, src)
 
-    def load_checkpoint(self, checkpoint_path, weights_only=None):
-        path, module = Path(checkpoint_path), self.model
-        state = {"state_dict": get_model_state_dict(module)}
-        untrusted.load_sharded(state, path)
-        module.load_state_dict(state["state_dict"])
-        for number, adamw in enumerate(self.optimizers):
-            key = f"optimizer_{number}"
-            state = {key: get_optimizer_state_dict(module, adamw)}
-            untrusted.load_sharded(state, path)
-            set_optimizer_state_dict(
-                module, adamw, optim_state_dict=state[key], options=StateDictOptions(cpu_offload=True)
-            )
-        return untrusted.load(path / _METADATA_FILENAME)
+    def save_checkpoint(self, checkpoint, filepath, storage_options=None):
+        self.kept = states.copied(checkpoint)
+
+    def write(self, kept: states.State, path: Path) -> None:
+        (moments,) = kept.pop("optimizer_states")
+        parts = {"state_dict": kept.pop("state_dict"), "optimizer_0": moments}
+        states.write_parts(parts, path, self.writers)
+        if self.global_rank == 0:
+            torch.save(kept, path / _METADATA_FILENAME)
 
 
 class Module(pl.LightningModule):
@@ -145,6 +175,8 @@ class Module(pl.LightningModule):
         super().__init__()
         if not model.takes_items(network):
             raise UserError(f"{type(network).__name__} computes its loss in a way that framework hf alone can train")
+        if settings.gradient_checkpointing:
+            network.gradient_checkpointing_enable({"use_reentrant": False})
         self.network = network
         self.settings = settings
         self.world = world
@@ -154,10 +186,7 @@ class Module(pl.LightningModule):
         self.tokens: torch.Tensor | float = 0.0
 
     def configure_model(self) -> None:
-        if self.settings.sharded:
-            arithmetic = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
-            policy = MixedPrecisionPolicy(param_dtype=arithmetic, reduce_dtype=torch.float32)
-            model.shard(self.network, self.device_mesh["data_parallel"], policy)
+        """Lightning asks for it. The model was split when it was loaded."""
 
     def configure_optimizers(self):
         # In mixed precision Lightning does not clip the gradients of a fused optimizer.
@@ -217,9 +246,11 @@ class AfterStep(pl.Callback):
                     step, *model.evaluate(pl_module.network, self.held_out(), trainer.strategy.root_device)
                 )
         if then.save:
-            path = self.directory / layout.checkpoint_name("nemo", step, sharded=self.steps.settings.sharded)
-            trainer.save_checkpoint(path)
-            self.steps.checkpoints.save(path, step=step, metrics=self.steps.metrics)
+            sharded = bool(self.steps.settings.sharded)
+            path = self.directory / layout.checkpoint_name("nemo", step, sharded=sharded)
+            trainer.save_checkpoint(path)  # to which the strategy says what to keep
+            write = functools.partial(trainer.strategy.write, trainer.strategy.kept, path)
+            self.steps.checkpoints.begin(path, step=step, metrics=self.steps.metrics, write=write)
         if then.stop:
             trainer.should_stop = True
 

@@ -28,6 +28,7 @@ from training.errors import CRASH, UserError, cause_of
 from training.job import Job
 from training.progress import Progress
 from training.settings import Settings
+from training.sharded import Split
 from training.steps import Steps
 from training.storage import Entry, Storage, open_storage
 
@@ -40,7 +41,7 @@ class Run:
 
     job: Job
     world: World
-    settings: Settings  # rank 0's; what depends on the model is open
+    settings: Settings  # rank 0's; what depends on the model alone is open
     storage: Storage
     checkpoints: Checkpoints
     directory: Path  # of this node's processes, deleted at the end
@@ -49,6 +50,21 @@ class Run:
     def fetch_model(self, files: Sequence[str] | None = None) -> str:
         """Bring the job's model, or those of its files, to each node; together. Returns its folder."""
         return model_files.fetch(self.job.model_id, self.directory / "model", self.world, files)
+
+    def fetch_model_without_weights(self) -> str:
+        """Bring all that describes the job's model and its tokenizer; together. Returns its folder."""
+        return self.fetch_model(model_files.BESIDE_WEIGHTS)
+
+    @property
+    def split(self) -> Split | None:
+        """How the model is split over the processes; None where each has all of it."""
+        if not self.settings.sharded:
+            return None
+        return Split(
+            processes=self.world.size,
+            device="cuda" if self.world.gpu else "cpu",
+            precision=self.settings.precision or "fp32",
+        )
 
     def fetch_checkpoint(self) -> Path | None:
         """Bring the checkpoint to resume to each node; together. Returns its file or folder; None from scratch."""
@@ -114,7 +130,7 @@ def open_run(job: Job, world: World) -> Iterator[Run]:
     transformers_logging.disable_progress_bar()
     if world.rank > 0:
         transformers_logging.set_verbosity_error()
-    settings = configuration.agree(job.settings, world)
+    settings = configuration.on_these_processes(configuration.agree(job.settings, world), job.framework, world)
     storage = open_storage(job.prefix, "CHECKPOINT_BASE_URI")
     checkpoints = Checkpoints(
         storage,
@@ -155,7 +171,7 @@ def as_asked(steps: Steps) -> Iterator[None]:
 
 def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Plan:
     """Everything that depends on the model and comes before the first step."""
-    settings = configuration.complete(run.settings, network.config, run.world)
+    settings = configuration.complete(run.settings, network.config)
     order = Order(texts, settings, run.world)
     total = order.steps(settings)
     settings = settings.in_steps(total)

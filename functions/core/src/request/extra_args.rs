@@ -154,7 +154,7 @@ mod tests {
             (Meta, "quite_another", json!(1), "unknown_field", "framework meta; GET /settings/meta lists them"),
             // What is refused in any case is not offered.
             (Hf, "hub_tokens", json!("x"), "unknown_field", "GET /settings/hf lists them"),
-            (Hf, "sharded", json!(true), "unknown_field", "is not a setting of framework hf"),
+            (Meta, "sharded", json!(false), "format", "must be one of true, null, not false"),
             (Hf, "lr", json!("0.1"), "type", "must be a number above 0, not \"0.1\""),
             (Hf, "lr", json!(null), "type", "must be a number above 0, not null"),
             (Hf, "lr", json!(0), "range", "must be a number above 0, not 0"),

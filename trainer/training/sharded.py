@@ -1,0 +1,143 @@
+"""A model whose weights are split over the processes, by FSDP2: in the same way for all frameworks, GPUs and CPUs.
+
+transformers splits it while it is loaded. The model is made without weights, and each process then reads its own part
+of the files, so that a host never holds a whole model for each of its processes.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import typing
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.distributed import DistributedConfig, mixin
+from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
+from transformers.initialization import no_init_weights
+
+from training.errors import UserError
+
+ARITHMETIC = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+    """How a model is split."""
+
+    processes: int
+    device: str  # the type of their devices
+    precision: str  # of the arithmetic; weights and the sums of gradients are fp32
+
+    @property
+    def policy(self) -> MixedPrecisionPolicy:
+        return MixedPrecisionPolicy(param_dtype=ARITHMETIC[self.precision], reduce_dtype=torch.float32)
+
+    def load(self, source: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, typing.Any]]:
+        """The model of a folder, and what transformers says of its weights; together. One process has all of it."""
+        made = without_weights(config)
+        read = {"config": made.config, "dtype": torch.float32, "weights_only": True, "output_loading_info": True}
+        if self.processes == 1:
+            network, found = type(made).from_pretrained(source, **read)
+            self.shard(network)
+            return network, found
+        with self._splitting():
+            network, found = type(made).from_pretrained(source, distributed_config=self._plan(made), **read)
+        network.config.distributed_config = None  # an export is whole
+        return network, found
+
+    def make(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """The model with any weights; together. Nothing is read, and no random numbers are drawn.
+
+        The steps are those of transformers for its own sharded checkpoints (distributed/mixin.py).
+        """
+        network = without_weights(config)
+        devices = None
+        if self.processes > 1:
+            plan, device, mesh = network.prepare_distribute_model(self._plan(network))
+            with self._splitting():
+                network = network.maybe_distribute_model(network, plan, mesh)
+            devices = {"": device}
+            network.config.distributed_config = None
+        network._move_missing_keys_from_meta_to_device(set(network.state_dict()), devices, None, None)
+        network.tie_weights(recompute_mapping=False)
+        for tensor in network.state_dict(keep_vars=True).values():
+            tensor._is_hf_initialized = True
+        network.initialize_weights()  # the buffers that no checkpoint has
+        if self.processes == 1:
+            self.shard(network)
+        return network
+
+    def _plan(self, network: PreTrainedModel) -> DistributedConfig:
+        return DistributedConfig(fsdp_size=self.processes, fsdp_plan=layers(network))
+
+    def shard(self, network: PreTrainedModel, mesh: DeviceMesh | None = None) -> None:
+        """Split a model whose weights are there, as load() does."""
+        mesh, plan = mesh or init_device_mesh(self.device, (self.processes,)), layers(network)
+        for name, module in network.named_modules():
+            if replace_layer_number_by_wildcard(name) in plan:
+                fully_shard(module, mesh=mesh, mp_policy=self.policy)
+        head = network.get_output_embeddings()
+        embedding = network.get_input_embeddings()
+        if head is not None and head.weight is not embedding.weight:
+            fully_shard(embedding, mesh=mesh, mp_policy=self.policy)
+            fully_shard(head, mesh=mesh, mp_policy=self.policy, reshard_after_forward=False)
+        fully_shard(network, mesh=mesh, mp_policy=self.policy)
+        network._is_distributed_loading_by_transformers = True  # so that its Trainer wraps it in nothing
+
+    @contextlib.contextmanager
+    def _splitting(self) -> Iterator[None]:
+        """While transformers makes a model: it is split by shard(), with weights tied that are one.
+
+        transformers would tie them afterwards, when FSDP2 has taken them for two, of which only one is trained. It
+        knows no other arithmetic than bf16 either.
+        """
+
+        def split(network: PreTrainedModel, meshes: typing.Any, *_: typing.Any) -> PreTrainedModel:
+            network.tie_weights(recompute_mapping=False)
+            self.shard(network, meshes.get_mesh("fsdp"))
+            return network
+
+        said = logging.getLogger("transformers.distributed.mixin")  # of rules that older models do not have
+        level = said.level
+        said.setLevel(logging.ERROR)
+        try:
+            with mock.patch.object(mixin, "apply_fully_sharded_data_parallelism", split):
+                yield
+        finally:
+            said.setLevel(level)
+
+
+def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model whose tensors have shapes alone."""
+    with torch.device("meta"), no_init_weights():
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def layers(network: PreTrainedModel) -> dict[str, str]:
+    """The layers of a model, each of which is whole on a process only while it computes; as transformers writes a plan.
+
+    Raises UserError for a model that has none.
+    """
+    kinds = set(network._no_split_modules or ())  # the names of its layers' classes
+    found = [name for name, module in network.named_modules() if type(module).__name__ in kinds]
+    if not found:
+        lists = (f"{name}.0" for name, module in network.named_modules() if isinstance(module, nn.ModuleList))
+        found = list(lists)[:1]
+    if not found:
+        raise UserError(f"a {network.config.model_type} has no layers by which it could be split: say sharded false")
+    return {replace_layer_number_by_wildcard(name): "free_full_weight" for name in found}
+
+
+def whole_weights(network: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights on the CPU of rank 0, nothing elsewhere; together. Of tied ones there is one copy."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    names = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    again = names - {name for name, _ in network.named_parameters()}
+    return {name: weight for name, weight in weights.items() if name not in again}
