@@ -4,13 +4,13 @@
 
 mod environment;
 pub mod extra_args;
-mod fields;
 pub mod fingerprint;
 pub mod image;
 mod json_schema;
 pub mod limits;
 #[cfg(test)]
 mod properties;
+mod reader;
 pub mod resume;
 mod rules;
 pub mod strict_json;
@@ -35,8 +35,8 @@ use crate::{
     },
 };
 
-use fields::{Fields, pointer};
 use limits::{MAX_MODEL_ID_CHARACTERS, bounds, defaults};
+use reader::{Fields, pointer};
 use resume::{Resume, ResumeError};
 
 /// Longest key of a base: a run's keys are longer, and S3 takes 1,024 bytes.
