@@ -1,22 +1,26 @@
 //! Reading the fields of a body one by one: what is wrong is noted and reading goes on, so that one answer names every
 //! violated rule.
 
-use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, str::FromStr};
+use std::{collections::BTreeMap, fmt::Display, str::FromStr};
 
 use serde_json::{Map, Value};
 use training_run::text::bounded;
 
-use crate::{api::problem::FieldError, nearest::nearest};
+use crate::{
+    api::problem::FieldError,
+    nearest::nearest,
+    request::fields::{self, Field, Shape},
+};
 
 /// The fields of a body that are still to be read, and the rules found broken so far.
-pub(super) struct Fields {
+pub(super) struct Reader {
     fields: Map<String, Value>,
     errors: Vec<FieldError>,
 }
 
-// === impl Fields ===
+// === impl Reader ===
 
-impl Fields {
+impl Reader {
     pub(super) fn new(fields: Map<String, Value>) -> Self {
         Self { fields, errors: Vec::new() }
     }
@@ -43,19 +47,10 @@ impl Fields {
         text.parse().map_err(|error: T::Err| self.refuse(&format!("/{field}"), "format", error.to_string())).ok()
     }
 
-    /// Take a field that must be there; `read` is one of the other readers.
-    pub(super) fn required<T>(&mut self, field: &str, read: impl FnOnce(&mut Self, &str) -> Option<T>) -> Option<T> {
-        if self.fields.get(field).is_none_or(Value::is_null) {
-            self.fields.remove(field);
-            self.refuse(&format!("/{field}"), "required", "is required");
-            return None;
-        }
-        read(self, field)
-    }
-
-    /// Take a whole number within bounds.
-    pub(super) fn count(&mut self, field: &str, bounds: RangeInclusive<u32>) -> Option<u32> {
-        let value = self.take(field)?;
+    /// Take a whole number: the field's default where it is absent, and nothing where it breaks a rule.
+    pub(super) fn count(&mut self, field: &str) -> Option<u32> {
+        let Shape::Count { bounds, default } = &Field::named(field)?.shape else { return None };
+        let Some(value) = self.take(field) else { return *default };
         let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
         let number = number.filter(|number| bounds.contains(number));
         if number.is_none() {
@@ -106,16 +101,22 @@ impl Fields {
         entries
     }
 
-    /// Take a field as it is; null means absent.
+    /// Take a field as it is; null means absent, and a required one is then refused.
     pub(super) fn take(&mut self, field: &str) -> Option<Value> {
-        self.fields.remove(field).filter(|value| !value.is_null())
+        let field = Field::named(field)?;
+        let value = self.fields.remove(field.name).filter(|value| !value.is_null());
+        if value.is_none() && field.is_required {
+            self.refuse(&format!("/{}", field.name), "required", "is required");
+        }
+        value
     }
 
     /// Whatever is left is a field that nobody knows: the end, with every broken rule.
-    pub(super) fn finish(mut self, known: &[&'static str]) -> Result<(), Vec<FieldError>> {
+    pub(super) fn finish(mut self) -> Result<(), Vec<FieldError>> {
+        let known = fields::names();
         let mut told = false;
         for field in std::mem::take(&mut self.fields).keys() {
-            let detail = match nearest(field, known) {
+            let detail = match nearest(field, &known) {
                 Some(known) => format!("is not a field of this request; did you mean `{known}`?"),
                 None if told => "is not a field of this request".to_owned(),
                 None => {
