@@ -11,6 +11,7 @@ use std::collections::HashMap;
 
 use futures::{StreamExt, TryStreamExt, future, stream};
 use training_run::{
+    MAX_STATEMENT_BYTES, StatementError,
     digest::Digest,
     entry::{IndexEntry, IndexError},
     layout::{RunKey, RunPrefix},
@@ -25,8 +26,6 @@ use crate::{Found, OwnerFound, Read, Store, StoreError};
 const PARALLEL_READS: usize = 32;
 /// Checkpoints looked at at once: a marker and a listing of its files take some megabytes each.
 const PARALLEL_LOOKS: usize = 8;
-/// Largest entry that is read, in bytes: metrics of 4 KiB, two submissions and a key of a kilobyte are not half of it.
-const MAX_ENTRY_BYTES: usize = 16 * 1024;
 /// Keys of one listing: as many as S3 gives.
 const LISTING: usize = 1_000;
 
@@ -250,15 +249,15 @@ impl Store {
         let (bucket, keep) = (prefix.bucket(), &keep);
         stream::iter(keys)
             .map(|key| async move {
-                let entry = match self.read(bucket, &key, MAX_ENTRY_BYTES).await? {
+                let entry = match self.read(bucket, &key, MAX_STATEMENT_BYTES).await? {
                     Read::Object(object) => IndexEntry::parse(&object.body),
                     Read::Nothing => return Ok(None), // deleted since it was listed
-                    Read::TooLarge(_) => Err(IndexError::TooLarge),
+                    Read::TooLarge(_) => Err(IndexError::Format(StatementError::TooLarge)),
                     Read::Withheld(_) => Err(IndexError::Withheld),
                 };
                 match (entry, prefix.index_step(&key)) {
                     (Ok(entry), _) => Ok(Some(keep(entry))),
-                    (Err(IndexError::Format(_) | IndexError::TooLarge | IndexError::Withheld), Some(step)) => {
+                    (Err(IndexError::Format(_) | IndexError::Withheld), Some(step)) => {
                         Ok(match Box::pin(self.snapshot(prefix, step)).await?.found {
                             Found::Checkpoint(entry) => Some(keep(entry)),
                             Found::Nothing | Found::Unusable(_) => None,
@@ -336,7 +335,7 @@ mod tests {
     #[tokio::test]
     async fn an_entry_that_is_none_is_made_from_its_marker() {
         let key = prefix().key(&RunKey::IndexEntry(step(20)));
-        for garbage in ["{", "[]", &format!("{{\"a\":{}", "[".repeat(9999)), &" ".repeat(3 * MAX_ENTRY_BYTES)] {
+        for garbage in ["{", "[]", &format!("{{\"a\":{}", "[".repeat(9999)), &" ".repeat(3 * MAX_STATEMENT_BYTES)] {
             let bucket = Bucket::holding(run());
             bucket.write(&key, garbage);
             let store = bucket.store();
