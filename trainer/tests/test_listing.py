@@ -1,6 +1,8 @@
 """Which objects a data set is, and what is said when a later start finds others."""
 
 import json
+import re
+from pathlib import Path
 
 import boto3
 import moto
@@ -12,6 +14,7 @@ from training.errors import UserError
 from training.storage import Entry, open_storage
 
 SUBMISSION = "01980001-0000-7000-8000-000000000001"
+FORMAT = Path(__file__).parents[2] / "functions/run/FORMAT.md"
 
 
 @pytest.fixture
@@ -131,6 +134,18 @@ def test_the_objects_are_pinned_at_the_first_start(tmp_path, folder, caplog):
     )
     assert len(pin(storage, SUBMISSION.replace("1", "2"), uri, find(uri))) == 2
     assert json.loads(storage.read(layout.data_key(SUBMISSION))) == pinned
+
+
+def test_the_pin_is_what_the_specification_says(tmp_path):
+    example = re.search("```json data\n(.*?)```", FORMAT.read_text(), re.S)[1]
+    said = json.loads(example)
+    assert base_of(said["uri"]) == "s3://data/shards/"
+    entries = [Entry(key=key, size=size, etag=etag) for key, (size, etag) in said["objects"].items()]
+    storage = open_storage(f"file://{tmp_path}/run")
+    pin(storage, SUBMISSION, said["uri"], entries)
+    assert json.loads(storage.read(layout.data_key(SUBMISSION))) == said
+    storage.write(layout.data_key(SUBMISSION), example.encode())
+    assert pin(storage, SUBMISSION, said["uri"], entries) == entries
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"objects": []}', b'{"objects": {"a": 5}}', b"[" * 9999])
