@@ -65,7 +65,7 @@ def test_a_pattern_chooses_objects(folder):
     assert base_of(f"{uri}data/train-*.jsonl") == f"{uri}data/"
     assert base_of(f"{uri}*/train-?") == uri
     assert base_of(f"{uri}one.jsonl") == base_of(uri) == uri
-    with pytest.raises(UserError, match=r"data/\*\.json chooses none of the 4 objects that begin so$"):
+    with pytest.raises(UserError, match=r"data/\*\.json matches none of the 4 objects that share its prefix$"):
         find(f"{uri}data/*.json")
 
 
@@ -130,7 +130,7 @@ def test_the_objects_are_pinned_at_the_first_start(tmp_path, folder, caplog):
         pin(storage, SUBMISSION, uri, find(uri))
     assert str(refused.value) == (
         f"DATASET_URI {uri} is not what this submission began with: 1 gone (2026-11-03.jsonl), 1 changed "
-        "(2026-11-01.jsonl). Put it back as it was, or submit the job again, with resume to go on with the new data"
+        "(2026-11-01.jsonl). Put it back as it was, or submit the job again, with resume to train on with the new data"
     )
     assert len(pin(storage, SUBMISSION.replace("1", "2"), uri, find(uri))) == 2
     assert json.loads(storage.read(layout.data_key(SUBMISSION))) == pinned

@@ -127,7 +127,7 @@ class Owner:
                 raise SupersededError(
                     f"the run belongs to submission {other} now: {self.submission} stops and writes no more"
                 )
-            logger.info("waits: submission %s has claimed the run, and its job may not appear", owner["submission"])
+            logger.info("waiting: submission %s has claimed the run, and its job may still appear", owner["submission"])
             time.sleep(POLL_SECONDS)
 
     def _read(self) -> Record | None:
