@@ -39,7 +39,7 @@ pub struct IndexEntry {
     pub file_count: usize,
     /// Metrics of that one step.
     pub metrics: Map<String, Value>,
-    /// From where the submission went on.
+    /// The checkpoint that the submission resumed.
     pub parent: Option<Parent>,
     /// Full key of the marker in the runs bucket.
     pub marker_key: String,
@@ -53,8 +53,8 @@ pub enum IndexError {
     /// Not an index entry.
     #[error("is not an index entry")]
     Format(#[source] StatementError),
-    /// Archived, or encrypted with a key of its writer's: nobody is given it.
-    #[error("is an index entry that nobody is given")]
+    /// Archived, or encrypted with a key that S3 does not have.
+    #[error("is an index entry that S3 gives to nobody: it is archived, or encrypted with a key that S3 does not have")]
     Withheld,
     /// Written by a later release.
     #[error("is of index version {0}, and this release reads version {VERSION}: update the functions")]

@@ -40,7 +40,7 @@ pub struct Marker {
     pub saved_at: f64,
     /// The submission that wrote it; other images' markers may have none.
     pub submission: Option<Submission>,
-    /// The submission and step from which that submission went on.
+    /// The submission and step that the submission resumed.
     pub parent: Option<Parent>,
     /// The checkpoint's files; `None` when the marker does not list them.
     pub files: Option<Vec<File>>,

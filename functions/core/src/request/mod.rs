@@ -293,7 +293,8 @@ fn read_image(body: &mut Reader, rules: &Rules) -> Option<ImageReference> {
     if image == rules.default_image || rules.allowed_images.allow(&image) {
         return Some(image);
     }
-    let detail = format!("must be `{}` or one that these allow: {}", rules.default_image, rules.allowed_images);
+    let detail =
+        format!("must be `{}` or an image that one of these allows: {}", rules.default_image, rules.allowed_images);
     body.refuse("/image", "not_allowed", detail);
     None
 }

@@ -111,7 +111,7 @@ impl Reader {
         value
     }
 
-    /// Whatever is left is a field that nobody knows: the end, with every broken rule.
+    /// Refuses every field that was not read, and returns all broken rules.
     pub(super) fn finish(mut self) -> Result<(), Vec<FieldError>> {
         let known = fields::names();
         let mut told = false;
