@@ -156,8 +156,8 @@ def test_who_is_first_to_say_how_it_ended_is_right(storage):
     [
         ([], None),
         (["finished"], None),
-        (["user_error"], ("user_error", "attempt 1 ended with what no restart mends: why 1")),
-        (["crash", "user_error"], ("user_error", "attempt 2 ended with what no restart mends: why 2")),
+        (["user_error"], ("user_error", "attempt 1 ended with an error that no restart can fix: why 1")),
+        (["crash", "user_error"], ("user_error", "attempt 2 ended with an error that no restart can fix: why 2")),
         (["out_of_memory"], None),
         (["out_of_memory", "out_of_memory"], ("out_of_memory", "attempts 1 and 2 ran out of memory: why 2")),
         (["out_of_memory", "preempted", "out_of_memory"], None),
@@ -257,7 +257,7 @@ def test_a_damaged_entry_counts_as_a_crash_and_is_said(storage, body, caplog):
     with caplog.at_level(logging.WARNING):
         assert begin(storage, "pod-0") == 4
     assert "attempts/" in caplog.text
-    assert "cannot be understood" in caplog.text
+    assert "cannot be read" in caplog.text
     ledger(storage).close(4, errors.CRASH, 0)
     with pytest.raises(RefusedError, match="4 attempts have failed"):
         begin(storage, "pod-0")

@@ -359,6 +359,6 @@ def test_what_is_cut_off_is_counted(tmp_path, model_dir, monkeypatch, streaming)
     monkeypatch.setattr(lengths, "TEXTS", 8)
     some = lengths.measure(found, collator, ALONE)
     assert (some.texts, some.whole) == (8, False)
-    assert "(of 8 texts that were looked at)" in some.sentence(16)
+    assert "(of 8 texts that were counted)" in some.sentence(16)
     monkeypatch.setattr(lengths, "CHARACTERS", 0)
     assert lengths.measure(found, collator, ALONE).texts == 0

@@ -323,7 +323,7 @@ def test_a_user_error_is_not_tried_again(start, tmp_path, without_torch):
         assert pods.end() == [1]
     words = last_words(tmp_path / "pods-1")
     assert [line["cause"] for line in words] == ["user_error"]
-    assert words[0]["message"].startswith("attempt 1 ended with what no restart mends: ")
+    assert words[0]["message"].startswith("attempt 1 ended with an error that no restart can fix: ")
     assert "no text in field 'body'" in words[0]["message"]
     assert files(store) == before
 

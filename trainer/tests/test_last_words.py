@@ -116,7 +116,7 @@ def test_each_process_leaves_a_line(file):
         {
             "cause": "crash",
             "rank": 1,
-            "message": "another process of the job is gone; its line or its log says why",
+            "message": "another process of the job ended first; its line or its log says why",
             "consequence": True,
         },
     ]

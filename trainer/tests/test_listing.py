@@ -1,6 +1,8 @@
 """Which objects a data set is, and what is said when a later start finds others."""
 
 import json
+import re
+from pathlib import Path
 
 import boto3
 import moto
@@ -12,6 +14,7 @@ from training.errors import UserError
 from training.storage import Entry, open_storage
 
 SUBMISSION = "01980001-0000-7000-8000-000000000001"
+FORMAT = Path(__file__).parents[2] / "functions/run/FORMAT.md"
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def test_a_pattern_chooses_objects(folder):
     assert base_of(f"{uri}data/train-*.jsonl") == f"{uri}data/"
     assert base_of(f"{uri}*/train-?") == uri
     assert base_of(f"{uri}one.jsonl") == base_of(uri) == uri
-    with pytest.raises(UserError, match=r"data/\*\.json chooses none of the 4 objects that begin so$"):
+    with pytest.raises(UserError, match=r"data/\*\.json matches none of the 4 objects that share its prefix$"):
         find(f"{uri}data/*.json")
 
 
@@ -127,10 +130,22 @@ def test_the_objects_are_pinned_at_the_first_start(tmp_path, folder, caplog):
         pin(storage, SUBMISSION, uri, find(uri))
     assert str(refused.value) == (
         f"DATASET_URI {uri} is not what this submission began with: 1 gone (2026-11-03.jsonl), 1 changed "
-        "(2026-11-01.jsonl). Put it back as it was, or submit the job again, with resume to go on with the new data"
+        "(2026-11-01.jsonl). Put it back as it was, or submit the job again, with resume to train on with the new data"
     )
     assert len(pin(storage, SUBMISSION.replace("1", "2"), uri, find(uri))) == 2
     assert json.loads(storage.read(layout.data_key(SUBMISSION))) == pinned
+
+
+def test_the_pin_is_what_the_specification_says(tmp_path):
+    example = re.search("```json data\n(.*?)```", FORMAT.read_text(), re.S)[1]
+    said = json.loads(example)
+    assert base_of(said["uri"]) == "s3://data/shards/"
+    entries = [Entry(key=key, size=size, etag=etag) for key, (size, etag) in said["objects"].items()]
+    storage = open_storage(f"file://{tmp_path}/run")
+    pin(storage, SUBMISSION, said["uri"], entries)
+    assert json.loads(storage.read(layout.data_key(SUBMISSION))) == said
+    storage.write(layout.data_key(SUBMISSION), example.encode())
+    assert pin(storage, SUBMISSION, said["uri"], entries) == entries
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"objects": []}', b'{"objects": {"a": 5}}', b"[" * 9999])

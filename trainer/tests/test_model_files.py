@@ -72,7 +72,7 @@ def test_of_a_mirrored_folder_only_the_weights_that_are_loaded(mirrored, tmp_pat
 
 def test_a_folder_without_weights_that_are_loaded(mirrored, tmp_path):
     with pytest.raises(
-        UserError, match=r"has no weights that are loaded, neither model.safetensors nor pytorch_model.bin$"
+        UserError, match=r"has no weights that can be loaded: neither model.safetensors nor pytorch_model.bin$"
     ):
         model_files.locate(mirrored(), tmp_path / "target")
     (tmp_path / "mirrored/config.json").rename(tmp_path / "mirrored/adapter_config.json")
@@ -84,7 +84,7 @@ def test_a_folder_without_weights_that_are_loaded(mirrored, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "model.gguf").write_text("")
-    with pytest.raises(UserError, match=r"nor pytorch_model.bin, and model.gguf is no such file: convert it$"):
+    with pytest.raises(UserError, match=r"nor pytorch_model.bin; convert model.gguf to one of them$"):
         model_files.locate(str(folder), tmp_path / "third")
 
 
@@ -103,7 +103,7 @@ def test_a_folder_without_weights_that_are_loaded(mirrored, tmp_path):
 def test_an_index_that_is_none(mirrored, tmp_path, index):
     uri = mirrored()
     (tmp_path / "mirrored/model.safetensors.index.json").write_bytes(index)
-    with pytest.raises(UserError, match=r"^MODEL_ID: model.safetensors.index.json is no index of weights: "):
+    with pytest.raises(UserError, match=r"^MODEL_ID: model.safetensors.index.json is not an index of weights: "):
         model_files.locate(uri, tmp_path / "target")
 
 
@@ -125,9 +125,9 @@ def test_a_job_trains_from_pytorchs_own_file_and_exports_safetensors(mirrored, s
         (
             401,
             {"X-Error-Code": "RepoNotFound"},
-            "it says 401: no such model, or a private one, for which the job needs",
+            "the hub answers 401: there is no such model, or a private one, for which the job needs",
         ),
-        (404, {}, "it says 404: no such model, or a private one"),
+        (404, {}, "the hub answers 404: there is no such model, or a private one"),
     ],
 )
 def test_why_the_hub_does_not_give_a_model(tmp_path, monkeypatch, status, headers, says):
@@ -143,7 +143,7 @@ def test_why_the_hub_does_not_give_a_model(tmp_path, monkeypatch, status, header
     with http.server.HTTPServer(("127.0.0.1", 0), Hub) as hub:
         threading.Thread(target=hub.serve_forever, daemon=True).start()
         ask(monkeypatch, tmp_path, hub)
-        with pytest.raises(UserError, match=f"^MODEL_ID team/model is no folder under MODEL_DIR.* give it: {says}"):
+        with pytest.raises(UserError, match=f"^MODEL_ID team/model is not a folder under MODEL_DIR.* the hub: {says}"):
             model_files.locate("team/model", tmp_path)
         hub.shutdown()
 

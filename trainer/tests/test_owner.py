@@ -8,7 +8,7 @@ import pytest
 
 from training import owner
 from training.errors import SupersededError
-from training.storage import open_storage
+from training.storage import WithheldError, open_storage
 
 MINE = "019a0000-0000-7000-8000-00000000000a"
 OTHER = "019b0000-0000-7000-8000-00000000000b"
@@ -35,6 +35,7 @@ def run(tmp_path, monkeypatch):
     storage = open_storage(f"file://{tmp_path}")
     clock["write"] = lambda **value: storage.write("owner", json.dumps(value).encode())
     clock["check"] = owner.Owner(storage, MINE).check
+    clock["storage"] = storage
     return clock
 
 
@@ -90,6 +91,18 @@ def test_claims_that_follow_each_other_are_not_waited_for_for_ever(run):
 def test_an_old_owner_supersedes_at_once(run):
     run["write"](submission=OTHER, namespace="n", job="j")
     with pytest.raises(SupersededError):
+        run["check"]()
+    assert run["waited"] == 0
+
+
+def test_an_owner_that_storage_gives_to_nobody_supersedes(run, monkeypatch):
+    """It may be another's: functions/run/FORMAT.md, "owner"."""
+
+    def withheld(key):
+        raise WithheldError(f"{key}: it is archived")
+
+    monkeypatch.setattr(run["storage"], "read", withheld)
+    with pytest.raises(SupersededError, match=r"cannot read this run's owner record.*it is archived.*delete owner"):
         run["check"]()
     assert run["waited"] == 0
 

@@ -237,7 +237,7 @@ def test_a_hub_that_has_no_answer_now_is_no_fault_of_the_users(tmp_path, monkeyp
         asked = functools.partial(huggingface_hub.snapshot_download, endpoint=f"http://127.0.0.1:{hub.server_port}")
         monkeypatch.setattr(huggingface_hub, "snapshot_download", asked)
         with pytest.raises(
-            kind, match=r"^MODEL_ID team/model is no folder under MODEL_DIR, and the hub does not give it"
+            kind, match=r"^MODEL_ID team/model is not a folder under MODEL_DIR and cannot be fetched from the hub"
         ):
             model_files.locate("team/model", tmp_path)
         hub.shutdown()

@@ -118,7 +118,7 @@ class Ledger:
         last = closed[-1]
         said = f": {last.message}" if last.message else ""
         if last.cause == errors.USER_ERROR:
-            raise RefusedError(last.cause, f"attempt {last.attempt} ended with what no restart mends{said}")
+            raise RefusedError(last.cause, f"attempt {last.attempt} ended with an error that no restart can fix{said}")
         if [attempt.cause for attempt in closed[-2:]] == [errors.OUT_OF_MEMORY] * 2:
             raise RefusedError(last.cause, f"attempts {closed[-2].attempt} and {last.attempt} ran out of memory{said}")
         failed = [attempt for attempt in closed if attempt.cause in COUNTED]
@@ -177,7 +177,7 @@ class Ledger:
             return None  # deleted since it was listed
         except (ValueError, WithheldError) as error:
             # Taken for the worst that it may have been, so that damage makes no restart more.
-            logger.warning("%s cannot be understood and counts as a crash: %s", key, error)
+            logger.warning("%s cannot be read and counts as a crash: %s", key, error)
             return Attempt(attempt=number, pods=(), started_at=0.0, cause=errors.CRASH)
 
     def _write(self, attempt: Attempt) -> None:
@@ -199,7 +199,7 @@ def parse(number: int, body: bytes) -> Attempt:
         return found
 
     if "cause" not in value:
-        raise ValueError("it has no cause, not even null")
+        raise ValueError("its cause is missing")
     return Attempt(
         attempt=number,
         pods=tuple(field("pods", lambda pods: isinstance(pods, list) and all(map(strict_json.is_text, pods)))),

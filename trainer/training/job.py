@@ -28,7 +28,7 @@ OPTIONS = {
     "dataset-uri": "JSON lines: one object, with a trailing slash all below it, or those of a pattern (train-*.jsonl)",
     "checkpoint-base-uri": "folder of all runs",
     "submission": "UUID of this submission; a fresh one when not given",
-    "resume": "false, true (the run's newest checkpoint) or step-N (that one); a restarted submission goes on anyway",
+    "resume": "false, true (the run's newest checkpoint) or step-N (that one); a restarted submission resumes anyway",
     "max-restarts": f"failed attempts after which there is another one; {MAX_RESTARTS} when not given",
     "num-nodes": "how many nodes the job has",
     "gpus-per-node": "how many GPUs each has; 0 trains on the CPU",
@@ -118,12 +118,12 @@ def required(given: Mapping[str, str | None], name: str) -> str:
 def uri(given: Mapping[str, str | None], name: str) -> str:
     value = required(given, name)
     if not value.startswith(SCHEMES):
-        raise UserError(f"{variable(name)} must begin with {' or '.join(SCHEMES)}, not be {value!r}")
+        raise UserError(f"{variable(name)} must begin with {' or '.join(SCHEMES)}, not {value!r}")
     return value
 
 
 def start(given: Mapping[str, str | None], name: str) -> tuple[bool, int | None]:
-    """Whether to go on from a checkpoint, and from which step if it must be that one."""
+    """Whether to resume, and from which step if it must be that one."""
     value = given[name] or "false"
     if value in ("true", "false"):
         return value == "true", None

@@ -23,7 +23,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, errors.KnownError | errors.PeerLostError):
         return str(error)
     if errors.is_consequence(error):
-        return "another process of the job is gone; its line or its log says why"
+        return "another process of the job ended first; its line or its log says why"
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return HINTS.get(errors.cause_of(error), "") + f"{type(error).__name__}: {said}".removesuffix(": ")
 

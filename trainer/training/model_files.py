@@ -47,7 +47,7 @@ def locate(model_id: str, directory: Path, files: Sequence[str] | None = None) -
     if model_id.startswith("/"):
         return checked(model_id, Path(model_id), files)
     if ".." in Path(model_id).parts:
-        raise UserError(f"{VARIABLE} {model_id} must not climb out of MODEL_DIR")
+        raise UserError(f"{VARIABLE} {model_id} must not point outside MODEL_DIR")
     models = Path(os.environ.get("MODEL_DIR") or "/opt/models")
     if (models / model_id).is_dir():
         return checked(model_id, models / model_id, files)
@@ -89,10 +89,10 @@ def parts(name: str, index: bytes) -> set[str]:
             raise ValueError("it is too large")
         files = json.loads(index)["weight_map"].values()
         if not all(isinstance(file, str) and file == Path(file).name for file in files):
-            raise ValueError("it names what is no file of its folder")
+            raise ValueError("it names a file outside its folder")
         return set(files)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{VARIABLE}: {name} is no index of weights: {error}") from None
+        raise UserError(f"{VARIABLE}: {name} is not an index of weights: {error}") from None
 
 
 def checked(model_id: str, folder: Path, files: Iterable[str] | None = None) -> str:
@@ -100,12 +100,12 @@ def checked(model_id: str, folder: Path, files: Iterable[str] | None = None) -> 
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if "config.json" not in names:
         adapter = ": it is an adapter; merge it into its model, and save that" if "adapter_config.json" in names else ""
-        raise UserError(f"{VARIABLE} {model_id} is no Hugging Face folder: it has no config.json{adapter}")
+        raise UserError(f"{VARIABLE} {model_id} is not a Hugging Face folder: it has no config.json{adapter}")
     if files is None and not names & set(WEIGHTS):
         others = sorted(name for name in names if name.endswith(FORMATS))
-        beside = f", and {others[0]} is no such file: convert it" if others else ""
+        beside = f"; convert {others[0]} to one of them" if others else ""
         lacks = "neither model.safetensors nor pytorch_model.bin"
-        raise UserError(f"{VARIABLE} {model_id} has no weights that are loaded, {lacks}{beside}")
+        raise UserError(f"{VARIABLE} {model_id} has no weights that can be loaded: {lacks}{beside}")
     for name in sorted(name for name in names if name.endswith((".safetensors", ".bin", "tokenizer.json", ".model"))):
         with (folder / name).open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
@@ -135,7 +135,7 @@ def snapshot(model_id: str, patterns: Sequence[str]) -> str:
         return snapshot_download(model_id, allow_patterns=list(patterns), ignore_patterns=list(ELSEWHERE))
     except (OSError, ValueError) as error:
         kind = StorageError if may_pass(error) else UserError
-        wanted = f"{VARIABLE} {model_id} is no folder under MODEL_DIR, and the hub does not give it"
+        wanted = f"{VARIABLE} {model_id} is not a folder under MODEL_DIR and cannot be fetched from the hub"
         raise kind(f"{wanted}: {because(error)}") from None
 
 
@@ -148,9 +148,12 @@ def because(error: Exception) -> str:
         return "it is gated: accept its terms on its page, and give the job a token as HF_TOKEN by env_from_secrets"
     if isinstance(reason, HfHubHTTPError) and reason.response.status_code in (401, 403, 404):
         code = reason.response.status_code
-        return f"it says {code}: no such model, or a private one, for which the job needs HF_TOKEN by env_from_secrets"
+        return (
+            f"the hub answers {code}: there is no such model, or a private one, for which the job needs HF_TOKEN by "
+            "env_from_secrets"
+        )
     if isinstance(reason, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, and nothing of it is here"
+        return "HF_HUB_OFFLINE is set, and the image has no copy of the model"
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

@@ -13,8 +13,8 @@ import typing
 import uuid
 
 from training import layout, strict_json
-from training.errors import SupersededError
-from training.storage import Storage
+from training.errors import SupersededError, UserError
+from training.storage import Storage, WithheldError
 
 CLAIM_SECONDS = 35  # after a claim, its job may still appear: the control plane's owner.rs
 POLL_SECONDS = 1.0
@@ -127,19 +127,19 @@ class Owner:
                 raise SupersededError(
                     f"the run belongs to submission {other} now: {self.submission} stops and writes no more"
                 )
-            logger.info("waits: submission %s has claimed the run, and its job may not appear", owner["submission"])
+            logger.info("waiting: submission %s has claimed the run, and its job may still appear", owner["submission"])
             time.sleep(POLL_SECONDS)
 
     def _read(self) -> Record | None:
-        """The run's owner; None where there is none. What cannot be understood may be another's: nobody writes then."""
+        """The run's owner; None where there is none. What cannot be read may be another's: nobody writes then."""
         key = layout.owner_key()
         try:
-            body = self.storage.read(key)
+            return parse(self.storage.read(key))
         except FileNotFoundError:
             return None
-        try:
-            return parse(body)
-        except ValueError as error:
+        except UserError:
+            raise  # of a bucket that does not exist
+        except (ValueError, WithheldError) as error:
             raise SupersededError(
                 f"cannot read this run's owner record, so another job may be training it: {error}; "
                 f"if none is, delete {key} from the run's folder"

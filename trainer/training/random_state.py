@@ -94,6 +94,6 @@ def check_torch(found: typing.Any) -> None:
 
 def refusal(why: str) -> UserError:
     return UserError(
-        f"the checkpoint's random numbers have a state that cannot be: {why}; find out who else can write such files, "
+        f"the checkpoint's state of random numbers is invalid: {why}; find out who else can write such files, "
         "and submit the job again from another step or without resuming"
     )

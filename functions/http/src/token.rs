@@ -168,7 +168,7 @@ impl TokenCheck {
         let may_be_stale = matches!(error, SecretError::Read(_));
         state.known = state.known.take().filter(|known| may_be_stale && known.read_at.age() < STALE);
         if state.known.is_some() {
-            warn!(cause = chain(&error), "the token secret cannot be read; what it said last counts a while longer");
+            warn!(cause = chain(&error), "cannot read the token secret; its last version is used for now");
         }
         Err(error)
     }
@@ -178,7 +178,7 @@ impl TokenCheck {
         let mut tokens = match TokenSecret::parse(current.expose_secret()).map_err(SecretError::Unusable)? {
             TokenSecret::List { tokens, refused } => {
                 for entry in refused {
-                    warn!("{entry}: it lets nobody in");
+                    warn!("{entry}: the entry is ignored");
                 }
                 return Ok(tokens);
             }

@@ -108,17 +108,19 @@ pub(crate) fn operation(route: Route<'static>, schemas: &mut Schemas) -> Operati
         Route::List => list(schemas),
         Route::Status(_) => status(schemas),
         Route::Cancel(_) => cancel(schemas),
-        Route::Suspend(_) => {
-            Operation { id: "suspend_job", summary: "Take a job's pods away until it is resumed", ..of_switch(schemas) }
-        }
+        Route::Suspend(_) => Operation {
+            id: "suspend_job",
+            summary: "Suspend a job: its pods go until it is resumed",
+            ..of_switch(schemas)
+        },
         Route::Resume(_) => {
-            Operation { id: "resume_job", summary: "Let a suspended job have its pods again", ..of_switch(schemas) }
+            Operation { id: "resume_job", summary: "Resume a suspended job: its pods come back", ..of_switch(schemas) }
         }
         Route::Checkpoints(_) => checkpoints(schemas),
         Route::LatestCheckpoint(_) => Operation {
             id: "get_latest_checkpoint",
             summary: "Get the newest complete checkpoint of a job's run",
-            description: "Its files were looked at for this answer.",
+            description: "Its files were checked for this answer.",
             ..of_checkpoint(schemas)
         },
         Route::BestCheckpoint(_) => best_checkpoint(schemas),
@@ -150,7 +152,7 @@ fn submit(schemas: &mut Schemas) -> Operation {
         parameters: vec![
             parameter(
                 "dry_run",
-                "`true`: tell what would be answered, and the manifest; create nothing.",
+                "`true`: answer what the request would do, and the manifest; create nothing.",
                 &json!({"type": "boolean", "default": false}),
             ),
             parameter(
@@ -193,7 +195,7 @@ fn list(schemas: &mut Schemas) -> Operation {
         summary: "List jobs in the order of their names",
         description: "A page may hold fewer jobs than `limit`, or none; the list ends where `continue` is null.",
         parameters: vec![
-            limit("Jobs looked at for a page."),
+            limit("Jobs read for a page."),
             parameter("continue", "`continue` of the page before.", &token),
             parameter("framework", "Only jobs of this framework.", &schemas.request::<Framework>()),
             parameter("run_id", "Only jobs of this run.", &run_id),
@@ -209,7 +211,7 @@ fn status(schemas: &mut Schemas) -> Operation {
     let job = answer("The job", &schemas.answer::<TrainingJobStatus>());
     Operation {
         id: "get_job",
-        summary: "Tell what became of a job",
+        summary: "Get the status of a job",
         answers: vec![(200, with_example(job, json!(examples::job())))],
         ..of_job()
     }
@@ -248,7 +250,7 @@ fn best_checkpoint(schemas: &mut Schemas) -> Operation {
         summary: "Get the complete checkpoint with the best metric",
         parameters: vec![
             parameter("metric", "Name of the metric.", &metric),
-            parameter("mode", "Which end of the metric is the good one.", &mode),
+            parameter("mode", "Whether the least or the greatest value is the best.", &mode),
         ],
         ..of_checkpoint(schemas)
     }
@@ -261,11 +263,11 @@ fn logs() -> Operation {
     let source = json!({"type": "string", "enum": ["cluster", "archive"]});
     let tail = count(TAIL);
     let since = json!({"type": "string", "format": "date-time"});
-    let truncated = "`true`: older lines were left out, so that the answer has at most 4 MiB, and of the archive no more than \
-                     1,000 objects hold and time allows.";
+    let truncated = "`true`: older lines were left out, because the answer has at most 4 MiB, and the archive is read for \
+                     at most 1,000 objects and a limited time.";
     let incomplete = "`true`: the newest lines are missing, because the cluster took too long.";
     let from = "`cluster`, where each line begins with its time, or `archive`, where lines are as they were printed.";
-    let of_attempt = "Which attempt of the submission an archived log is of.";
+    let of_attempt = "The attempt of the submission that printed an archived log.";
     let text = json!({
         "description": "The newest lines",
         "content": {"text/plain": {"schema": {"type": "string"}}}
@@ -274,7 +276,7 @@ fn logs() -> Operation {
         id: "get_logs",
         summary: "Get what a pod of the job prints",
         description: "The cluster has the last two starts of each pod that exists. The trainer archives what each rank prints \
-                      in the runs bucket, at most 15 seconds behind.",
+                      in the runs bucket, within 15 seconds.",
         parameters: vec![
             parameter("replica", "`master` (the default) or `worker-<index>`.", &replica),
             parameter(
@@ -290,12 +292,12 @@ fn logs() -> Operation {
             ),
             parameter(
                 "source",
-                "Where to look. When absent, in the cluster, and then in the archive unless `since`, or `attempt` of a pod that \
+                "Where to read. When absent, in the cluster, and then in the archive unless `since`, or `attempt` of a pod that \
                  exists, is given.",
                 &source,
             ),
-            parameter("tail", "So many of the newest lines.", &tail),
-            parameter("since", "Only lines from this time on; those of the archive have none.", &since),
+            parameter("tail", "How many of the newest lines.", &tail),
+            parameter("since", "Only lines from this time on. Lines of the archive have no times.", &since),
         ],
         answers: vec![(
             200,
@@ -338,7 +340,7 @@ fn settings() -> Operation {
 fn health(schemas: &mut Schemas) -> Operation {
     Operation {
         id: "get_health",
-        summary: "Tell whether the function runs",
+        summary: "Check that the function runs",
         answers: vec![(200, answer("It does", &schemas.answer::<Health>()))],
         ..of_service(Access::Everybody)
     }
@@ -348,10 +350,10 @@ fn readiness(schemas: &mut Schemas) -> Operation {
     let readiness = schemas.answer::<Readiness>();
     Operation {
         id: "get_readiness",
-        summary: "Tell whether everything behind the API answers",
+        summary: "Check the upstream services: token secret, cluster and bucket",
         answers: vec![
             (200, answer("Everything does", &readiness)),
-            (503, answer("Something does not, or the token cannot be checked", &readiness)),
+            (503, answer("One of them is not available, or the token cannot be checked", &readiness)),
         ],
         ..of_service(Access::Token)
     }

@@ -37,7 +37,7 @@ pub enum Cause {
     Crash,
     /// It was told to stop, or its pod was moved.
     Preempted,
-    /// Another submission or pod goes on with the run.
+    /// Another submission or pod trains the run now.
     Superseded,
 }
 

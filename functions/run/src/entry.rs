@@ -3,13 +3,14 @@
 
 #[cfg(feature = "schema")]
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::{
+    json::{BadField, Fields, StatementError},
     layout::{RunKey, RunPrefix},
-    marker::{File, Marker, Parent, State},
+    marker::{self, File, Marker, Parent, State},
     names::{Step, Submission},
 };
 
@@ -17,7 +18,7 @@ use crate::{
 const VERSION: u64 = 1;
 
 /// What the index knows of one checkpoint: a function of its marker and of a listing of its files, and of nothing else.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct IndexEntry {
     /// Version of this format.
@@ -38,7 +39,7 @@ pub struct IndexEntry {
     pub file_count: usize,
     /// Metrics of that one step.
     pub metrics: Map<String, Value>,
-    /// From where the submission went on.
+    /// The checkpoint that the submission resumed.
     pub parent: Option<Parent>,
     /// Full key of the marker in the runs bucket.
     pub marker_key: String,
@@ -51,12 +52,9 @@ pub struct IndexEntry {
 pub enum IndexError {
     /// Not an index entry.
     #[error("is not an index entry")]
-    Format(#[source] serde_json::Error),
-    /// Larger than any entry.
-    #[error("is too large for an index entry")]
-    TooLarge,
-    /// Archived, or encrypted with a key of its writer's: nobody is given it.
-    #[error("is an index entry that nobody is given")]
+    Format(#[source] StatementError),
+    /// Archived, or encrypted with a key that S3 does not have.
+    #[error("is an index entry that S3 gives to nobody: it is archived, or encrypted with a key that S3 does not have")]
     Withheld,
     /// Written by a later release.
     #[error("is of index version {0}, and this release reads version {VERSION}: update the functions")]
@@ -90,15 +88,25 @@ impl IndexEntry {
     /// # Errors
     /// The body is no entry, or one of a later version.
     pub fn parse(body: &[u8]) -> Result<Self, IndexError> {
-        #[derive(Deserialize)]
-        struct Version {
-            index: u64,
+        // First, since a later version may have other bounds.
+        let index = Fields::parse(body).and_then(|fields| fields.required("index").ok());
+        if let Some(newer) = index.filter(|index| *index > VERSION) {
+            return Err(IndexError::Newer(newer));
         }
-        let Version { index } = serde_json::from_slice(body).map_err(IndexError::Format)?;
-        if index > VERSION {
-            return Err(IndexError::Newer(index));
-        }
-        serde_json::from_slice(body).map_err(IndexError::Format)
+        let fields = Fields::of_statement(body).map_err(IndexError::Format)?;
+        Ok(Self {
+            index: fields.required("index")?,
+            step: fields.required("step")?,
+            state: fields.required("state")?,
+            submission: fields.text("submission")?,
+            saved_at: fields.required("saved_at")?,
+            size_bytes: fields.required("size_bytes")?,
+            file_count: fields.required("file_count")?,
+            metrics: fields.required("metrics")?,
+            parent: fields.parsed("parent", |parent| marker::parse_parent(&parent))?,
+            marker_key: fields.required("marker_key")?,
+            marker_etag: fields.required("marker_etag")?,
+        })
     }
 
     /// The body to store.
@@ -108,6 +116,14 @@ impl IndexEntry {
     #[must_use]
     pub fn to_body(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("text keys and finite numbers only")
+    }
+}
+
+// === impl IndexError ===
+
+impl From<BadField> for IndexError {
+    fn from(field: BadField) -> Self {
+        Self::Format(field.into())
     }
 }
 
@@ -132,6 +148,57 @@ mod tests {
             }
         }
         assert!(entries > 100, "{entries}");
+    }
+
+    /// An entry with these fields after those that must be there.
+    fn parse(fields: &str) -> Result<IndexEntry, IndexError> {
+        let parent = r#"{"submission": "01970000-0000-7000-8000-000000000001", "step": 3}"#;
+        let body = format!(
+            r#"{{"index": 1, "step": 5, "state": "complete", "submission": null, "saved_at": 1.5, "size_bytes": 2,
+                "file_count": 1, "metrics": {{}}, "parent": {parent}, "marker_key": "k", "marker_etag": "e"{fields}}}"#
+        );
+        IndexEntry::parse(body.as_bytes())
+    }
+
+    #[test]
+    fn an_entry_is_read_as_all_bodies_are() {
+        let lists = |levels: usize| format!(r#", "x": {}{}"#, "[".repeat(levels), "]".repeat(levels));
+        let capitals = r#", "submission": "019AD3F0-5D1C-7000-8000-00000000000B""#;
+        for fields in [
+            "",
+            capitals,
+            r#", "index": 2, "index": 1"#,
+            r#", "step": 4, "step": 5"#,
+            r#", "size_bytes": "x", "size_bytes": 2"#,
+            r#", "parent": 1, "parent": null"#,
+            r#", "parent": {"step": "x", "step": 3, "submission": "01970000-0000-7000-8000-000000000001"}"#,
+            r#", "metrics": {"loss": 1.5, "loss": 2.5}"#,
+            r#", "x": 1e999, "y": "\ud800""#,
+            &lists(63),
+        ] {
+            let entry = parse(fields).expect(fields);
+            assert_eq!((entry.step.get(), entry.size_bytes), (5, 2), "{fields}");
+        }
+        let submission = parse(capitals).expect("an entry").submission;
+        assert_eq!(submission.expect("a submission").as_str(), "019ad3f0-5d1c-7000-8000-00000000000b");
+        assert_eq!(parse(r#", "metrics": {"loss": 1.5, "loss": 2.5}"#).expect("an entry").metrics["loss"], 2.5);
+        for (fields, error) in [
+            (lists(64).as_str(), StatementError::Json),
+            (r#", "x": NaN"#, StatementError::Json),
+            (r#", "\ud800": 1"#, StatementError::Json),
+            (r#", "step": 5, "step": 5.0"#, StatementError::Field("step")),
+            (r#", "state": "done""#, StatementError::Field("state")),
+            (r#", "parent": {"step": 3}"#, StatementError::Field("parent")),
+            (r#", "metrics": null"#, StatementError::Field("metrics")),
+            (r#", "saved_at": 1e999"#, StatementError::Field("saved_at")),
+            (&format!(r#", "x": "{}""#, "x".repeat(16 * 1024)), StatementError::TooLarge),
+        ] {
+            let Err(IndexError::Format(refused)) = parse(fields) else { panic!("not refused: {fields}") };
+            assert_eq!(refused, error, "{fields}");
+        }
+        for later in [r#", "step": "x""#, &lists(64), &format!(r#", "x": "{}""#, "x".repeat(16 * 1024))] {
+            assert!(matches!(parse(&format!(r#"{later}, "index": 2"#)), Err(IndexError::Newer(2))), "{later}");
+        }
     }
 
     #[test]

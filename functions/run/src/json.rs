@@ -10,7 +10,8 @@ use serde::{
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-/// Largest owner, record or progress that is read, in bytes; they have some hundred.
+/// Largest owner, record, progress or index entry that is read, in bytes. They have some hundred; of an entry, metrics of
+/// 4 KiB, two submissions and a key of a kilobyte are not half of it.
 pub const MAX_STATEMENT_BYTES: usize = 16 * 1024;
 
 /// Levels of objects and lists in each other at most, the object itself counted: an index entry nests as a marker's metrics
@@ -27,7 +28,7 @@ struct FieldsVisitor<'a>(PhantomData<Fields<'a>>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadField(pub(crate) &'static str);
 
-/// Why an object is not an owner, a record or progress.
+/// Why an object is not an owner, a record, progress or an index entry.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum StatementError {
     /// Larger than any.
@@ -56,7 +57,7 @@ impl<'a> Fields<'a> {
         serde_json::from_slice(text).ok()
     }
 
-    /// The fields of an owner, a record or progress.
+    /// The fields of an owner, a record, progress or an index entry.
     pub(crate) fn of_statement(body: &'a [u8]) -> Result<Self, StatementError> {
         if body.len() > MAX_STATEMENT_BYTES {
             return Err(StatementError::TooLarge);

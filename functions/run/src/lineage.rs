@@ -1,5 +1,5 @@
 //! Which checkpoints of a run belong together: those of the newest submission and of the submissions from which it came,
-//! each up to the step from which its child went on. The others are superseded: listed, and never chosen.
+//! each up to the step that its child resumed. The others are superseded: listed, and never chosen.
 //!
 //! The rule is written down in FORMAT.md, "Which checkpoints count". `lineage` of
 //! `trainer/training/checkpoint/lineage.py` has it too, and `tests/contract/lineage.json` holds the vectors that both run.
@@ -21,7 +21,7 @@ pub struct Known {
     pub step: Step,
     /// The submission that wrote it; other images' checkpoints may have none.
     pub submission: Option<Submission>,
-    /// From where that submission went on.
+    /// The checkpoint that the submission resumed.
     pub parent: Option<Parent>,
     /// The metric that is asked for, where the checkpoint has it.
     pub metric: Option<f64>,
@@ -43,7 +43,7 @@ struct Reach {
     limit: Step,
 }
 
-/// A lineage that is followed from submission to submission, back in time. This alone knows how it goes on.
+/// A lineage that is followed from submission to submission, back in time. This alone knows which submission is next.
 #[derive(Clone, Debug)]
 pub struct Trace {
     lineage: Lineage,
@@ -149,7 +149,7 @@ impl Trace {
         self.next.as_ref().map(|(submission, limit)| (submission, *limit))
     }
 
-    /// Count the next submission, and go on with its parent.
+    /// Count the next submission, and continue with its parent.
     pub fn go_on(&mut self, parent: Option<&Parent>) {
         let Some((submission, limit)) = self.next.take() else { return };
         let generation = self.lineage.reach.len();

@@ -40,7 +40,7 @@ pub struct Marker {
     pub saved_at: f64,
     /// The submission that wrote it; other images' markers may have none.
     pub submission: Option<Submission>,
-    /// The submission and step from which that submission went on.
+    /// The submission and step that the submission resumed.
     pub parent: Option<Parent>,
     /// The checkpoint's files; `None` when the marker does not list them.
     pub files: Option<Vec<File>>,
@@ -256,7 +256,7 @@ fn parse_step(fields: &Fields<'_>) -> Result<Option<Step>, BadField> {
     fields.parsed("step", |step: u64| Step::new(step).ok())
 }
 
-fn parse_parent(fields: &Fields<'_>) -> Option<Parent> {
+pub(crate) fn parse_parent(fields: &Fields<'_>) -> Option<Parent> {
     Some(Parent { submission: fields.text("submission").ok()??, step: parse_step(fields).ok()?? })
 }
 
@@ -292,8 +292,9 @@ fn parse_metrics(fields: &Fields<'_>) -> Option<Map<String, Value>> {
         let value: Value = serde_json::from_str(value.get()).ok()?;
         // As it will be written, with a comma.
         let written = format!("{}:{value},", Value::from(name.as_str()));
-        // A text becomes what it says where an object has the one field by which serde_json knows its own raw values.
-        if is_too_deep(written.as_bytes()) {
+        // A text becomes what it says where an object has the one field by which serde_json knows its own raw values. In an
+        // entry that is two levels down.
+        if is_too_deep(format!("{{{{{written}").as_bytes()) {
             return None;
         }
         let Some(left) = room.checked_sub(written.len()) else { break };

@@ -35,7 +35,7 @@ fn check_round_trip<T: Serialize, E: Debug>(example: &str, parse: impl FnOnce(&[
 fn each_example_is_read_and_nothing_of_it_is_made_up() {
     let examples = examples();
     let words: Vec<_> = examples.keys().copied().collect();
-    assert_eq!(words, ["attempt", "entry", "marker", "owner", "progress", "record"]);
+    assert_eq!(words, ["attempt", "data", "entry", "marker", "owner", "progress", "record"]);
 
     check_round_trip(examples["owner"], Owner::parse);
     check_round_trip(examples["record"], JobRecord::parse);

@@ -72,7 +72,7 @@ impl Handler {
     async fn run_of(&self, name: &str, namespace: Namespace) -> Result<RunPrefix, Failure> {
         let (name, job) = self.job(&namespace, name).await?;
         let run = in_storage(self.run_with_checkpoints(&namespace, &name, &job)).await?;
-        run.ok_or_else(|| not_found("the job has no run on this platform, or another namespace has it by now"))
+        run.ok_or_else(|| not_found("this API knows no run of the job, or the run belongs to another namespace now"))
     }
 }
 

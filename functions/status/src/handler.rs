@@ -80,7 +80,7 @@ impl Handler {
         }
     }
 
-    /// Let a caller in; what is asked for is looked at only then.
+    /// Authenticates a caller; the request is read only then.
     async fn admit(&self, request: &Request) -> Result<Asked, Failure> {
         let caller = self.token.check(request, Scope::Read).await?;
         Ok(Asked { query: boundary::query(request), caller })

@@ -124,8 +124,8 @@ impl Handler {
             (End::Serve(Source::Cluster), Some(Ok(answer)), _)
             | (End::Serve(Source::Archive), _, Some(Ok((_, Some(answer))))) => Ok(answer),
             (End::RefuseUnarchived, _, Some(Ok((run, _)))) => {
-                let place = archive_of(run.as_ref(), &wanted, ", as ");
-                Err(Failure::new(Code::LogNotFound, format!("no such log is archived that can be read{place}")))
+                let place = archive_of(run.as_ref(), &wanted, " at ");
+                Err(Failure::new(Code::LogNotFound, format!("there is no readable archived log{place}")))
             }
             (End::RefuseUnknown, _, Some(Err(error))) => Err(storage_failure(error)),
             (End::RefuseAbsentAndUnknown, Some(Err(unprinted)), Some(Err(error))) => {
@@ -139,8 +139,8 @@ impl Handler {
                     None => run().await,
                 };
                 let words = match hint {
-                    Hint::NotArchived => "; nor is one archived that can be read, as ",
-                    Hint::MayBeArchived | Hint::None => "; source=archive may have it, if the trainer archives it as ",
+                    Hint::NotArchived => "; there is no readable archived log at ",
+                    Hint::MayBeArchived | Hint::None => "; retry with source=archive if the trainer archives it at ",
                 };
                 match run {
                     Ok(run) => failure.problem.detail.push_str(&archive_of(run.as_ref(), &wanted, words)),
@@ -149,7 +149,10 @@ impl Handler {
                 Err(failure)
             }
             // Each ending has what it was made of.
-            _ => Err(Failure::new(Code::ClusterError, "the question ended without a log or a reason")),
+            _ => Err(Failure::new(
+                Code::ClusterError,
+                "this service found neither a log nor a reason; retry the same request",
+            )),
         }
     }
 
@@ -170,14 +173,13 @@ impl Handler {
         let jobs = self.cluster.jobs(namespace);
         let pod = jobs.pod(&pod_name).await.map_err(|error| other(cluster_failure(error)))?;
         let pod = pod.filter(|pod| job.owns(&pod.metadata));
-        let pod = pod.ok_or_else(|| no_pod(format!("there is no pod `{pod_name}` now")))?;
-        let of_the_pod =
-            |what: &dyn Display| Failure::new(Code::LogNotFound, format!("of the pod `{pod_name}`: {what}"));
+        let pod = pod.ok_or_else(|| no_pod(format!("the pod `{pod_name}` does not exist now")))?;
+        let of_the_pod = |what: &dyn Display| Failure::new(Code::LogNotFound, format!("the pod `{pod_name}`: {what}"));
         let instance = Instance::choose(&pod, wanted.attempt).map_err(|error| no_start(of_the_pod(&error)))?;
 
         let options = LogOptions { instance, tail_lines: wanted.tail_lines, since: wanted.since };
         let log = jobs.log(&pod_name, &options).await.map_err(|error| match error {
-            ClusterError::NotFound => no_pod(format!("there is no pod `{pod_name}` any more")),
+            ClusterError::NotFound => no_pod(format!("the pod `{pod_name}` no longer exists")),
             ClusterError::BadRequest(message) => no_start(of_the_pod(&message)),
             // The API server could not reach the node, and says so with a 500.
             ClusterError::Unexpected(cause) => {

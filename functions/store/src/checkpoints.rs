@@ -1,9 +1,9 @@
 //! The checkpoints of a run as the index tells them, and as they are now: the index is of each marker's last event, so
-//! whoever is to load a checkpoint gets one whose files were looked at again.
+//! whoever is to load a checkpoint gets one whose files were checked again.
 //!
 //! Which checkpoints count is decided by the run's newest submission, and entries are in the order of their steps. Nearly
 //! always the highest step is the newest submission's: `owner` says so, and then a few requests are enough, however many
-//! checkpoints there are. Else (a run begun anew that is not yet beyond its former life, or markers that name no
+//! checkpoints there are. Else (after a restart from scratch, until training passes the previous highest step, or with markers that name no
 //! submission), and for a metric, all entries and digests are listed, a thousand a request, and only entries that have no
 //! digest are read: those of an older release, and those that are being indexed.
 
@@ -11,6 +11,7 @@ use std::collections::HashMap;
 
 use futures::{StreamExt, TryStreamExt, future, stream};
 use training_run::{
+    MAX_STATEMENT_BYTES, StatementError,
     digest::Digest,
     entry::{IndexEntry, IndexError},
     layout::{RunKey, RunPrefix},
@@ -23,10 +24,8 @@ use crate::{Found, OwnerFound, Read, Store, StoreError};
 
 /// Entries read at once.
 const PARALLEL_READS: usize = 32;
-/// Checkpoints looked at at once: a marker and a listing of its files take some megabytes each.
+/// Checkpoints checked at once: a marker and a listing of its files take some megabytes each.
 const PARALLEL_LOOKS: usize = 8;
-/// Largest entry that is read, in bytes: metrics of 4 KiB, two submissions and a key of a kilobyte are not half of it.
-const MAX_ENTRY_BYTES: usize = 16 * 1024;
 /// Keys of one listing: as many as S3 gives.
 const LISTING: usize = 1_000;
 
@@ -42,7 +41,7 @@ pub struct IndexPage {
 struct Listed {
     /// Keys of entries.
     keys: Vec<String>,
-    /// The last of them, where the listing may go on.
+    /// The last of them, after which the listing may continue.
     after: Option<String>,
 }
 
@@ -135,7 +134,7 @@ impl Store {
     }
 
     /// The lineage where the highest checkpoint is the owner's, and each ancestor still has the checkpoint from which its
-    /// child went on: one read a submission.
+    /// child resumed: one read a submission.
     async fn lineage_of_owner(&self, prefix: &RunPrefix) -> Result<Option<Lineage>, StoreError> {
         let (owner, highest) = future::try_join(self.writer(prefix), self.index_page(prefix, 1, None)).await?;
         let (Some(owner), Some(highest)) = (owner, highest.entries.first()) else { return Ok(None) };
@@ -153,7 +152,7 @@ impl Store {
         Ok(Some(trace.into_lineage()))
     }
 
-    /// The first of some steps whose checkpoint is complete now. The first is looked at alone, as it nearly always is.
+    /// The first of some steps whose checkpoint is complete now. The first is checked alone, since it nearly always is.
     async fn first_complete(&self, prefix: &RunPrefix, steps: &[Step]) -> Result<Option<IndexEntry>, StoreError> {
         let (first, rest) = steps.split_at(steps.len().min(1));
         for steps in std::iter::once(first).chain(rest.chunks(PARALLEL_LOOKS)) {
@@ -250,15 +249,15 @@ impl Store {
         let (bucket, keep) = (prefix.bucket(), &keep);
         stream::iter(keys)
             .map(|key| async move {
-                let entry = match self.read(bucket, &key, MAX_ENTRY_BYTES).await? {
+                let entry = match self.read(bucket, &key, MAX_STATEMENT_BYTES).await? {
                     Read::Object(object) => IndexEntry::parse(&object.body),
                     Read::Nothing => return Ok(None), // deleted since it was listed
-                    Read::TooLarge(_) => Err(IndexError::TooLarge),
+                    Read::TooLarge(_) => Err(IndexError::Format(StatementError::TooLarge)),
                     Read::Withheld(_) => Err(IndexError::Withheld),
                 };
                 match (entry, prefix.index_step(&key)) {
                     (Ok(entry), _) => Ok(Some(keep(entry))),
-                    (Err(IndexError::Format(_) | IndexError::TooLarge | IndexError::Withheld), Some(step)) => {
+                    (Err(IndexError::Format(_) | IndexError::Withheld), Some(step)) => {
                         Ok(match Box::pin(self.snapshot(prefix, step)).await?.found {
                             Found::Checkpoint(entry) => Some(keep(entry)),
                             Found::Nothing | Found::Unusable(_) => None,
@@ -336,7 +335,7 @@ mod tests {
     #[tokio::test]
     async fn an_entry_that_is_none_is_made_from_its_marker() {
         let key = prefix().key(&RunKey::IndexEntry(step(20)));
-        for garbage in ["{", "[]", &format!("{{\"a\":{}", "[".repeat(9999)), &" ".repeat(3 * MAX_ENTRY_BYTES)] {
+        for garbage in ["{", "[]", &format!("{{\"a\":{}", "[".repeat(9999)), &" ".repeat(3 * MAX_STATEMENT_BYTES)] {
             let bucket = Bucket::holding(run());
             bucket.write(&key, garbage);
             let store = bucket.store();

@@ -28,7 +28,7 @@ pub struct Snapshot {
     pub found: Found,
 }
 
-/// Which marker was looked at.
+/// Which marker was read.
 #[derive(Clone, Debug, PartialEq)]
 enum Seen {
     Nothing,
@@ -37,7 +37,7 @@ enum Seen {
     Withheld,
 }
 
-/// What a look at a step found.
+/// What was found of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Found {
     /// No marker.
@@ -82,7 +82,7 @@ impl Snapshot {
 
 impl Store {
     /// Read a step: its marker, and a listing of the files that the marker names. Where they are not there, the step may
-    /// have been saved again in between, or deleted: then it is looked at anew.
+    /// have been saved again in between, or deleted: then it is read again.
     ///
     /// # Errors
     /// S3 cannot be reached or denies the request.
@@ -135,7 +135,7 @@ impl Store {
         self.list_files(prefix.bucket(), &folder, &keys, most).await
     }
 
-    /// Whether the marker is still the one that was looked at.
+    /// Whether the marker is still the one that was read.
     async fn is_still(&self, bucket: &str, key: &str, seen: &Seen) -> Result<bool, StoreError> {
         match seen {
             Seen::Nothing => Ok(self.identity(bucket, key).await?.is_none()),
@@ -144,7 +144,7 @@ impl Store {
         }
     }
 
-    /// Make the entry of a step and its digest what its marker says now. The marker is looked at again after the writes, so
+    /// Make the entry of a step and its digest what its marker says now. The marker is read again after the writes, so
     /// that of two who index one step the one that writes last has seen the newest marker.
     ///
     /// # Errors

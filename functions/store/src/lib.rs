@@ -172,7 +172,7 @@ impl Store {
         match self.client.head_object().bucket(bucket).key(key).send().await {
             Ok(output) => Ok(Some(Identity { etag: output.e_tag.unwrap_or_default(), version: output.version_id })),
             Err(error) if is_missing(&error) => Ok(None),
-            Err(error) => Err(StoreError::of_sdk("look at", bucket, key, error)),
+            Err(error) => Err(StoreError::of_sdk("read the metadata of", bucket, key, error)),
         }
     }
 

@@ -6,7 +6,7 @@ use proptest::{
     sample::{Index, select},
 };
 use serde_json::{Map, Value, json};
-use training_core::request::FIELDS;
+use training_core::request::fields::{FIELDS, names};
 
 use crate::generate::{Deployment, MAX_BODY, accepted, json_value, text, words};
 
@@ -65,8 +65,8 @@ fn no_json(deployment: &Deployment) -> BoxedStrategy<Malformed> {
         10 => never("bytes", vec(any::<u8>(), 0..300).boxed()),
         10 => never("like JSON", like_json.boxed()),
         10 => never("cut", cut.boxed()),
-        4 => never("no number", with(deployment, words(&FIELDS), number)),
-        4 => never("a lone surrogate", with(deployment, words(&FIELDS), surrogate)),
+        4 => never("no number", with(deployment, words(&names()), number)),
+        4 => never("a lone surrogate", with(deployment, words(&names()), surrogate)),
         4 => never("nested", nested.boxed()),
         4 => never("a field twice", twice.boxed()),
         4 => never("a byte order mark", marked.boxed()),
@@ -91,13 +91,14 @@ fn broken_rules(deployment: &Deployment) -> BoxedStrategy<Malformed> {
     });
     let other = words(&["", " \r\n\t", "null", "true", "[]", "\"x\"", "{}", "0", "{", "}", "\u{0}"]);
     let null = || words(&["null"]);
+    let required: Vec<_> = FIELDS.iter().filter(|field| field.is_required).map(|field| field.name).collect();
     let base = deployment.runs_base_uri.clone();
     let unlisted = select(vec!["\u{fffe}", "\u{ffff}", "\u{80}", "/../x", "//x", "-of-others"]);
     let base = unlisted.prop_map(move |end| Value::from(format!("{base}{end}")).to_string()).boxed();
     prop_oneof![
-        4 => never("a number too large", with(deployment, words(&FIELDS), number)),
+        4 => never("a number too large", with(deployment, words(&names()), number)),
         4 => never("an unknown field", with(deployment, text("[a-zA-Z~/ é]{1,200}[~/]"), null())),
-        4 => never("a required field is null", with(deployment, words(&FIELDS[..5]), null())),
+        4 => never("a required field is null", with(deployment, words(&required), null())),
         2 => never("a base that is none", with(deployment, words(&["checkpoint_base_uri"]), base)),
         3 => never("something else", other.prop_map(String::into_bytes).boxed()),
         1 => never("many mistakes", many.boxed()),
@@ -120,7 +121,7 @@ fn changed(deployment: &Deployment) -> BoxedStrategy<Malformed> {
         }
         body
     });
-    let changes = vec((select(FIELDS.to_vec()), json_value()), 1..5);
+    let changes = vec((select(names()), json_value()), 1..5);
     let types = (accepted(deployment), changes).prop_map(|(mut body, changes)| {
         for (field, value) in changes {
             body[field] = value;

@@ -11,7 +11,7 @@ use e2e::{
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::time::sleep;
-use training_core::request::FIELDS;
+use training_core::request::fields::names;
 
 const REQUESTS: usize = 1_000;
 const CREATED: usize = 60;
@@ -29,7 +29,7 @@ async fn every_accepted_request_makes_a_job_that_the_cluster_takes() -> Result<(
     train(&world, &deployment).await?;
     let (strategy, seed) = (accepted(&deployment), chance.seed);
     let requests = (0..REQUESTS).map(|_| chance.next(&strategy)).collect::<Result<Vec<_>>>()?;
-    for field in FIELDS {
+    for field in names() {
         let count = requests.iter().filter(|request| !request[field].is_null()).count();
         ensure!(count >= REQUESTS / 4, "SEED={seed}: only {count} requests have the field `{field}`");
     }

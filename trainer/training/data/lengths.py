@@ -34,7 +34,7 @@ class Lengths:
         return self.cut_tokens / max(self.tokens, 1)
 
     def sentence(self, max_seq_len: int) -> str:
-        about, among = ("", "") if self.whole else ("about ", f" (of {self.texts} texts that were looked at)")
+        about, among = ("", "") if self.whole else ("about ", f" (of {self.texts} texts that were counted)")
         return (
             f"max_seq_len {max_seq_len} cuts {about}{self.cut_texts} of {self.texts} texts, and {about}"
             f"{self.share:.1%} of all tokens are not trained on{among}"

@@ -49,8 +49,8 @@ def find(uri: str, *, several_splits: bool = False) -> list[Entry]:
     if pattern:
         chosen = [entry for entry in entries if matches(pattern, entry.key)]
         if entries and not chosen:
-            raise UserError(f"{VARIABLE} {uri} chooses none of the {len(entries)} objects that begin so")
-        logger.info("%s chooses %d of %d objects that begin so", uri, len(chosen), len(entries))
+            raise UserError(f"{VARIABLE} {uri} matches none of the {len(entries)} objects that share its prefix")
+        logger.info("%s matches %d of %d objects that share its prefix", uri, len(chosen), len(entries))
         entries = chosen
     hidden = [entry.key for entry in entries if is_hidden(entry.key)]
     passed_over = f"{len(hidden)} hidden objects, such as {hidden[0]}" if hidden else ""
@@ -135,11 +135,11 @@ def pin(storage: Storage, submission: str, uri: str, entries: Sequence[Entry]) -
         before = {key: [size, etag] for key, (size, etag) in json.loads(pinned)["objects"].items()}
         said = changes(before, found)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{key} cannot be read, which has the objects that this submission began with") from None
+        raise UserError(f"{key} cannot be read; it lists the objects that this submission began with") from None
     if said:
         raise UserError(
             f"{VARIABLE} {uri} is not what this submission began with: {said}. Put it back as it was, or submit the "
-            "job again, with resume to go on with the new data"
+            "job again, with resume to train on with the new data"
         )
     if added := sorted(found.keys() - before.keys()):
         logger.warning(

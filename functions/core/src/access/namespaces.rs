@@ -49,9 +49,9 @@ impl Namespaces {
         let seen: Vec<_> =
             self.all().filter(|namespace| caller.sees(namespace)).map(|namespace| format!("`{namespace}`")).collect();
         let detail = if seen.is_empty() {
-            "the namespace is not one that your token is for: it is for none that this service serves".to_owned()
+            "your token has access to none of the namespaces that this service serves".to_owned()
         } else {
-            format!("the namespace is not one of those that this service serves to you: {}", seen.join(", "))
+            format!("your token has no access to this namespace here; choose one of {}", seen.join(", "))
         };
         Problem::new(Code::NamespaceNotAllowed, detail)
     }
@@ -92,9 +92,11 @@ mod tests {
     #[test]
     fn a_limited_caller_learns_of_its_own_namespaces_only() {
         let namespaces = Namespaces::new(namespace("training"), vec![namespace("two"), namespace("three")]);
-        for (seen, told) in
-            [(&["two"][..], "to you: `two`"), (&["three", "two"], "`two`, `three`"), (&["other"], "for none")]
-        {
+        for (seen, told) in [
+            (&["two"][..], "choose one of `two`"),
+            (&["three", "two"], "`two`, `three`"),
+            (&["other"], "none of the namespaces"),
+        ] {
             let caller = Caller::limited_to(seen.iter().map(|name| namespace(name)));
             let said: Vec<_> = [None, Some("training"), Some("nope"), Some("other")]
                 .map(|wanted| namespaces.choose(wanted, &caller).expect_err("not seen"))

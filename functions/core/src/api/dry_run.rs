@@ -13,7 +13,7 @@ use crate::job::{pytorchjob::PyTorchJob, status::TrainingJobStatus};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct DryRun {
-    /// The job as the answer would tell it.
+    /// The job's status as the real request would answer it.
     #[serde(flatten)]
     pub job: TrainingJobStatus,
     /// Always true: nothing was created.

@@ -20,7 +20,7 @@ pub enum Code {
     InvalidRequest,
     /// No token was sent.
     MissingToken,
-    /// The token is not one of ours.
+    /// The token is not in the secret, or has expired.
     InvalidToken,
     /// The token does not have the scope that this needs.
     ScopeNotAllowed,
@@ -40,7 +40,7 @@ pub enum Code {
     RouteNotFound,
     /// The path has routes, with other methods.
     MethodNotAllowed,
-    /// A job of that name exists and was asked for differently.
+    /// A job of that name exists and was submitted with other fields.
     JobConflict,
     /// A job of that name is not finished.
     JobRunning,
@@ -50,11 +50,11 @@ pub enum Code {
     JobTerminating,
     /// Another tool made the job, and this API does not change it.
     ForeignJob,
-    /// The run has checkpoints of an earlier submission, and the request does not say to go on.
+    /// The run has checkpoints of an earlier submission, and the request does not say to resume.
     RunExists,
     /// Another job writes into the run.
     RunActive,
-    /// The checkpoint to go on from is missing or not complete.
+    /// The checkpoint to resume is missing or not complete.
     ResumeTargetNotFound,
     /// The namespace is being deleted.
     NamespaceTerminating,
@@ -70,9 +70,9 @@ pub enum Code {
     RejectedByCluster,
     /// The API server's priority and fairness turned the request away.
     Throttled,
-    /// The cluster does not let the function in, or not do this.
+    /// The cluster refuses the function's sign-in, or this call.
     ClusterDenied,
-    /// The cluster answered what nobody expected.
+    /// The cluster's answer was unexpected.
     ClusterError,
     /// The cluster cannot be reached.
     ClusterUnavailable,
@@ -234,7 +234,7 @@ impl Code {
             Self::QueueManaged => ("queue_managed", 409, "A queue manages the job", 0),
             Self::ContinueExpired => ("continue_expired", 410, "The page token has expired", 0),
             Self::BodyTooLarge => ("body_too_large", 413, "The body is too large", 0),
-            Self::UnsupportedMediaType => ("unsupported_media_type", 415, "The body is not JSON by its media type", 0),
+            Self::UnsupportedMediaType => ("unsupported_media_type", 415, "The media type of the body is not JSON", 0),
             Self::RejectedByCluster => ("rejected_by_cluster", 422, "The cluster refused the request", 0),
             Self::Throttled => ("throttled", 429, "The cluster is overloaded", 1),
             Self::ClusterDenied => ("cluster_denied", 502, "The cluster denied access", 0),

@@ -34,7 +34,7 @@ impl Query {
         self.left = left;
         let mut mine: Vec<(String, String)> = mine;
         if mine.len() > 1 {
-            self.refuse(name, "duplicate", "stands more than once; send it once");
+            self.refuse(name, "duplicate", "is sent more than once; send it once");
         }
         mine.pop().map(|(_, value)| value)
     }
@@ -77,7 +77,7 @@ impl Query {
         self.errors.push(FieldError { pointer: format!("?{}", bounded(name, 64)), code, detail: detail.into() });
     }
 
-    /// The end: nothing may be left.
+    /// Refuses every parameter that was not read.
     ///
     /// # Errors
     /// `invalid_request` with every broken rule.
@@ -85,7 +85,7 @@ impl Query {
         for (name, _) in std::mem::take(&mut self.left) {
             let known =
                 if self.known.is_empty() { "none".to_owned() } else { format!("`{}`", self.known.join("`, `")) };
-            self.refuse(&name, "unknown_parameter", format!("is not a parameter of this route; it has {known}"));
+            self.refuse(&name, "unknown_parameter", format!("is not a parameter of this route; the route has {known}"));
         }
         if self.errors.is_empty() { Ok(()) } else { Err(Problem::invalid(self.errors)) }
     }
@@ -128,6 +128,6 @@ mod tests {
         query.text("dry_run");
         query.text("restart");
         let problem = query.finish().expect_err("unknown");
-        assert!(problem.detail.ends_with("it has `dry_run`, `restart`"), "{}", problem.detail);
+        assert!(problem.detail.ends_with("the route has `dry_run`, `restart`"), "{}", problem.detail);
     }
 }

@@ -23,7 +23,7 @@ pub enum HealthWord {
     Ok,
 }
 
-/// Whether jobs can be submitted and looked at now.
+/// Whether jobs can be submitted and read now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct Readiness {

@@ -131,11 +131,11 @@ impl Unrouted {
         match self {
             Self::Path => Problem::new(
                 Code::RouteNotFound,
-                format!("there is no {path}; GET /openapi.json lists the routes (none ends in a slash)"),
+                format!("there is no route {path}; GET /openapi.json lists the routes (none ends in a slash)"),
             ),
             Self::Method { allow } => {
                 let method: String = method.chars().take(32).collect();
-                Problem::new(Code::MethodNotAllowed, format!("{path} does not take {method}, but: {allow}"))
+                Problem::new(Code::MethodNotAllowed, format!("{path} does not take {method}; it takes {allow}"))
             }
         }
     }
@@ -196,6 +196,6 @@ mod tests {
         }
         assert_eq!(Route::of("get", "/train"), Err(Unrouted::Method { allow: "GET, HEAD, POST" }));
         let problem = Unrouted::Method { allow: "GET, HEAD, POST" }.problem("PUT", "/train");
-        assert_eq!(problem.detail, "/train does not take PUT, but: GET, HEAD, POST");
+        assert_eq!(problem.detail, "/train does not take PUT; it takes GET, HEAD, POST");
     }
 }

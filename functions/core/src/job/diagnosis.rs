@@ -38,7 +38,7 @@ fn unschedulable(pod: &Pod) -> Option<Diagnosis> {
         code: "unschedulable",
         message: condition.message.clone().unwrap_or_else(|| "the scheduler gives no message".to_owned()),
         evidence: vec![evidence(pod, "PodScheduled=False")],
-        next_step: "ask for what a node of the cluster has, add such nodes, or wait until others are done",
+        next_step: "request no more than one node of the cluster has, add larger nodes, or wait until other jobs end",
     })
 }
 
@@ -60,8 +60,8 @@ fn container_config(pod: &Pod) -> Option<Diagnosis> {
         code: "container_config",
         message: waiting.message.clone().unwrap_or_else(|| reason.to_owned()),
         evidence: vec![evidence(pod, reason)],
-        next_step: "check that the Secrets of env_from_secrets have those keys in the job's namespace, and the platform's \
-                    defaults for its pods",
+        next_step: "check that the Secrets of env_from_secrets have those keys in the job's namespace, and check the \
+                    PodTemplate `training-defaults` there",
     })
 }
 
@@ -81,7 +81,7 @@ fn crash_loop(pods: &[Pod]) -> Option<Diagnosis> {
     let waiting = pods.iter().filter_map(|pod| {
         let (container, _, reason) = waiting_for(pod, &["CrashLoopBackOff"])?;
         let ended = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-        let (weight, said) = ended.map_or_else(|| (0, "its container ends again and again".to_owned()), last_words);
+        let (weight, said) = ended.map_or_else(|| (0, "its container keeps exiting".to_owned()), last_words);
         Some((weight, said, container.restart_count, evidence(pod, reason)))
     });
     // The first of the greatest weight: `max_by_key` takes the last.

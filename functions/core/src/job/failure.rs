@@ -9,7 +9,7 @@ use training_run::{
 use crate::job::diagnosis::Diagnosis;
 
 const READ_ITS_LOG: &str = "read its log (/logs?source=archive); then send the request with ?restart=true, and with \
-                            resume_from_checkpoint to go on";
+                            resume_from_checkpoint to resume";
 
 /// Why a job failed, told from its newest attempts in any order: the newest that says what went wrong, and how the newest
 /// of all ended where that is another one. `None` where they know of nothing wrong: the operator's own words are all then.
@@ -35,7 +35,7 @@ pub fn of_attempts(attempts: &[Attempt], folder: &str) -> Option<Diagnosis> {
 
 fn sentence(attempt: &Attempt) -> String {
     let number = attempt.attempt;
-    let Some(cause) = attempt.cause else { return format!("attempt {number} has not said how it ended") };
+    let Some(cause) = attempt.cause else { return format!("attempt {number} ended without a recorded cause") };
     let rank = attempt.rank.map(|rank| format!(" (rank {rank})")).unwrap_or_default();
     let message = attempt.message.as_deref().map(|message| format!(": {message}{rank}")).unwrap_or_default();
     format!("attempt {number} {}{message}", words(cause))
@@ -66,13 +66,13 @@ fn next_step(cause: Cause) -> &'static str {
         Cause::UserError => "change what the message names, and send the request with ?restart=true",
         Cause::OutOfMemory => {
             "lower batch_size or max_seq_len, or ask for more memory, and send the request with ?restart=true, and with \
-             resume_from_checkpoint to go on"
+             resume_from_checkpoint to resume"
         }
         Cause::Storage => {
             "make sure that the trainer may use the bucket and has room on its disk; then send the request with \
-             ?restart=true, and with resume_from_checkpoint to go on"
+             ?restart=true, and with resume_from_checkpoint to resume"
         }
-        Cause::Superseded => "look at the job that has the run now",
+        Cause::Superseded => "read the status of the job that trains the run now",
         Cause::Crash | Cause::Finished | Cause::Preempted => READ_ITS_LOG,
     }
 }
@@ -105,8 +105,8 @@ mod tests {
                 vec![&stopped, &memory],
                 Some((format!("{says_memory}; attempt 3 was told to stop: told to stop (rank 3)"), 1)),
             ),
-            (vec![&memory, &open], Some((format!("{says_memory}; attempt 4 has not said how it ended"), 1))),
-            (vec![&open, &stopped], Some(("attempt 4 has not said how it ended".to_owned(), 4))),
+            (vec![&memory, &open], Some((format!("{says_memory}; attempt 4 ended without a recorded cause"), 1))),
+            (vec![&open, &stopped], Some(("attempt 4 ended without a recorded cause".to_owned(), 4))),
             (vec![&stopped], None),
             (vec![&open, &finished], None),
         ] {

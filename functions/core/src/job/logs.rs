@@ -40,7 +40,7 @@ pub enum ChoiceError {
     #[error("the job does not say how many ranks a pod has; name a replica")]
     RanksUnknown,
     /// The rank runs elsewhere.
-    #[error("rank {0} is not of {1}, but of {2}: name one of the two")]
+    #[error("rank {0} runs in {2}, not in {1}; send `rank` or `replica`, not both")]
     Contradiction(u32, Replica, Replica),
 }
 

@@ -123,11 +123,11 @@ impl Differences {
             Code::JobConflict,
             match &self.0 {
                 Some(fields) if !fields.is_empty() => format!(
-                    "a job `{name}` exists and was asked for with another {}; choose another run_id, or send ?restart=true \
-                     once it is finished",
+                    "the job `{name}` was submitted with another {}; choose another run_id, or send ?restart=true once that \
+                     job has finished",
                     fields.join(", ")
                 ),
-                _ => format!("a job `{name}` exists that this request did not make; choose another run_id or job_name"),
+                _ => format!("another request made the job `{name}`; choose another run_id or job_name"),
             },
         );
         problem.errors = self

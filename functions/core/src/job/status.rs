@@ -27,7 +27,7 @@ use crate::{
 pub enum Status {
     /// Accepted; nothing trains yet.
     Submitted,
-    /// Training, or about to go on after a restart.
+    /// Training, or about to resume after a restart.
     Running,
     /// Ended badly.
     Failed,
@@ -53,7 +53,7 @@ pub enum Phase {
     Failed,
 }
 
-/// What is told of each job in a list; the first five fields are the original's.
+/// A job as a list shows it; the first five fields are the original's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct JobSummary {
@@ -92,11 +92,11 @@ pub struct JobSummary {
     pub links: Links,
 }
 
-/// The answer of POST /train and GET /train/{name}: the summary and what only a closer look tells.
+/// The answer of POST /train and GET /train/{name}: the summary, and what pods and bucket say of the job.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct TrainingJobStatus {
-    /// What a list tells too.
+    /// The fields that a list has too.
     #[serde(flatten)]
     pub summary: JobSummary,
     /// How often the trainer has started, as its progress says.
@@ -105,7 +105,7 @@ pub struct TrainingJobStatus {
     pub progress: Option<Progress>,
     /// The newest complete checkpoint of this submission.
     pub checkpoints: Option<NewestCheckpoint>,
-    /// What keeps the job from running, or why it failed; null when nothing is known to.
+    /// What keeps the job from running, or why it failed; null when no reason is known.
     pub diagnosis: Option<Diagnosis>,
     /// What the default image's trainer would refuse of `extra_args`: in answers of POST alone, where there is something.
     #[serde(skip_serializing_if = "Vec::is_empty")]

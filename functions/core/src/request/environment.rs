@@ -23,7 +23,7 @@ pub(super) fn variable(name: &str, value: Option<&str>) -> Option<(&'static str,
         return Some(("reserved", "is set by the platform; choose another name".to_owned()));
     }
     if let Some(rule) = REFUSED.iter().find(|rule| rule.refuses(name)) {
-        return Some(("not_allowed", format!("is not for a request to set: {}", rule.why)));
+        return Some(("not_allowed", format!("cannot be set by a request: {}", rule.why)));
     }
     // torch looks for the module that a word with a dot names, and imports what the word begins with.
     let imports = name == "TORCH_LOGS" && value.is_none_or(|value| value.contains('.'));
@@ -79,7 +79,7 @@ mod tests {
                 let errors = errors(&json!({field: {name: value}}));
                 let [(pointer, "not_allowed", detail)] = errors.as_slice() else { panic!("{name}: {errors:?}") };
                 assert_eq!(*pointer, format!("/{field}/{name}"));
-                assert!(detail.starts_with("is not for a request to set: ") && detail.len() > 40, "{detail}");
+                assert!(detail.starts_with("cannot be set by a request: ") && detail.len() > 40, "{detail}");
             }
         }
     }

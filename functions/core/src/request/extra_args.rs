@@ -10,8 +10,8 @@ use crate::{
     api::problem::{FieldError, MAX_ERRORS},
     nearest::nearest,
     request::{
-        fields::{kind, pointer},
         json_schema::broken,
+        reader::{kind, pointer},
         rules,
     },
 };

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::request::{limits::defaults, resume::ResumeTarget};
+use crate::request::{fields::Field, resume::ResumeTarget};
 
 /// Begins every stored fingerprint, so that another way of making them can be told from this one.
 const VERSION: &str = "v1:";
@@ -66,15 +66,7 @@ fn parsed(field: &str, value: &Value) -> Value {
 
 /// Whether a field is as if it were absent, or is not compared at all.
 fn says_nothing(field: &str, value: &Value) -> bool {
-    let is_default = match field {
-        "num_nodes" => value.as_u64() == Some(defaults::NUM_NODES.into()),
-        "gpus_per_node" => value.as_u64() == Some(defaults::GPUS_PER_NODE.into()),
-        "cpus_per_node" => value.as_u64() == Some(defaults::CPUS_PER_NODE.into()),
-        "memory_per_node_gb" => value.as_u64() == Some(defaults::MEMORY_PER_NODE_GB.into()),
-        "resume_from_checkpoint" => *value == Value::Bool(false),
-        _ => value.as_object().is_some_and(Map::is_empty),
-    };
-    value.is_null() || is_default || NOT_COMPARED.contains(&field)
+    NOT_COMPARED.contains(&field) || Field::named(field).is_some_and(|field| field.is_absence(value))
 }
 
 /// The value with whole numbers as text where the canonical form, which knows only doubles, would make several the same.

@@ -4,13 +4,13 @@
 
 mod environment;
 pub mod extra_args;
-mod fields;
+pub mod fields;
 pub mod fingerprint;
 pub mod image;
 mod json_schema;
-pub mod limits;
 #[cfg(test)]
 mod properties;
+mod reader;
 pub mod resume;
 mod rules;
 pub mod strict_json;
@@ -35,8 +35,8 @@ use crate::{
     },
 };
 
-use fields::{Fields, pointer};
-use limits::{MAX_MODEL_ID_CHARACTERS, bounds, defaults};
+use fields::MAX_MODEL_ID_CHARACTERS;
+use reader::{Reader, pointer};
 use resume::{Resume, ResumeError};
 
 /// Longest key of a base: a run's keys are longer, and S3 takes 1,024 bytes.
@@ -51,33 +51,6 @@ const MAX_ENV_VALUE_BYTES: usize = 32 * 1024;
 const MAX_ENV_BYTES: usize = 64 * 1024;
 /// Largest annotations together, in bytes; Kubernetes takes 256 KiB in all.
 const MAX_ANNOTATIONS_BYTES: usize = 64 * 1024;
-
-/// The fields of a request, in the order in which messages name them.
-pub const FIELDS: [&str; 23] = [
-    "framework",
-    "model_id",
-    "run_id",
-    "checkpoint_base_uri",
-    "dataset_uri",
-    "image",
-    "num_nodes",
-    "gpus_per_node",
-    "cpus_per_node",
-    "memory_per_node_gb",
-    "config_path",
-    "resume_from_checkpoint",
-    "extra_args",
-    "env",
-    "env_from_secrets",
-    "labels",
-    "annotations",
-    "priority_class",
-    "queue",
-    "max_restarts",
-    "max_runtime_seconds",
-    "namespace",
-    "job_name",
-];
 
 /// What the deployment allows.
 #[derive(Clone, Debug)]
@@ -176,40 +149,42 @@ impl TrainingJobRequest {
             }]));
         };
         let digests = Fingerprint::of(&body);
-        let mut fields = Fields::new(body);
+        let mut body = Reader::new(body);
 
-        let framework = fields.required("framework", |fields, _| read_framework(fields));
-        let model_id = fields.required("model_id", |fields, _| read_model_id(fields));
-        let run_id: Option<RunId> = fields.required("run_id", Fields::value);
-        let base = fields.required("checkpoint_base_uri", |fields, _| read_base(fields, rules));
-        let dataset_uri = fields.required("dataset_uri", |fields, _| read_dataset(fields));
-        let image = read_image(&mut fields, rules);
-        let num_nodes = fields.count("num_nodes", bounds::NUM_NODES).unwrap_or(defaults::NUM_NODES);
-        let gpus_per_node = fields.count("gpus_per_node", bounds::GPUS_PER_NODE).unwrap_or(defaults::GPUS_PER_NODE);
-        let cpus_per_node = fields.count("cpus_per_node", bounds::CPUS_PER_NODE).unwrap_or(defaults::CPUS_PER_NODE);
-        let memory = fields.count("memory_per_node_gb", bounds::MEMORY_PER_NODE_GB);
-        let config_path = read_config_path(&mut fields);
-        let resume = read_resume(&mut fields);
-        let extra_args = read_extra_args(&mut fields);
+        let framework = read_framework(&mut body);
+        let model_id = read_model_id(&mut body);
+        let run_id: Option<RunId> = body.value("run_id");
+        let base = read_base(&mut body, rules);
+        let dataset_uri = read_dataset(&mut body);
+        let image = read_image(&mut body, rules);
+        let num_nodes = body.count("num_nodes");
+        let gpus_per_node = body.count("gpus_per_node");
+        let cpus_per_node = body.count("cpus_per_node");
+        let memory_per_node_gb = body.count("memory_per_node_gb");
+        let config_path = read_config_path(&mut body);
+        let resume = read_resume(&mut body);
+        let extra_args = read_extra_args(&mut body);
         let findings = framework.map(|framework| extra_args::findings(framework, &extra_args)).unwrap_or_default();
-        let env = read_env(&mut fields);
-        let env_from_secrets = read_env_from_secrets(&mut fields, rules, &env);
-        let labels = fields.texts("labels", rules::label);
-        let annotations = read_annotations(&mut fields);
-        let priority_class = read_priority_class(&mut fields);
-        let queue = read_name(&mut fields, "queue", |name| rules::is_subdomain(name) && rules::is_label_value(name));
-        let max_restarts = fields.count("max_restarts", bounds::MAX_RESTARTS);
-        let max_runtime_seconds = fields.count("max_runtime_seconds", bounds::MAX_RUNTIME_SECONDS);
-        let namespace = read_namespace(&mut fields, query_namespace);
-        let job_name = read_job_name(&mut fields, num_nodes);
+        let env = read_env(&mut body);
+        let env_from_secrets = read_env_from_secrets(&mut body, rules, &env);
+        let labels = body.texts("labels", rules::label);
+        let annotations = read_annotations(&mut body);
+        let priority_class = read_priority_class(&mut body);
+        let queue = read_name(&mut body, "queue", |name| rules::is_subdomain(name) && rules::is_label_value(name));
+        let max_restarts = body.count("max_restarts");
+        let max_runtime_seconds = body.count("max_runtime_seconds");
+        let namespace = read_namespace(&mut body, query_namespace);
+        let job_name = read_job_name(&mut body, num_nodes);
 
-        let finished = fields.finish(&FIELDS);
+        let finished = body.finish();
         let is_default_image = image.as_ref() == Some(&rules.default_image);
         let required = (framework, model_id, run_id, base, dataset_uri, image);
+        let sizes = (num_nodes, gpus_per_node, cpus_per_node, memory_per_node_gb);
         let (
             Ok(()),
             (Some(framework), Some(model_id), Some(run_id), Some(checkpoint_base_uri), Some(dataset_uri), Some(image)),
-        ) = (&finished, required)
+            (Some(num_nodes), Some(gpus_per_node), Some(cpus_per_node), Some(memory_per_node_gb)),
+        ) = (&finished, required, sizes)
         else {
             let mut errors = finished.err().unwrap_or_default();
             if is_default_image {
@@ -229,7 +204,7 @@ impl TrainingJobRequest {
             num_nodes,
             gpus_per_node,
             cpus_per_node,
-            memory_per_node_gb: memory.unwrap_or(defaults::MEMORY_PER_NODE_GB),
+            memory_per_node_gb,
             config_path,
             resume,
             extra_args,
@@ -256,111 +231,112 @@ impl TrainingJobRequest {
     }
 }
 
-fn read_framework(fields: &mut Fields) -> Option<Framework> {
-    let text = fields.text("framework")?;
+fn read_framework(body: &mut Reader) -> Option<Framework> {
+    let text = body.text("framework")?;
     text.parse()
         .map_err(|error: training_run::names::NameError| {
             let guess = nearest(&text, &Framework::ALL.map(Framework::as_str));
             let guess = guess.map(|guess| format!("; did you mean `{guess}`?")).unwrap_or_default();
-            fields.refuse("/framework", "format", format!("{error}{guess}"));
+            body.refuse("/framework", "format", format!("{error}{guess}"));
         })
         .ok()
 }
 
-fn read_model_id(fields: &mut Fields) -> Option<String> {
-    let text = fields.text("model_id")?;
+fn read_model_id(body: &mut Reader) -> Option<String> {
+    let text = body.text("model_id")?;
     if (1..=MAX_MODEL_ID_CHARACTERS).contains(&text.chars().count()) && !text.contains(char::is_control) {
         return Some(text);
     }
     let detail = format!("must be 1 to {MAX_MODEL_ID_CHARACTERS} characters, none of them a control character");
-    fields.refuse("/model_id", "format", detail);
+    body.refuse("/model_id", "format", detail);
     None
 }
 
-fn read_base(fields: &mut Fields, rules: &Rules) -> Option<S3Uri> {
-    let uri: S3Uri = fields.value("checkpoint_base_uri")?;
+fn read_base(body: &mut Reader, rules: &Rules) -> Option<S3Uri> {
+    let uri: S3Uri = body.value("checkpoint_base_uri")?;
     if uri.key().len() > MAX_BASE_KEY_BYTES {
         let detail = format!("must have a key of at most {MAX_BASE_KEY_BYTES} bytes, so that the run's own keys fit");
-        fields.refuse("/checkpoint_base_uri", "too_long", detail);
+        body.refuse("/checkpoint_base_uri", "too_long", detail);
         return None;
     }
     // Below them lies what belongs to another run, or to the platform.
     if uri.key().split('/').any(|segment| segment.starts_with("framework=") || segment == "_jobs") {
-        fields.refuse("/checkpoint_base_uri", "reserved", "must not have a segment `framework=...` or `_jobs`");
+        body.refuse("/checkpoint_base_uri", "reserved", "must not have a segment `framework=...` or `_jobs`");
         return None;
     }
     if rules.runs_base_uris.iter().any(|base| uri.is_within(base)) {
         return Some(uri);
     }
     let allowed: Vec<_> = rules.runs_base_uris.iter().map(|base| format!("`{base}`")).collect();
-    fields.refuse("/checkpoint_base_uri", "not_allowed", format!("must be or lie below {}", allowed.join(" or ")));
+    body.refuse("/checkpoint_base_uri", "not_allowed", format!("must be or lie below {}", allowed.join(" or ")));
     None
 }
 
-fn read_dataset(fields: &mut Fields) -> Option<String> {
-    let text = fields.text("dataset_uri")?;
+fn read_dataset(body: &mut Reader) -> Option<String> {
+    let text = body.text("dataset_uri")?;
     let detail = match text.parse::<S3Uri>() {
         Ok(uri) if uri.key().is_empty() => "must name an object, or end its prefix with a slash".to_owned(),
         Ok(_) if text.ends_with("//") => "must end in at most one slash".to_owned(),
         Ok(_) => return Some(text),
         Err(error) => error.to_string(),
     };
-    fields.refuse("/dataset_uri", "format", detail);
+    body.refuse("/dataset_uri", "format", detail);
     None
 }
 
-fn read_image(fields: &mut Fields, rules: &Rules) -> Option<ImageReference> {
-    let Some(text) = fields.text("image") else { return Some(rules.default_image.clone()) };
+fn read_image(body: &mut Reader, rules: &Rules) -> Option<ImageReference> {
+    let Some(text) = body.text("image") else { return Some(rules.default_image.clone()) };
     let image: ImageReference = text
         .parse()
-        .map_err(|error: crate::request::image::ImageError| fields.refuse("/image", "format", error.to_string()))
+        .map_err(|error: crate::request::image::ImageError| body.refuse("/image", "format", error.to_string()))
         .ok()?;
     if image == rules.default_image || rules.allowed_images.allow(&image) {
         return Some(image);
     }
-    let detail = format!("must be `{}` or one that these allow: {}", rules.default_image, rules.allowed_images);
-    fields.refuse("/image", "not_allowed", detail);
+    let detail =
+        format!("must be `{}` or an image that one of these allows: {}", rules.default_image, rules.allowed_images);
+    body.refuse("/image", "not_allowed", detail);
     None
 }
 
-fn read_config_path(fields: &mut Fields) -> Option<String> {
-    let text = fields.text("config_path")?;
+fn read_config_path(body: &mut Reader) -> Option<String> {
+    let text = body.text("config_path")?;
     let is_path = text.len() <= MAX_PATH_BYTES && !text.contains(char::is_control);
     let is_object = || text.parse::<S3Uri>().is_ok_and(|uri| !uri.key().is_empty()) && !text.ends_with('/');
     if is_path && (is_object() || (text.starts_with('/') && text.len() > 1 && !text.ends_with('/'))) {
         return Some(text);
     }
-    fields.refuse("/config_path", "format", "must be the s3:// URI of an object, or an absolute path in the image");
+    body.refuse("/config_path", "format", "must be the s3:// URI of an object, or an absolute path in the image");
     None
 }
 
-fn read_resume(fields: &mut Fields) -> Resume {
-    match fields.take("resume_from_checkpoint") {
+fn read_resume(body: &mut Reader) -> Resume {
+    match body.take("resume_from_checkpoint") {
         None | Some(Value::Bool(false)) => Resume::No,
         Some(Value::Bool(true)) => Resume::IfAny,
         Some(Value::String(text)) => {
             let target = text.parse().map(Resume::From);
             target.unwrap_or_else(|error: ResumeError| {
-                fields.refuse("/resume_from_checkpoint", "format", error.to_string());
+                body.refuse("/resume_from_checkpoint", "format", error.to_string());
                 Resume::No
             })
         }
         Some(_) => {
-            fields.refuse("/resume_from_checkpoint", "type", ResumeError.to_string());
+            body.refuse("/resume_from_checkpoint", "type", ResumeError.to_string());
             Resume::No
         }
     }
 }
 
-fn read_extra_args(fields: &mut Fields) -> Map<String, Value> {
-    let arguments = fields.object("extra_args");
+fn read_extra_args(body: &mut Reader) -> Map<String, Value> {
+    let arguments = body.object("extra_args");
     for key in arguments.keys() {
         if let Some((code, detail)) = rules::argument_name(key) {
-            fields.refuse(&pointer("extra_args", key), code, detail);
+            body.refuse(&pointer("extra_args", key), code, detail);
         }
     }
     if Value::Object(arguments.clone()).to_string().len() > MAX_EXTRA_ARGS_BYTES {
-        fields.refuse(
+        body.refuse(
             "/extra_args",
             "too_long",
             "must be at most 64 KiB of JSON; put more into an object and name it by `config_path`",
@@ -370,8 +346,8 @@ fn read_extra_args(fields: &mut Fields) -> Map<String, Value> {
     arguments
 }
 
-fn read_env(fields: &mut Fields) -> BTreeMap<String, String> {
-    let variables = fields.texts("env", |name, value| {
+fn read_env(body: &mut Reader) -> BTreeMap<String, String> {
+    let variables = body.texts("env", |name, value| {
         environment::variable(name, Some(value)).or_else(|| {
             if value.len() > MAX_ENV_VALUE_BYTES {
                 Some(("too_long", "must be at most 32 KiB".to_owned()))
@@ -383,17 +359,17 @@ fn read_env(fields: &mut Fields) -> BTreeMap<String, String> {
         })
     });
     if bytes(&variables) > MAX_ENV_BYTES {
-        fields.refuse("/env", "too_long", "must be at most 64 KiB together");
+        body.refuse("/env", "too_long", "must be at most 64 KiB together");
     }
     variables
 }
 
 fn read_env_from_secrets(
-    fields: &mut Fields,
+    body: &mut Reader,
     rules: &Rules,
     env: &BTreeMap<String, String>,
 ) -> BTreeMap<String, SecretKey> {
-    let texts = fields.texts("env_from_secrets", |name, value| {
+    let texts = body.texts("env_from_secrets", |name, value| {
         environment::variable(name, None).or_else(|| {
             if env.contains_key(name) {
                 return Some(("duplicate", "is set in `env` already; keep one of the two".to_owned()));
@@ -418,54 +394,56 @@ fn read_env_from_secrets(
     texts.into_iter().filter_map(|(name, value)| Some((name, SecretKey::of(&value)?))).collect()
 }
 
-fn read_annotations(fields: &mut Fields) -> BTreeMap<String, String> {
-    let annotations = fields.texts("annotations", |key, _| rules::metadata_key(key));
+fn read_annotations(body: &mut Reader) -> BTreeMap<String, String> {
+    let annotations = body.texts("annotations", |key, _| rules::metadata_key(key));
     if bytes(&annotations) > MAX_ANNOTATIONS_BYTES {
-        fields.refuse("/annotations", "too_long", "must be at most 64 KiB together");
+        body.refuse("/annotations", "too_long", "must be at most 64 KiB together");
     }
     annotations
 }
 
-fn read_name(fields: &mut Fields, field: &str, is_good: impl Fn(&str) -> bool) -> Option<String> {
-    let name = fields.text(field)?;
+fn read_name(body: &mut Reader, field: &str, is_good: impl Fn(&str) -> bool) -> Option<String> {
+    let name = body.text(field)?;
     if is_good(&name) {
         return Some(name);
     }
     let detail = "must be the name of a Kubernetes object: a-z 0-9 - ., beginning and ending with a letter or digit";
-    fields.refuse(&format!("/{field}"), "format", detail);
+    body.refuse(&format!("/{field}"), "format", detail);
     None
 }
 
-fn read_priority_class(fields: &mut Fields) -> Option<String> {
-    let name = read_name(fields, "priority_class", rules::is_subdomain)?;
+fn read_priority_class(body: &mut Reader) -> Option<String> {
+    let name = read_name(body, "priority_class", rules::is_subdomain)?;
     if name.starts_with("system-") {
         let detail = "must not be one of Kubernetes' own, which outrank every other pod of the cluster";
-        fields.refuse("/priority_class", "reserved", detail);
+        body.refuse("/priority_class", "reserved", detail);
         return None;
     }
     Some(name)
 }
 
-fn read_namespace(fields: &mut Fields, from_query: Option<&str>) -> Option<String> {
-    let from_body = fields.value::<Namespace>("namespace").map(|namespace| namespace.to_string());
+fn read_namespace(body: &mut Reader, from_query: Option<&str>) -> Option<String> {
+    let from_body = body.value::<Namespace>("namespace").map(|namespace| namespace.to_string());
     match (from_body, from_query) {
-        (Some(body), Some(query)) if body != query => {
-            fields.refuse("/namespace", "conflict", "must agree with the parameter ?namespace=; name it once");
+        (Some(named), Some(query)) if named != query => {
+            body.refuse("/namespace", "conflict", "must agree with the parameter ?namespace=; name it once");
             None
         }
-        (body, query) => body.or_else(|| query.map(str::to_owned)),
+        (named, query) => named.or_else(|| query.map(str::to_owned)),
     }
 }
 
-fn read_job_name(fields: &mut Fields, num_nodes: u32) -> Option<JobName> {
-    let name: JobName = fields.value("job_name")?;
+fn read_job_name(body: &mut Reader, num_nodes: Option<u32>) -> Option<JobName> {
+    let name: JobName = body.value("job_name")?;
+    // Of a number that is refused, the name that fits one pod is not refused too.
+    let num_nodes = num_nodes.unwrap_or(1);
     let limit = JobName::max_length(num_nodes);
     if name.as_str().len() <= limit {
         return Some(name);
     }
     let detail =
         format!("must be at most {limit} characters, so that the services of its {num_nodes} pods can be named");
-    fields.refuse("/job_name", "too_long", detail);
+    body.refuse("/job_name", "too_long", detail);
     None
 }
 

@@ -83,7 +83,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
         while let Some((key, Strict(value))) = entries.next_entry::<String, Strict>()? {
             if object.contains_key(&key) {
                 let key = bounded(&key, 128);
-                return Err(A::Error::custom(format_args!("the key `{key}` stands twice in one object")));
+                return Err(A::Error::custom(format_args!("the key `{key}` appears twice in one object")));
             }
             object.insert(key, value);
         }
@@ -103,7 +103,7 @@ mod tests {
         );
         for twice in [r#"{"a":1,"a":1}"#, r#"{"x":[{"a":1,"a":2}]}"#] {
             let error = parse(twice.as_bytes()).expect_err("a key twice").to_string();
-            assert!(error.contains("`a` stands twice"), "{error}");
+            assert!(error.contains("`a` appears twice"), "{error}");
         }
     }
 

@@ -103,7 +103,11 @@ async fn what_the_cluster_has_no_more_the_archive_may_have() {
     let denied = World::new(vec![gone(), job_row(&job("j"))], testing::denied());
     let answer = denied.get("/train/j/logs").await;
     assert_eq!(answer.code(), "storage_unavailable");
-    assert!(answer.detail().starts_with("there is no pod `j-master-0` now; the runs bucket"), "{}", answer.detail());
+    assert!(
+        answer.detail().starts_with("the pod `j-master-0` does not exist now; the runs bucket"),
+        "{}",
+        answer.detail()
+    );
     assert_eq!(denied.get("/train/j/logs?source=cluster").await.code(), "log_not_found");
     assert_eq!(denied.get("/train/j/logs?source=archive").await.code(), "storage_unavailable");
     let script = vec![unreachable(), row(PODS, 200, running("j-master-0", 0)), job_row(&job("j"))];
@@ -115,7 +119,7 @@ async fn what_the_cluster_has_no_more_the_archive_may_have() {
     job["metadata"]["annotations"]["trainer.deepfinery/checkpoint-prefix"] = json!("s3://other/r/framework=hf");
     let world = World::new(vec![gone(), job_row(&job)], testing::denied());
     let answer = world.get("/train/j/logs?source=archive").await;
-    assert_eq!((answer.code(), answer.detail()), ("log_not_found", "no such log is archived that can be read"));
+    assert_eq!((answer.code(), answer.detail()), ("log_not_found", "there is no readable archived log"));
 }
 
 #[tokio::test]

@@ -360,5 +360,5 @@ fn now() -> u64 {
 
 /// The protocol ended without what its ending needs, which no order of calls does.
 fn lost_track() -> Failure {
-    Failure::new(Code::ClusterError, "the request ended without a job or a reason")
+    Failure::new(Code::ClusterError, "this service found neither a job nor a reason; retry the same request")
 }
