@@ -1,12 +1,18 @@
-"""What the look-through of the data costs at a start: `make bench`.
+"""What the look-through of the data costs at a start, and how long a save keeps the training: `make bench`.
 
 usage: python bench.py [<MB of JSON lines>]
 
-Texts of two sizes, with the tiny model's tokenizer: CPU seconds for each GB of reading every line, which all texts of a
-job go through, and CPU seconds of counting what max_seq_len cuts off, which looks at some of them.
+Looking: texts of two sizes, with the tiny model's tokenizer. CPU seconds for each GB of reading every line, which all
+texts of a job go through, and CPU seconds of counting what max_seq_len cuts off, which looks at some of them.
+
+Saving: a model of 34 million weights on two processes, in each framework. By how much the step after a save comes later
+than others, for each GB of the checkpoint. On a machine of two cores the writing takes them from the training as well.
 """
 
+import datetime
 import json
+import re
+import statistics
 import sys
 import tempfile
 import threading
@@ -18,12 +24,19 @@ from training.data.batches import Collator
 from training.data.lengths import measure
 from training.data.texts import Reader, Texts
 from training.distributed import World
+from training.layout import FRAMEWORKS
+
+sys.path.append(str(Path(__file__).parent / "tests"))
 
 SIZES = {"chat": 600, "documents": 20_000}  # characters of a text
 
 
 def main() -> None:
-    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 128
+    looking(int(sys.argv[1]) if len(sys.argv) > 1 else 128)
+    saving()
+
+
+def looking(megabytes: int) -> None:
     world = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
     collator = Collator(make_tiny_model.make_tokenizer(), 2048)
     print("| texts | of | lines read, CPU s/GB | cut off counted, CPU s |\n|---|---|---|---|")  # noqa: T201
@@ -42,6 +55,41 @@ def main() -> None:
             counted = time.process_time()
             gigabytes = path.stat().st_size / 1e9
             print(f"| {name} | {len(line)} bytes | {(read - began) / gigabytes:.1f} | {counted - read:.1f} |")  # noqa: T201
+
+
+def saving() -> None:
+    from pods import FIRST, marker, start_pods
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    steps, every = 24, 8
+    print("\n| framework | checkpoint, MB | a step, s | kept by a save, s/GB |\n|---|---|---|---|")  # noqa: T201
+    with tempfile.TemporaryDirectory(prefix="b") as name:
+        directory = Path(name)
+        folder = directory / "models" / "tiny"
+        make_tiny_model.make(folder)
+        config = LlamaConfig(
+            vocab_size=8000, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8
+        )
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        data = directory / "data.jsonl"
+        data.write_text(json.dumps({"text": make_tiny_model.WORDS}) + "\n", encoding="utf-8")
+        for framework in FRAMEWORKS:
+            store = directory / framework
+            job = {"framework": framework, "max_steps": steps, "save_steps": every, "max_seq_len": 32}
+            job |= {"batch_size": 1, "gradient_accumulation": 1}
+            with start_pods(directory / f"{framework}-pods", folder.parent, data, store, FIRST, **job) as pods:
+                assert pods.end() == [0], pods.log
+            times = {int(step): stamp(line) for line, step in re.findall(r"(.*) INFO step (\d+)/", pods.log)}
+            took = {step: times[step] - times[step - 1] for step in range(3, steps + 1)}
+            usual = statistics.median(took.values())
+            size = sum(file["size"] for file in marker(store, every, framework)["files"]) / 1e9
+            kept = statistics.mean(took[step + 1] - usual for step in (every, 2 * every)) / size
+            print(f"| {framework} | {size * 1e3:.0f} | {usual:.3f} | {kept:.2f} |")  # noqa: T201
+
+
+def stamp(text: str) -> float:
+    """Seconds of a line of the log."""
+    return datetime.datetime.strptime(text.split("\n")[-1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Ev
 
 def train_alone(store, model, data, framework, submission, **settings):
     """Whether it came to the end. The store is a folder, the model whatever MODEL_ID may be."""
-    given = {"lr": 0.01, "save_steps": 1, "batch_size": 3, "gradient_accumulation": 2} | settings
+    given = {"lr": 0.01, "save_steps": 1, "keep_last": None, "batch_size": 3, "gradient_accumulation": 2} | settings
     environment = {
         "FRAMEWORK": framework,
         "MODEL_ID": str(model),

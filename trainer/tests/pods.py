@@ -33,6 +33,7 @@ SETTINGS = {
     "lr": 0.01,
     "max_steps": 60,
     "save_steps": 10,
+    "keep_last": None,
     "logging_steps": 1,
     "gradient_accumulation": 2,
     "batch_size": 3,

@@ -2,12 +2,12 @@ import itertools
 import json
 import random
 import threading
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
+from training import batch_sizes
 from training.data import lengths
 from training.data.batches import IGNORED, Collator, evaluation_batches, predicted, training_batches
 from training.data.listing import find
@@ -186,6 +186,29 @@ def test_no_texts_at_all_is_an_error(tmp_path, streaming):
 # === their order ===
 
 
+def settled(size, **given):
+    """The settings as so many processes use them."""
+    settings = Settings(**given)
+    return batch_sizes.complete(settings, batch_sizes.choose(settings, "", size, None))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 16])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_a_step_has_the_same_texts_however_they_are_shared(many, size, micro_batch):
+    """Also where the processes do not divide them: nobody's is left out, and nobody has one twice."""
+    settings = settled(size, global_batch_size=16, batch_size=micro_batch)
+    orders = [Order(many, settings, world) for world in processes(size)]
+    for step in range(20):
+        micro_steps = range(settings.gradient_accumulation)
+        shares = [[text for micro in micro_steps for text in order.batch(step, micro)] for order in orders]
+        assert sum(map(len, shares)) == 16
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert all(len(order.batch(step, micro)) <= micro_batch for order in orders for micro in micro_steps)
+        if isinstance(many, Texts):
+            alone = Order(many, settled(1, global_batch_size=16, batch_size=16), ALONE)
+            assert [text for share in shares for text in share] == alone.batch(step, 0)
+
+
 @pytest.fixture(params=[False, True], ids=["on disk", "streamed"])
 def many(request, tmp_path):
     """97 texts in 7 objects of many sizes."""
@@ -199,7 +222,7 @@ def many(request, tmp_path):
 
 
 def test_a_batch_does_not_depend_on_what_came_before(many):
-    settings = Settings(batch_size=3, gradient_accumulation=2, max_steps=60)
+    settings = settled(2, batch_size=3, gradient_accumulation=2, max_steps=60)
     for world in processes(2):
         straight = list(Order(many, settings, world).rest(0, 60))
         assert len(straight) == 120
@@ -210,13 +233,11 @@ def test_a_batch_does_not_depend_on_what_came_before(many):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_an_epoch_has_every_text(many, size):
-    settings = Settings(batch_size=4)
-    orders = [Order(many, settings, world) for world in processes(size)]
-    epoch = [text for order in orders for step in range(order.micro_steps) for text in order.batch(step)]
-    assert len(epoch) == orders[0].micro_steps * 4 * size
+    orders = [Order(many, settled(size, batch_size=4), world) for world in processes(size)]
     if isinstance(many, Texts):
-        assert set(epoch) == set(range(97))
-        assert Counter(Counter(epoch).values())[1] >= 97 - 4 * size, "those few that fill the last batches come again"
+        texts = [text for step in range(3 * 97) for order in orders for text in order.batch(step, 0)]
+        for epoch in range(3):
+            assert sorted(texts[97 * epoch :][:97]) == list(range(97)), "each once, and then the next epoch"
     else:
         objects = [
             {many.ends.index(next(end for end in many.ends if end > text)) for text in own} for own in owned(orders)
@@ -227,25 +248,22 @@ def test_an_epoch_has_every_text(many, size):
 
 def owned(orders):
     """Every text that a process would have in a long enough epoch."""
-    return [{text for step in range(200) for text in order_of_first_epoch(order, step)} for order in orders]
-
-
-def order_of_first_epoch(order, step):
-    order.batch(0)
-    return order.texts.batch(step, 4)
+    for order in orders:
+        order.batch(0, 0)
+    return [{order.order.text(place) for place in range(800)} for order in orders]
 
 
 def test_each_epoch_seed_and_process_has_its_own(many):
     def order(seed=1, rank=0):
-        return Order(many, Settings(batch_size=4, seed=seed), processes(2)[rank])
+        return Order(many, settled(2, batch_size=4, seed=seed), processes(2)[rank])
 
-    steps = order().micro_steps
-    first = [order().batch(step) for step in range(steps)]
-    assert first == [order().batch(step) for step in range(steps)]
+    steps = 13
+    first = [order().batch(step, 0) for step in range(steps)]
+    assert first == [order().batch(step, 0) for step in range(steps)]
     for other in (
-        [order().batch(step) for step in range(steps, 2 * steps)],
-        [order(seed=2).batch(step) for step in range(steps)],
-        [order(rank=1).batch(step) for step in range(steps)],
+        [order().batch(step, 0) for step in range(steps, 2 * steps)],
+        [order(seed=2).batch(step, 0) for step in range(steps)],
+        [order(rank=1).batch(step, 0) for step in range(steps)],
     ):
         assert other != first
 
@@ -254,21 +272,22 @@ def test_steps_of_so_many_epochs(tmp_path):
     found = texts(tmp_path, rows(*"abcdefghij"))
     for settings, steps in [
         ({}, 3),  # 10 texts are 3 batches of 4
-        ({"num_epochs": 3}, 9),
+        ({"num_epochs": 3}, 8),
         ({"num_epochs": 2, "gradient_accumulation": 4}, 2),
         ({"num_epochs": 0.1}, 1),
+        ({"num_epochs": 3, "global_batch_size": 10}, 3),
         ({"max_steps": 77}, 77),
     ]:
-        order = Order(found, Settings(**settings), ALONE)
+        order = Order(found, settled(1, **settings), ALONE)
         assert order.steps(Settings(**settings)) == steps
-    assert order.epochs(6) == 2.0
+    assert order.epochs(5) == 2.0
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_what_is_evaluated_is_never_trained_on(many, size):
-    settings = Settings(batch_size=4, eval_steps=5)
+    settings = settled(size, batch_size=4, eval_steps=5)
     orders = [Order(many, settings, world) for world in processes(size)]
-    trained = {text for order in orders for step in range(400) for text in order.batch(step)}
+    trained = {text for order in orders for step in range(400) for text in order.batch(step, 0)}
     held_out = set(orders[0].held_out)
     assert held_out
     assert trained == set(range(97)) - held_out
@@ -280,13 +299,13 @@ def test_what_is_evaluated_is_never_trained_on(many, size):
 
 def test_without_another_text_there_is_no_evaluation(tmp_path):
     with pytest.raises(UserError, match="eval_steps"):
-        Order(texts(tmp_path, rows("a")), Settings(eval_steps=1), ALONE)
+        Order(texts(tmp_path, rows("a")), settled(1, eval_steps=1), ALONE)
 
 
 def test_filled_up_batches_count_nothing(tmp_path, model_dir):
     found = texts(tmp_path, rows(*(f"text {number}" for number in range(100))))
     collator = Collator(AutoTokenizer.from_pretrained(model_dir / "tiny"), 64)
-    orders = [Order(found, Settings(batch_size=4, eval_steps=1), world) for world in processes(3)]
+    orders = [Order(found, settled(3, batch_size=4, eval_steps=1), world) for world in processes(3)]
     counted = [[predicted(batch) for batch in evaluation_batches(found, order, collator)] for order in orders]
     assert [len(counts) for counts in counted] == [1, 1, 1]
     assert [bool(counts[0]) for counts in counted] == [True, True, False], "5 texts are 2 batches"
@@ -328,11 +347,11 @@ def test_a_long_text_is_cut_without_an_end_and_without_changing_the_tokenizer(mo
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_change_nothing(many, model_dir, workers):
     collator = Collator(AutoTokenizer.from_pretrained(model_dir / "tiny"), 64)
-    settings = Settings(batch_size=3, dataloader_workers=workers)
+    settings = settled(1, batch_size=3, dataloader_workers=workers)
     assert many[0] == "text 0", "and they do not share its open file"
     found = list(training_batches(many, Order(many, settings, ALONE), collator, settings, ALONE, 3, 40))
     order = Order(many, settings, ALONE)
-    expected = [collator([many[number] for number in order.batch(step)]) for step in range(3, 40)]
+    expected = [collator([many[number] for number in order.batch(step, 0)]) for step in range(3, 40)]
     assert len(found) == 37
     assert all((one["input_ids"] == other["input_ids"]).all() for one, other in zip(found, expected, strict=True))
 

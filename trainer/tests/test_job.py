@@ -84,7 +84,7 @@ def test_extra_args_override_the_config_file_key_by_key(tmp_path):
     found = job.parse([], POD | {"CONFIG_PATH": str(config)})
     assert (found.settings.max_steps, found.settings.gradient_accumulation) == (5, 3)
     assert found.config_path == str(config)
-    assert job.parse([], POD | {"CONFIG_PATH": ""}).settings.gradient_accumulation == 1
+    assert job.parse([], POD | {"CONFIG_PATH": ""}).settings.gradient_accumulation is None
 
 
 def test_a_flag_wins_over_its_variable():

@@ -28,7 +28,10 @@ USUAL = {
 @pytest.mark.parametrize(
     ("given", "name", "value"),
     [
-        ({}, "batch_size", 4),
+        ({}, "keep_last", 5),
+        ({}, "batch_size", None),
+        ({"micro_batch_size": 2}, "batch_size", 2),
+        ({"train_batch_size": 8}, "global_batch_size", 8),
         ({"max_steps": 5}, "max_steps", 5),
         ({"max_steps": 5.0}, "max_steps", 5),
         ({"save_steps": 0.1}, "save_steps", 0.1),

@@ -20,7 +20,7 @@ OLD, MINE = (f"0198000{number}-0000-7000-8000-000000000000" for number in (1, 2)
 FORMS = {
     ("hf", False): ("weights", "optimizer", "sub/rng"),
     ("meta", False): ("",),
-    ("meta", True): (".metadata", "__0_0.distcp", "__1_0.distcp"),
+    ("meta", True): (".metadata", "__0_0.distcp", "__0_1.distcp"),
     ("nemo", False): ("",),
     ("nemo", True): (".metadata", "__0_0.distcp", "meta.pt"),
 }

@@ -5,6 +5,7 @@ import json
 import typing
 
 from training import layout
+from training.batch_sizes import Chosen
 from training.errors import UserError
 from training.job import Job
 from training.owner import Owner
@@ -49,12 +50,13 @@ def complete(settings: Settings, config: "PreTrainedConfig") -> Settings:
     return dataclasses.replace(settings, max_seq_len=max_seq_len)
 
 
-def write(storage: Storage, job: Job, settings: Settings, world: "World", total: int) -> None:
+def write(storage: Storage, job: Job, settings: Settings, world: "World", total: int, chosen: Chosen | None) -> None:
     """What this submission trains, and how, with every default spelled out. Raises SupersededError."""
     Owner(storage, job.submission, world.attempt).check()  # data and model may have taken long to load
     body = dataclasses.asdict(dataclasses.replace(job, settings=settings)) | {
         "world_size": world.size,
         "total_steps": total,
+        "batches": dataclasses.asdict(chosen) if chosen else None,
     }
     for key in layout.config_keys(job.submission):
         storage.write(key, json.dumps(body, indent=2).encode())

@@ -13,7 +13,7 @@ LONGEST = 1024  # bytes of a line
 KUBELETS = "/dev/termination-log"
 
 HINTS = {
-    errors.OUT_OF_MEMORY: "out of memory; lower batch_size or max_seq_len and raise gradient_accumulation: ",
+    errors.OUT_OF_MEMORY: "out of memory; lower batch_size or max_seq_len, or say gradient_checkpointing true: ",
     errors.STORAGE: "reading or writing objects failed, also after retries: ",
 }
 

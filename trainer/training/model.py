@@ -45,19 +45,28 @@ def unknown_tokens(source: str) -> list[str]:
     return sorted(str(token) for number, token in tokenizer.added_tokens_decoder.items() if number >= rows)
 
 
+def config_of(source: str) -> "PreTrainedConfig":
+    """The configuration of a folder that may have nothing else. Raises UserError."""
+    from transformers import AutoConfig
+
+    forbid_own_code()
+    with loading(source):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    check_trainable(source, config)
+    return config
+
+
 def described(source: str) -> "tuple[PreTrainedConfig, PreTrainedTokenizerBase]":
     """Configuration and tokenizer of a folder; its weights are not looked at. Raises UserError."""
-    from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     from training import untrusted
 
-    forbid_own_code()
+    config = config_of(source)
     with loading(source), untrusted.data_only(Path(source)):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):  # its file may name any class of transformers
         raise unloadable(source, TypeError(f"its tokenizer is a {type(tokenizer).__name__}"))
-    check_trainable(source, config)
     return config, tokenizer
 
 

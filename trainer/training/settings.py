@@ -14,7 +14,11 @@ from typing import Annotated
 from training import config_file, training_arguments
 from training.errors import UserError
 
-ALIASES = {"gradient_accumulation_steps": "gradient_accumulation"} | training_arguments.ALIASES
+ALIASES = {
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "micro_batch_size": "batch_size",  # of NeMo and Megatron
+    "train_batch_size": "global_batch_size",  # of DeepSpeed
+} | training_arguments.ALIASES
 WORDS = {
     "precision": ("fp32", "bf16", "fp16"),
     "scheduler": ("linear", "cosine", "constant"),
@@ -22,6 +26,7 @@ WORDS = {
 }
 LEAST = {
     "max_steps": 1,
+    "global_batch_size": 1,
     "batch_size": 1,
     "gradient_accumulation": 1,
     "logging_steps": 1,
@@ -68,8 +73,19 @@ class Settings:
     ] = None
     warmup_steps: Annotated[Count, "steps in which it rises first"] = 0
     weight_decay: Annotated[float, "of AdamW, not of biases and norms"] = 0.0
-    batch_size: Annotated[int, "texts of one process in one micro-step"] = 4
-    gradient_accumulation: Annotated[int, "micro-steps of a step"] = 1
+    global_batch_size: Annotated[
+        int | None,
+        "texts of a step over all processes: it stays with another number of them",
+        "batch_size x gradient_accumulation x processes",
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        "texts of one process in one micro-step; where a GPU has no room for them, they are taken in several",
+        "4, or with global_batch_size what fits",
+    ] = None
+    gradient_accumulation: Annotated[int | None, "micro-steps of a step", "1, or with global_batch_size its rest"] = (
+        None
+    )
     max_seq_len: Annotated[int | None, "tokens of a text; the rest is cut", "the model's, at most 2048"] = None
     dataset_text_field: Annotated[str, "field of a JSON line that holds the text"] = "text"
     dataloader_workers: Annotated[int, "processes beside each process that make its batches"] = 0
@@ -88,8 +104,10 @@ class Settings:
         "true with several processes, unless precision is fp16 or optim cannot be split",
     ] = None
     gradient_checkpointing: Annotated[
-        bool, "activations are computed again in the backward pass: less memory, some 30 % more time"
-    ] = False
+        bool | None,
+        "activations are computed again in the backward pass: less memory, some 30 % more time",
+        "where a GPU has no room for one text without",
+    ] = None
     skip_non_finite_steps: Annotated[
         int,
         "steps of an attempt that may have gradients that are not finite: each changes nothing, and the one after them "
@@ -110,7 +128,8 @@ class Settings:
         "save_steps must be a multiple of eval_steps",
     ] = False
     report_to: Annotated[str | None, "`tensorboard`: event files beside the logs", "none"] = None
-    keep_last: Annotated[int | None, "checkpoints of this submission that are kept", "all"] = None
+    # A checkpoint has 12 bytes a weight: five of an 8B model are half a terabyte, where a week's hundred would be ten.
+    keep_last: Annotated[int | None, "checkpoints of this submission that are kept; null keeps all"] = 5
     training_arguments: dict[str, typing.Any] = dataclasses.field(default_factory=dict)  # of hf, by transformers' name
 
     def __post_init__(self) -> None:
@@ -167,7 +186,7 @@ def refusals(settings: typing.Any) -> typing.Iterator[str]:
     ddp = [name for name in training_arguments.OF_DDP if settings.training_arguments.get(name)]
     if ddp and settings.sharded is not False:
         yield f"{', '.join(ddp)} is of processes that have all weights each: say sharded false too, or leave it out"
-    if settings.training_arguments.get("ddp_static_graph") and settings.gradient_accumulation > 1:
+    if settings.training_arguments.get("ddp_static_graph") and (settings.gradient_accumulation or 1) > 1:
         yield "ddp_static_graph does not go with gradient_accumulation above 1: leave it out"
 
 

@@ -139,7 +139,7 @@ class Checkpoints:
 
         def write_and_upload() -> dict[str, int]:
             write()
-            return self.saver.upload(path, step) if self.world.local_rank == 0 else {}
+            return self.saver.upload(path, step, rank=self.world.rank, local_rank=self.world.local_rank)
 
         self.saving = Saving(step=step, path=path, metrics=metrics, sizes=in_background(write_and_upload))
 

@@ -8,6 +8,7 @@ without a marker, or with a marker that names others, are not a checkpoint.
 import concurrent.futures
 import logging
 import math
+import re
 import time
 import typing
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from training.owner import Owner
 from training.storage import Storage
 
 UPLOADS = 8  # at a time
+
+PART = re.compile(r"__([0-9]+)_[0-9]+\.distcp")  # as torch.distributed.checkpoint names what a rank writes
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +51,14 @@ class Saver:
         self.attempt = attempt
         self.world_size = world_size
 
-    def upload(self, path: Path, step: int) -> dict[str, int]:
-        """Upload a file, or all files of a folder. Returns their sizes in bytes, by key."""
+    def upload(self, path: Path, step: int, *, rank: int, local_rank: int) -> dict[str, int]:
+        """Upload this process's part of a folder, and on local rank 0 all that is nobody's part, or a file.
+
+        Returns their sizes in bytes, by key.
+        """
         base, files = (path.parent, [path]) if path.is_file() else (path, path.rglob("*"))
-        sources = {self._prefix(step) + file.relative_to(base).as_posix(): file for file in files if not file.is_dir()}
+        mine = [file for file in files if not file.is_dir() and is_mine(file.name, rank, local_rank)]
+        sources = {self._prefix(step) + file.relative_to(base).as_posix(): file for file in mine}
         with concurrent.futures.ThreadPoolExecutor(UPLOADS) as pool:
             list(pool.map(self.storage.upload, sources.values(), sources.keys()))
         return {key: file.stat().st_size for key, file in sources.items()}
@@ -120,3 +127,9 @@ class Saver:
             if stored_marker(self.storage, marker.step) != body:
                 self.owner.check()  # its SupersededError says more than FileExistsError
                 raise
+
+
+def is_mine(name: str, rank: int, local_rank: int) -> bool:
+    """Whether a process uploads a file of its node: many upload more in a second than one."""
+    part = PART.fullmatch(name)
+    return rank == int(part[1]) if part else local_rank == 0

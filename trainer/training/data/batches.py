@@ -37,6 +37,8 @@ class Collator:
     def __call__(self, texts: list[str]) -> Batch:
         import torch
 
+        if not texts:
+            return nothing()
         rows = [row[: self.max_seq_len] for row in self._rows(texts)]
         for row, text in zip(rows, texts, strict=True):
             self._check(row, text)
@@ -76,6 +78,14 @@ class Collator:
         if self.adds_begin and row[:2] == [self.begin, self.begin]:
             row = row[1:]
         return row if self.end is None or row[-1:] == [self.end] else [*row, self.end]
+
+
+def nothing() -> Batch:
+    """A batch with which a process takes part in a micro-step for which it has no text."""
+    import torch
+
+    none = torch.zeros((1, 2), dtype=torch.long)
+    return {"input_ids": none, "attention_mask": torch.ones_like(none), "labels": torch.full_like(none, IGNORED)}
 
 
 def training_batches(

@@ -21,8 +21,10 @@ HELD_OUT = 1000  # texts, at most
 class Order:
     """Which texts a process has in a micro-step.
 
-    Each epoch has all texts that are not held out, in an order of its own. They are dealt to the processes in turn, and
-    the last batches are filled up from the epoch's beginning.
+    The texts that are not held out come in epochs, each in an order of its own and without a gap: a step goes on where
+    the one before it has ended. So which texts a step has depends on the global batch alone, not on how many processes
+    share it, nor on how they cut their shares into micro-steps. A process with fewer texts than others has empty
+    micro-steps at the end.
 
     Streamed data are dealt by objects. A process has its objects of the epoch one after the other, and their number of
     texts differs a little from its share. Texts above the share are not used in that epoch. A process with fewer texts
@@ -32,8 +34,11 @@ class Order:
     def __init__(self, data: Data, settings: "Settings", world: "World") -> None:
         self.world = world
         self.seed = settings.seed
+        assert settings.batch_size and settings.gradient_accumulation and settings.global_batch_size, "not settled"
         self.batch_size = settings.batch_size
         self.accumulation = settings.gradient_accumulation
+        self.texts = settings.global_batch_size  # of a step
+        self.share = math.ceil(self.texts / world.size)  # of a process in a step, at most
         self.streamed = isinstance(data, Streamed)
         *sizes, last = (size for size in data.sizes() if size)
         self.held_out = held_out(sum(sizes), last) if settings.eval_steps else []
@@ -42,36 +47,41 @@ class Order:
         self.sizes = [*sizes, last - len(self.held_out)]
         if not sum(self.sizes) or (self.streamed and not self.sizes[-1]):
             raise UserError("eval_steps holds a text of the last object out, and that has no other to train on")
-        self.micro_steps = math.ceil(math.ceil(sum(self.sizes) / self.batch_size) / world.size)  # of an epoch
         self.epoch: int | None = None
-        self.texts: _Shuffled | _Streams
+        self.order: _Shuffled | _Streams
 
     def steps(self, settings: "Settings") -> int:
         """Optimizer steps of the whole training."""
         if settings.max_steps:
             return settings.max_steps
-        return math.ceil((settings.num_epochs or 1) * self.micro_steps / self.accumulation)
+        return math.ceil(round((settings.num_epochs or 1) * sum(self.sizes) / self.texts, 9))
 
     def epochs(self, step: int) -> float:
         """How many epochs a number of steps is."""
-        return step * self.accumulation / self.micro_steps
+        return step * self.texts / sum(self.sizes)
 
-    def batch(self, micro_step: int) -> list[int]:
-        """The numbers of a micro-step's texts. Micro-steps are counted from step 0."""
-        epoch, position = divmod(micro_step, self.micro_steps)
+    def batch(self, step: int, micro_step: int) -> list[int]:
+        """The numbers of the texts of a step's micro-step; steps and micro-steps are counted from 0."""
+        first, end = (rank * self.texts // self.world.size for rank in (self.world.rank, self.world.rank + 1))
+        mine = range(first, end)[micro_step * self.batch_size :][: self.batch_size]
+        if not self.streamed:
+            return [self._number(*divmod(step * self.texts + place, sum(self.sizes))) for place in mine]
+        of_epoch = math.ceil(sum(self.sizes) / self.world.size)
+        return [self._number(*divmod(step * self.share + place - first, of_epoch)) for place in mine]
+
+    def _number(self, epoch: int, place: int) -> int:
+        """The number of the text that a process has at a place of an epoch."""
         if epoch != self.epoch:
             kind = _Streams if self.streamed else _Shuffled
-            self.texts, self.epoch = kind(self.sizes, self.seed, epoch, self.world), epoch
-        return [self._number(index) for index in self.texts.batch(position, self.batch_size)]
-
-    def _number(self, index: int) -> int:
-        """The number of the index-th text that is not held out."""
-        return index + bisect.bisect(self.gaps, index)
+            self.order, self.epoch = kind(self.sizes, self.seed, epoch, self.world), epoch
+        index = self.order.text(place)
+        return index + bisect.bisect(self.gaps, index)  # of those that are not held out it is the index-th
 
     def rest(self, step: int, total: int) -> Iterator[list[int]]:
         """The batches of the steps after `step`, up to `total`."""
-        for micro_step in range(step * self.accumulation, total * self.accumulation):
-            yield self.batch(micro_step)
+        for number in range(step, total):
+            for micro_step in range(self.accumulation):
+                yield self.batch(number, micro_step)
 
     def evaluation(self) -> Iterator[tuple[list[int], bool]]:
         """Batches of held-out texts, the same number for each process, and whether a batch only fills up."""
@@ -94,11 +104,9 @@ class _Shuffled:
 
     def __init__(self, sizes: Sequence[int], seed: int, epoch: int, world: "World") -> None:
         self.order = shuffled(sum(sizes), seed, epoch)
-        self.world = world
 
-    def batch(self, position: int, size: int) -> list[int]:
-        first = (position * self.world.size + self.world.rank) * size
-        return [int(self.order[place % len(self.order)]) for place in range(first, first + size)]
+    def text(self, place: int) -> int:
+        return int(self.order[place])
 
 
 class _Streams:
@@ -113,10 +121,8 @@ class _Streams:
         self.ends = running_total([sizes[number] for number in self.objects])
         self.current: tuple[int, torch.Tensor] | None = None
 
-    def batch(self, position: int, size: int) -> list[int]:
-        return [self._text(place % self.ends[-1]) for place in range(position * size, (position + 1) * size)]
-
-    def _text(self, place: int) -> int:
+    def text(self, place: int) -> int:
+        place %= self.ends[-1]
         turn = bisect.bisect(self.ends, place)
         number = self.objects[turn]
         if self.current is None or self.current[0] != number:

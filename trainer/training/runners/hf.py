@@ -39,6 +39,7 @@ def train(job: Job, world: World) -> bool:
             check_state(resume)
         source = str(resume) if resume else run.fetch_model()
         texts = run.read(source)
+        run = run.settled(source)
         in_parts = resume and (resume / WEIGHTS[0]).is_dir()
         network, tokenizer = model.load(source, run.split, weights=not in_parts)
         if resume and in_parts:
@@ -111,7 +112,7 @@ def arguments(settings: Settings, world: World, directory: Path, total: int) -> 
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "bf16": settings.precision == "bf16" and not settings.sharded,  # where the parts themselves are brought in it
         "fp16": settings.precision == "fp16",
-        "activation_checkpointing": settings.gradient_checkpointing,
+        "activation_checkpointing": bool(settings.gradient_checkpointing),
         "seed": settings.seed,
         "use_cpu": not world.gpu,
         "ddp_backend": None if world.size == 1 else "nccl" if world.gpu else "gloo",

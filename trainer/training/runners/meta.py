@@ -29,6 +29,7 @@ def train(job: Job, world: World) -> bool:
         resume = run.fetch_checkpoint()  # a checkpoint has the weights too
         source = run.fetch_model_without_weights() if resume else run.fetch_model()
         texts = run.read(source)
+        run = run.settled(source)
         network, tokenizer = model.load(source, run.split, weights=not resume)
         if resume:
             run.check_same_model(model.shapes(network), model.saved_shapes(resume, "model"))
@@ -87,7 +88,7 @@ class Training:
         self.world = world
         self.device = torch.device("cuda", world.local_rank) if world.gpu else torch.device("cpu")
         if settings.gradient_checkpointing:
-            network.gradient_checkpointing_enable({"use_reentrant": False})
+            network.activation_checkpointing_enable({"use_reentrant": False})
         network.to(self.device)  # the buffers; the weights are there already
         self.optimizer = optimizer.adamw(network, settings)
         self.schedule = optimizer.schedule(self.optimizer, settings, total)

@@ -39,6 +39,7 @@ def train(job: Job, world: World) -> bool:
         resume = run.fetch_checkpoint()  # a checkpoint has the weights too
         source = run.fetch_model_without_weights() if resume else run.fetch_model()
         texts = run.read(source)
+        run = run.settled(source)
         network, tokenizer = model.load(source, run.split, weights=not resume)
         if resume:
             run.check_same_model(model.shapes(network), model.saved_shapes(resume, "state_dict", "network."))
@@ -176,7 +177,7 @@ class Module(pl.LightningModule):
         if not model.takes_items(network):
             raise UserError(f"{type(network).__name__} computes its loss in a way that framework hf alone can train")
         if settings.gradient_checkpointing:
-            network.gradient_checkpointing_enable({"use_reentrant": False})
+            network.activation_checkpointing_enable({"use_reentrant": False})
         self.network = network
         self.settings = settings
         self.world = world

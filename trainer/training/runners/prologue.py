@@ -2,21 +2,24 @@
 
 open_run() agrees on the settings, opens the run and chooses the checkpoint to resume. Then the runner fetches the model
 as its framework needs it, and read() prepares the texts: what is wrong with them is said before weights are loaded.
-make_plan() does what depends on the model: it completes the settings, counts the steps and the tokens that are cut off,
-and writes the configuration.
+settled() completes the settings and finds how the texts fit into the memory, which is said before too. make_plan()
+counts the steps and the tokens that are cut off, and writes the configuration.
 """
 
 import contextlib
 import dataclasses
 import logging
 import traceback
+import typing
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from training import configuration, model, model_files
+from training import batch_sizes, configuration, model, model_files
+from training.batch_sizes import Chosen
 from training.checkpoint.checkpoints import Checkpoints
 from training.checkpoint.marker import Marker
 from training.data import lengths, listing
@@ -41,11 +44,27 @@ class Run:
 
     job: Job
     world: World
-    settings: Settings  # rank 0's; what depends on the model alone is open
+    settings: Settings  # rank 0's; settled() makes them complete
     storage: Storage
     checkpoints: Checkpoints
     directory: Path  # of this node's processes, deleted at the end
     start: Marker | None  # the checkpoint to resume; None from scratch
+    chosen: Chosen | None = None  # how the processes take their texts; settled() knows
+
+    def settled(self, source: str) -> "Run":
+        """The run with complete settings, by the config.json of a model's folder; together. Raises UserError."""
+        settings = configuration.complete(self.settings, model.config_of(source))
+        memory = None
+        if self.world.gpu:
+            own = torch.cuda.get_device_properties(self.world.local_rank).total_memory
+            memory = min(self.world.gather(own))
+
+        def choose() -> dict[str, typing.Any]:
+            earlier = batch_sizes.pinned(self.storage, self.job.submission) if self.world.attempt > 1 else None
+            return dataclasses.asdict(batch_sizes.choose(settings, source, self.world.size, memory, earlier))
+
+        chosen = Chosen(**self.world.on_rank_zero(choose))
+        return dataclasses.replace(self, settings=batch_sizes.complete(settings, chosen), chosen=chosen)
 
     def fetch_model(self, files: Sequence[str] | None = None) -> str:
         """Bring the job's model, or those of its files, to each node; together. Returns its folder."""
@@ -171,12 +190,12 @@ def as_asked(steps: Steps) -> Iterator[None]:
 
 def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Plan:
     """Everything that depends on the model and comes before the first step."""
-    settings = configuration.complete(run.settings, network.config)
+    settings = run.settings
     order = Order(texts, settings, run.world)
     total = order.steps(settings)
     settings = settings.in_steps(total)
     if run.world.rank == 0:
-        configuration.write(run.storage, run.job, settings, run.world, total)
+        configuration.write(run.storage, run.job, settings, run.world, total, run.chosen)
     collator = Collator(tokenizer, settings.max_seq_len, model.embeddings(network))
     found = lengths.measure(texts, collator, run.world)
     if settings.warmup_steps >= total:

@@ -1,0 +1,161 @@
+"""How many texts a step has, and how they are taken: by the settings, the processes and the memory of the GPUs."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+from pods import FIRST, run_of
+
+import make_tiny_model
+from training import batch_sizes, fit, model
+from training.errors import UserError
+from training.settings import Settings
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": False,
+}
+SIZES = {
+    "8B": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
+    "405B": {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128},
+}
+
+
+@pytest.fixture
+def described(tmp_path):
+    """A folder that has a model's config.json and nothing else."""
+
+    def write(size):
+        (tmp_path / "config.json").write_text(json.dumps(LLAMA | SIZES[size]))
+        return str(tmp_path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("given", "processes", "found"),
+    [
+        ({}, 2, (8, 4, 1)),
+        ({"batch_size": 3, "gradient_accumulation": 2}, 2, (12, 3, 2)),
+        ({"global_batch_size": 64}, 2, (64, 4, 8)),
+        ({"global_batch_size": 64, "batch_size": 8}, 2, (64, 8, 4)),
+        ({"global_batch_size": 64, "gradient_accumulation": 2}, 2, (64, 16, 2)),
+        ({"global_batch_size": 7, "batch_size": 2}, 3, (7, 2, 2)),
+        ({"global_batch_size": 2}, 2, (2, 1, 1)),
+    ],
+)
+def test_the_texts_of_a_step(given, processes, found):
+    settings = Settings(**given)
+    settled = batch_sizes.complete(settings, batch_sizes.choose(settings, "", processes, None))
+    assert (settled.global_batch_size, settled.batch_size, settled.gradient_accumulation) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"global_batch_size": 3}, "global_batch_size 3 is less than the 4 processes, and each needs a text"),
+        (
+            {"global_batch_size": 64, "batch_size": 4, "gradient_accumulation": 2},
+            "global_batch_size 64 is not batch_size 4 x gradient_accumulation 2 x 4 processes: leave one of them out",
+        ),
+    ],
+)
+def test_numbers_that_contradict_each_other_are_refused(given, says):
+    with pytest.raises(UserError, match=says):
+        batch_sizes.choose(Settings(**given), "", 4, None)
+
+
+def ways(answer):
+    return {(way["micro_batch"], way["gradient_checkpointing"]): way["peak"] / 1e9 for way in answer["ways"]}
+
+
+def test_8b_fits_on_eight_gpus(described, capsys):
+    """The mission's example. Peaks without CUDA's own 3 GB are those of facts: 31 GB at one text, 47 GB at two."""
+    assert fit.main([described("8B"), "--gpus", "8", "--gpu-memory", "80", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["parameters"] == 8_030_261_248
+    assert (answer["chosen"]["micro_batch"], answer["chosen"]["gradient_checkpointing"]) == (2, False)
+    assert 50 < answer["chosen"]["peak"] / 1e9 < 60 < 75
+    assert min(peak for (size, _), peak in ways(answer).items() if size > 2) > 75
+
+
+def test_70b_fits_on_eight_nodes(described, capsys):
+    assert fit.main([described("70B"), "--nodes", "8"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^ +2 +1 +yes +3\d\.\d fits$", said, re.M), said
+    assert re.search(r"^ +1 +2 +no +\d+\.\d$", said, re.M), "without checkpointing it does not fit"
+
+
+def test_405b_does_not_fit_on_one_node(described, capsys):
+    assert fit.main([described("405B")]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "nothing fits: 405.9 billion parameters take 812 GB a GPU for weights, gradients and optimizer alone, and 8 of "
+        "80 GB have 75 GB each: take at least 96 GPUs"
+    )
+
+
+def test_a_text_that_is_too_long_is_refused_with_what_would_help(described):
+    wanted = fit.Wanted(processes=8, memory=80e9, texts=1, seq_len=8192, gradient_checkpointing=False)
+    answer = fit.choose(model.config_of(described("8B")), wanted)
+    assert answer.refusal.startswith("one text of 8192 tokens takes ")
+    assert "say gradient_checkpointing true, or take at least " in answer.refusal
+
+
+def test_a_job_asks_before_it_loads_anything(described, caplog):
+    caplog.set_level("INFO")
+    settings = Settings(global_batch_size=128, max_seq_len=2048, precision="bf16", sharded=True)
+    chosen = batch_sizes.choose(settings, described("8B"), 8, 80 * 10**9)
+    assert (chosen.texts, chosen.batch_size, chosen.gradient_checkpointing) == (16, 2, False)
+    assert "takes its 16 texts of a step in 8 micro-steps of 2: 55." in caplog.text
+    settled = batch_sizes.complete(settings, chosen)
+    assert (settled.global_batch_size, settled.gradient_accumulation) == (128, 8)
+
+
+def test_128_texts_at_once_are_taken_in_several_micro_steps(described):
+    settings = Settings(batch_size=128, max_seq_len=2048, precision="bf16", sharded=True)
+    chosen = batch_sizes.choose(settings, described("8B"), 8, 80 * 10**9)
+    settled = batch_sizes.complete(settings, chosen)
+    assert (settled.global_batch_size, settled.batch_size, settled.gradient_accumulation) == (1024, 2, 64)
+
+
+def test_what_does_not_fit_is_a_sentence(described):
+    with pytest.raises(UserError, match=r"^this training does not fit: 405\.9 billion parameters take 812 GB a GPU"):
+        batch_sizes.choose(Settings(max_seq_len=64, precision="bf16", sharded=True), described("405B"), 8, 80 * 10**9)
+
+
+def test_a_restart_takes_what_was_taken_before():
+    settings = Settings(global_batch_size=64)
+    fresh = batch_sizes.choose(settings, "", 2, None)
+    earlier = dataclasses.replace(fresh, batch_size=2, gradient_checkpointing=True, peak=1e9)
+    assert batch_sizes.choose(settings, "", 2, None, earlier) == earlier
+    for other in (
+        dataclasses.replace(earlier, processes=3),
+        dataclasses.replace(earlier, memory=1),
+        dataclasses.replace(earlier, texts=31),
+        dataclasses.replace(earlier, batch_size=33),
+    ):
+        assert batch_sizes.choose(settings, "", 2, None, other) == fresh
+
+
+@pytest.mark.parametrize("framework", ["hf", "nemo", "meta"])
+def test_as_many_texts_give_the_same_losses_whoever_shares_them(start, tmp_path, framework):
+    """One process with seven texts at once, and three with three, two and two of them, one at a time."""
+    make_tiny_model.make(tmp_path / "models" / "tiny")  # without dropout
+    job = {"framework": framework, "global_batch_size": 7, "gradient_accumulation": ..., "max_steps": 4}
+    losses = {}
+    for processes, batch_size in [(1, 7), (3, 1)]:
+        store = tmp_path / str(processes)
+        environment = {"MODEL_DIR": str(tmp_path / "models")}
+        with start(store, FIRST, processes=processes, batch_size=batch_size, environment=environment, **job) as pods:
+            assert pods.end() == [0], pods.log
+        losses[processes] = [float(loss) for loss in re.findall(r"step \d+/4 loss (\S+)", pods.log)]
+        written = json.loads((run_of(store, framework) / f"config/{FIRST}/run.json").read_bytes())
+        assert written["settings"]["global_batch_size"] == 7
+        assert written["batches"]["batch_size"] == batch_size
+    assert len(losses[1]) == 4
+    assert losses[3] == pytest.approx(losses[1], abs=2e-4)

@@ -1,0 +1,53 @@
+"""Weights that are split over the processes: what a host pays for them, and that they are the model's."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from alone import ALONE
+from pods import TORCHRUN, same
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+
+import make_tiny_model
+from training import sharded
+from training.distributed import sharding
+from training.errors import UserError
+from training.sharded import Split
+
+
+def test_a_process_has_its_part_of_a_model_in_memory_and_no_more(tmp_path, model_dir):
+    """Of four: four bytes a weight by four. Each would have had a whole model, and more while it read it."""
+    folder = tmp_path / "large"
+    make_tiny_model.make(folder)
+    config = LlamaConfig(
+        vocab_size=16000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=11, num_attention_heads=8
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    script = Path(__file__).with_name("loading.py")
+    command = [TORCHRUN, "--standalone", "--nproc-per-node=4", script, model_dir / "tiny", folder]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    found = re.findall(r"(\d+\.\d+) bytes of (\d+)", ended.stdout)
+    assert len(found) == 4, ended.stderr
+    for bytes_of_a_weight, weights in found:
+        assert int(weights) > 150_000_000
+        assert float(bytes_of_a_weight) < 1.5
+
+
+def test_a_model_that_is_made_without_weights_has_the_buffers_of_one_that_is_loaded(model_dir):
+    config = AutoModelForCausalLM.from_pretrained(model_dir / "tiny").config
+    split = Split(processes=1, device="cpu", precision="fp32")
+    with sharding(ALONE):
+        made, (loaded, _) = split.make(config), split.load(str(model_dir / "tiny"), config)
+    assert {name: weight.shape for name, weight in made.state_dict().items()} == {
+        name: weight.shape for name, weight in loaded.state_dict().items()
+    }
+    assert same(dict(made.named_buffers()), dict(loaded.named_buffers()))
+
+
+def test_a_model_without_layers_cannot_be_split():
+    with pytest.raises(UserError, match="has no layers by which it could be split: say sharded false"):
+        sharded.layers(
+            type("Flat", (torch.nn.Linear,), {"_no_split_modules": None, "config": PreTrainedConfig()})(1, 1)
+        )

@@ -1,0 +1,152 @@
+"""How many texts a step has, and how a process takes its share of them: in as many at a time as its GPU has room for.
+
+What is chosen stays for a submission, so that a restart has the same bits.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import subprocess
+import sys
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+
+from training import layout
+from training.errors import UserError
+from training.settings import Settings
+from training.storage import Storage
+
+DEFAULT = 4  # texts of a process in a micro-step
+LONGEST_LOOK = 600.0  # seconds that looking for a way that fits may take
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """How a process takes its texts of a step, and what that depends on."""
+
+    processes: int
+    memory: int | None  # bytes of the smallest GPU; None without GPUs
+    texts: int  # of a process in a step, at most
+    batch_size: int  # of them in a micro-step
+    gradient_checkpointing: bool
+    peak: float | None  # bytes of a GPU that are expected; None where nobody could tell
+
+
+def texts_of_a_step(settings: Settings, processes: int) -> int:
+    """Over all processes. Raises UserError for numbers that contradict each other."""
+    wanted, size, micro_steps = settings.global_batch_size, settings.batch_size, settings.gradient_accumulation
+    if wanted is None:
+        return (size or DEFAULT) * (micro_steps or 1) * processes
+    if wanted < processes:
+        raise UserError(f"global_batch_size {wanted} is less than the {processes} processes, and each needs a text")
+    if size and micro_steps and size * micro_steps * processes != wanted:
+        raise UserError(
+            f"global_batch_size {wanted} is not batch_size {size} x gradient_accumulation {micro_steps} x {processes} "
+            "processes: leave one of them out"
+        )
+    return wanted
+
+
+def most_at_once(settings: Settings, texts: int, *, gpu: bool) -> int:
+    """Texts that a micro-step may have, where memory sets no limit, of `texts` of a process in a step."""
+    if settings.batch_size:
+        return min(settings.batch_size, texts)
+    if settings.gradient_accumulation and settings.global_batch_size:
+        return math.ceil(texts / settings.gradient_accumulation)
+    return texts if gpu and settings.global_batch_size else min(DEFAULT, texts)
+
+
+def choose(
+    settings: Settings, config: str, processes: int, memory: int | None, earlier: Chosen | None = None
+) -> Chosen:
+    """How the processes take their texts; `config` is a folder with the model's config.json.
+
+    What an earlier attempt has taken stays, unless it had other processes, GPUs or settings. Raises UserError where
+    nothing fits.
+    """
+    texts = math.ceil(texts_of_a_step(settings, processes) / processes)
+    most = most_at_once(settings, texts, gpu=memory is not None)
+    checkpointing = settings.gradient_checkpointing
+    plain = Chosen(
+        processes=processes,
+        memory=memory,
+        texts=texts,
+        batch_size=most,
+        gradient_checkpointing=bool(checkpointing),
+        peak=None,
+    )
+    if earlier and earlier == dataclasses.replace(
+        plain,
+        batch_size=min(earlier.batch_size, most),
+        gradient_checkpointing=earlier.gradient_checkpointing if checkpointing is None else checkpointing,
+        peak=earlier.peak,
+    ):
+        return earlier
+    if memory is None:
+        return plain
+    answer = ask(settings, config, processes, memory, texts, most)
+    if answer is None:
+        logger.warning("nobody can tell how much memory this model takes: batch_size %d is taken as it is", most)
+        return plain
+    if answer["refusal"]:
+        raise UserError(f"this training does not fit: {answer['refusal']}")
+    way = answer["chosen"]
+    logger.info(
+        "a process takes its %d texts of a step in %d micro-steps of %d%s: %.1f GB of a GPU are expected at the peak",
+        texts,
+        way["micro_steps"],
+        way["micro_batch"],
+        ", with gradient_checkpointing" if way["gradient_checkpointing"] else "",
+        way["peak"] / 1e9,
+    )
+    return dataclasses.replace(
+        plain,
+        batch_size=way["micro_batch"],
+        gradient_checkpointing=way["gradient_checkpointing"],
+        peak=way["peak"],
+    )
+
+
+def ask(
+    settings: Settings, config: str, processes: int, memory: int, texts: int, most: int
+) -> Mapping[str, typing.Any] | None:
+    """What training.fit says, from a process of its own, since it belongs to a group of its own; None if it cannot."""
+    command = [sys.executable, "-m", "training.fit", config, "--json", "--gpus", str(processes)]
+    command += ["--gpu-memory", str(memory / 1e9), "--global-batch-size", str(texts * processes), "--most", str(most)]
+    command += ["--max-seq-len", str(settings.max_seq_len), "--precision", settings.precision or "fp32"]
+    command += ["--sharded", json.dumps(bool(settings.sharded))]
+    if settings.gradient_checkpointing is not None:
+        command += ["--gradient-checkpointing", json.dumps(settings.gradient_checkpointing)]
+    try:
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=LONGEST_LOOK, check=False, cwd=Path(__file__).parents[1]
+        )
+        return json.loads(ended.stdout)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        logger.debug("training.fit gave no answer: %s", error)
+        return None
+
+
+def pinned(storage: Storage, submission: str) -> Chosen | None:
+    """What an earlier attempt of the submission has taken, if any."""
+    try:
+        found = Chosen(**json.loads(storage.read(layout.config_keys(submission)[-1]))["batches"])
+    except (FileNotFoundError, KeyError, TypeError, ValueError, RecursionError):
+        return None
+    is_one = type(found.batch_size) is int and found.batch_size > 0 and type(found.gradient_checkpointing) is bool
+    return found if is_one else None
+
+
+def complete(settings: Settings, chosen: Chosen) -> Settings:
+    """The settings with all that concerns batches."""
+    return dataclasses.replace(
+        settings,
+        global_batch_size=texts_of_a_step(settings, chosen.processes),
+        batch_size=chosen.batch_size,
+        gradient_accumulation=math.ceil(chosen.texts / chosen.batch_size),
+        gradient_checkpointing=chosen.gradient_checkpointing,
+    )
