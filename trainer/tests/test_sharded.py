@@ -1,5 +1,6 @@
 """Weights that are split over the processes: what a host pays for them, and that they are the model's."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -33,6 +34,26 @@ def test_a_process_has_its_part_of_a_model_in_memory_and_no_more(tmp_path, model
     for bytes_of_a_weight, weights in found:
         assert int(weights) > 150_000_000
         assert float(bytes_of_a_weight) < 1.5
+
+
+def test_the_peak_of_a_real_step_is_the_expected_one(tmp_path, model_dir):
+    folder = tmp_path / "large"
+    make_tiny_model.make(folder)
+    config = LlamaConfig(
+        vocab_size=8000, hidden_size=512, intermediate_size=1408, num_hidden_layers=10, num_attention_heads=8
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    script = Path(__file__).with_name("peak.py")
+    command = [TORCHRUN, "--standalone", "--nproc-per-node=2", script, model_dir / "tiny", folder]
+    # As a GPU's memory is counted: what is given back is given back.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    found = re.findall(r"^(\d+) of (\d+)$", ended.stdout, re.M)
+    assert len(found) == 2, ended.stderr
+    (plain, _), (again, _) = found
+    assert int(again) < 0.8 * int(plain)
+    for peak, expected in found:
+        assert int(peak) == pytest.approx(int(expected), rel=0.15)
 
 
 def test_a_model_that_is_made_without_weights_has_the_buffers_of_one_that_is_loaded(model_dir):
