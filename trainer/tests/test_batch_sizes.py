@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from unittest import mock
 
 import pytest
 from pods import FIRST, run_of
@@ -126,6 +127,25 @@ def test_128_texts_at_once_are_taken_in_several_micro_steps(described):
 def test_what_does_not_fit_is_a_sentence(described):
     with pytest.raises(UserError, match=r"^this training does not fit: 405\.9 billion parameters take 812 GB a GPU"):
         batch_sizes.choose(Settings(max_seq_len=64, precision="bf16", sharded=True), described("405B"), 8, 80 * 10**9)
+
+
+def test_a_model_that_cannot_be_followed_takes_few_texts_at_a_time_and_asks_again(tmp_path, caplog):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "mamba", "num_hidden_layers": 2, "hidden_size": 64})
+    )
+    settings = Settings(global_batch_size=1024, max_seq_len=64, precision="bf16", sharded=True)
+    chosen = batch_sizes.choose(settings, str(tmp_path), 8, 80 * 10**9)
+    assert (chosen.texts, chosen.batch_size, chosen.peak) == (128, 4, None)
+    assert "nobody can tell how much fits" in caplog.text
+    with mock.patch.object(batch_sizes, "ask", return_value=None) as asked:
+        batch_sizes.choose(settings, str(tmp_path), 8, 80 * 10**9, chosen)
+    assert asked.called
+
+
+def test_an_optimizer_that_keeps_less_is_not_refused(described, caplog):
+    settings = Settings(max_seq_len=64, precision="fp16", sharded=False, training_arguments={"optim": "adafactor"})
+    assert batch_sizes.choose(settings, described("8B"), 1, 80 * 10**9).batch_size == 4
+    assert "nobody can tell how much fits (8.0 billion parameters take 128 GB" in caplog.text
 
 
 def test_a_restart_takes_what_was_taken_before():

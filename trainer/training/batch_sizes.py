@@ -16,8 +16,10 @@ from pathlib import Path
 from training import layout
 from training.errors import UserError
 from training.settings import Settings
-from training.storage import Storage
+from training.storage import Storage, WithheldError
+from training.training_arguments import DEFAULT_OPTIMIZER
 
+COUNTED = ("adamw_torch", "adamw_torch_fused")  # optimizers that keep what training.fit counts
 DEFAULT = 4  # texts of a process in a micro-step
 LONGEST_LOOK = 600.0  # seconds that looking for a way that fits may take
 
@@ -79,21 +81,24 @@ def choose(
         gradient_checkpointing=bool(checkpointing),
         peak=None,
     )
-    if earlier and earlier == dataclasses.replace(
+    same = earlier and earlier == dataclasses.replace(
         plain,
         batch_size=min(earlier.batch_size, most),
         gradient_checkpointing=earlier.gradient_checkpointing if checkpointing is None else checkpointing,
         peak=earlier.peak,
-    ):
+    )
+    if earlier and same and (memory is None or earlier.peak is not None):
         return earlier
     if memory is None:
         return plain
     answer = ask(settings, config, processes, memory, texts, most)
-    if answer is None:
-        logger.warning("nobody can tell how much memory this model takes: batch_size %d is taken as it is", most)
-        return plain
-    if answer["refusal"]:
+    if answer and answer["refusal"] and is_counted(settings):
         raise UserError(f"this training does not fit: {answer['refusal']}")
+    if answer is None or answer["refusal"]:
+        why = answer["refusal"] if answer else "torch's tracker cannot follow the model"
+        size = min(most, settings.batch_size or DEFAULT)
+        logger.warning("nobody can tell how much fits (%s): %d texts are taken at a time", why, size)
+        return dataclasses.replace(plain, batch_size=size)
     way = answer["chosen"]
     logger.info(
         "a process takes its %d texts of a step in %d micro-steps of %d%s: %.1f GB of a GPU are expected at the peak",
@@ -117,25 +122,38 @@ def ask(
     """What training.fit says, from a process of its own, since it belongs to a group of its own; None if it cannot."""
     command = [sys.executable, "-m", "training.fit", config, "--json", "--gpus", str(processes)]
     command += ["--gpu-memory", str(memory / 1e9), "--global-batch-size", str(texts * processes), "--most", str(most)]
-    command += ["--max-seq-len", str(settings.max_seq_len), "--precision", settings.precision or "fp32"]
+    as_wide = "fp32" if settings.precision == "fp32" else "bf16"
+    command += ["--max-seq-len", str(settings.max_seq_len), "--precision", as_wide]
     command += ["--sharded", json.dumps(bool(settings.sharded))]
     if settings.gradient_checkpointing is not None:
         command += ["--gradient-checkpointing", json.dumps(settings.gradient_checkpointing)]
     try:
         ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=LONGEST_LOOK, check=False, cwd=Path(__file__).parents[1]
+            command,
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_LOOK,
+            check=False,
+            cwd=Path(__file__).parents[1],
+            start_new_session=True,  # a signal to the trainer's group is the trainer's to answer
         )
-        return json.loads(ended.stdout)
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        logger.debug("training.fit gave no answer: %s", error)
+        return json.loads(ended.stdout.splitlines()[-1])
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
+        logger.warning("training.fit gave no answer: %s", error)
         return None
+
+
+def is_counted(settings: Settings) -> bool:
+    """Whether training.fit knows what the optimizer keeps, and that the loss takes all logits at once."""
+    own = settings.training_arguments
+    return own.get("optim", DEFAULT_OPTIMIZER) in COUNTED and not own.get("use_liger_kernel")
 
 
 def pinned(storage: Storage, submission: str) -> Chosen | None:
     """What an earlier attempt of the submission has taken, if any."""
     try:
         found = Chosen(**json.loads(storage.read(layout.config_keys(submission)[-1]))["batches"])
-    except (FileNotFoundError, KeyError, TypeError, ValueError, RecursionError):
+    except (FileNotFoundError, WithheldError, KeyError, TypeError, ValueError, RecursionError):
         return None
     is_one = type(found.batch_size) is int and found.batch_size > 0 and type(found.gradient_checkpointing) is bool
     return found if is_one else None

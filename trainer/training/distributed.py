@@ -149,7 +149,9 @@ def _heard(told: dict[str, typing.Any]) -> typing.Any:
 @contextlib.contextmanager
 def join(place: Place, gpus_per_node: int | None, num_nodes: int | None, stop: threading.Event) -> Iterator[World]:
     """Meet the other processes that torchrun started, or be the only one."""
-    if not place.under_torchrun:
+    if gpus_per_node == 0:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that no library takes one
+    elif not place.under_torchrun:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     gpu = torch.cuda.is_available() if gpus_per_node is None else gpus_per_node > 0
     if gpu and not torch.cuda.is_available():

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.distributed import DistributedConfig, mixin
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
+from transformers.distributed.utils import TransformersDeviceMesh
 from transformers.initialization import no_init_weights
 
 from training.errors import UserError
@@ -58,8 +59,8 @@ class Split:
         network = without_weights(config)
         devices = None
         if self.processes > 1:
-            plan, device, mesh = network.prepare_distribute_model(self._plan(network))
             with self._splitting():
+                plan, device, mesh = network.prepare_distribute_model(self._plan(network))
                 network = network.maybe_distribute_model(network, plan, mesh)
             devices = {"": device}
             network.config.distributed_config = None
@@ -94,8 +95,16 @@ class Split:
         """While transformers makes a model: it is split by shard(), with weights tied that are one.
 
         transformers would tie them afterwards, when FSDP2 has taken them for two, of which only one is trained. It
-        knows no other arithmetic than bf16 either.
+        knows no other arithmetic than bf16 either, and takes a machine's GPUs also where the job has none.
         """
+
+        def meshes(_: DistributedConfig) -> tuple[torch.device, TransformersDeviceMesh]:
+            shape = (1, 1, self.processes, 1)
+            dense = init_device_mesh(self.device, shape, mesh_dim_names=("pp", "dp_replicate", "fsdp", "tp"))
+            expert = init_device_mesh(self.device, shape, mesh_dim_names=("pp", "dp_replicate", "efsdp", "ep"))
+            gpu = self.device == "cuda"
+            own = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+            return own, TransformersDeviceMesh(dense, expert)
 
         def split(network: PreTrainedModel, meshes: typing.Any, *_: typing.Any) -> PreTrainedModel:
             network.tie_weights(recompute_mapping=False)
@@ -106,7 +115,10 @@ class Split:
         level = said.level
         said.setLevel(logging.ERROR)
         try:
-            with mock.patch.object(mixin, "apply_fully_sharded_data_parallelism", split):
+            with (
+                mock.patch.object(mixin, "initialize_distributed_mesh", meshes),
+                mock.patch.object(mixin, "apply_fully_sharded_data_parallelism", split),
+            ):
                 yield
         finally:
             said.setLevel(level)

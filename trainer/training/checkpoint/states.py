@@ -40,14 +40,19 @@ def moments(network: nn.Module, optimizer: Optimizer) -> State:
     return get_optimizer_state_dict(network, optimizer, options=StateDictOptions(cpu_offload=True))
 
 
-def copied(value: typing.Any) -> typing.Any:
-    """A copy with tensors of its own on the CPU, which training does not change."""
+def copied(value: typing.Any, *, of_gpu: bool = False) -> typing.Any:
+    """A copy with tensors of its own on the CPU, which training does not change.
+
+    `of_gpu` says that weights and moments are copies already, brought from a GPU; counts of steps may not be.
+    """
     if isinstance(value, torch.Tensor):
-        return value.detach().clone() if value.device.type == "cpu" else value.detach().cpu()
+        if value.device.type != "cpu":
+            return value.detach().cpu()
+        return value if of_gpu and value.numel() > 1 else value.detach().clone()
     if isinstance(value, Mapping):
-        return {key: copied(item) for key, item in value.items()}
+        return {key: copied(item, of_gpu=of_gpu) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(copied, value))
+        return type(value)(copied(item, of_gpu=of_gpu) for item in value)
     return value
 
 
@@ -93,7 +98,9 @@ def set_moments(network: nn.Module, optimizer: Optimizer, found: Mapping[str, ty
     if not any(isinstance(weight, DTensor) for weight in network.parameters()):
         optimizer.load_state_dict(dict(found))
         return
-    theirs = {name for of_weight in found["state"].values() for name in of_weight}
+    theirs = names_of(found)
+    if not theirs and not optimizer.state:
+        return  # as sgd, which keeps nothing
     check_same_moments(optimizer, theirs, names_of(get_optimizer_state_dict(network, optimizer)))
     set_optimizer_state_dict(
         network, optimizer, by_name(found, network, optimizer), options=StateDictOptions(full_state_dict=True)

@@ -38,7 +38,6 @@ class Order:
         self.batch_size = settings.batch_size
         self.accumulation = settings.gradient_accumulation
         self.texts = settings.global_batch_size  # of a step
-        self.share = math.ceil(self.texts / world.size)  # of a process in a step, at most
         self.streamed = isinstance(data, Streamed)
         *sizes, last = (size for size in data.sizes() if size)
         self.held_out = held_out(sum(sizes), last) if settings.eval_steps else []
@@ -60,14 +59,20 @@ class Order:
         """How many epochs a number of steps is."""
         return step * self.texts / sum(self.sizes)
 
+    @property
+    def is_even(self) -> bool:
+        """Whether all micro-steps of all processes have as many texts."""
+        return self.texts == self.world.size * self.batch_size * self.accumulation
+
     def batch(self, step: int, micro_step: int) -> list[int]:
         """The numbers of the texts of a step's micro-step; steps and micro-steps are counted from 0."""
         first, end = (rank * self.texts // self.world.size for rank in (self.world.rank, self.world.rank + 1))
         mine = range(first, end)[micro_step * self.batch_size :][: self.batch_size]
         if not self.streamed:
             return [self._number(*divmod(step * self.texts + place, sum(self.sizes))) for place in mine]
-        of_epoch = math.ceil(sum(self.sizes) / self.world.size)
-        return [self._number(*divmod(step * self.share + place - first, of_epoch)) for place in mine]
+        own = end - first  # by which this process's place in its objects moves
+        of_epoch = math.ceil(sum(self.sizes) * own / self.texts)
+        return [self._number(*divmod(step * own + place - first, of_epoch)) for place in mine]
 
     def _number(self, epoch: int, place: int) -> int:
         """The number of the text that a process has at a place of an epoch."""

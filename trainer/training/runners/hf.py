@@ -49,6 +49,11 @@ def train(job: Job, world: World) -> bool:
             run.check_same_model(model.shapes_of_config(config), model.shapes(network))
         plan = prologue.make_plan(run, texts, network, tokenizer)
 
+        if not model.takes_items(network) and not plan.order.is_even:
+            raise UserError(
+                f"{type(network).__name__} weighs micro-steps alike: the processes' shares of global_batch_size "
+                f"{plan.settings.global_batch_size} must be as large, and whole micro-steps"
+            )
         steps, reached, total = plan.steps, plan.reached, plan.total
         if reached < total:
             with prologue.as_asked(steps), untrusted.data_only(run.directory / "resume"):
@@ -82,7 +87,8 @@ def train(job: Job, world: World) -> bool:
             states.read_weights(network, best / WEIGHTS[0], WEIGHTS[1])
         elif best and world.rank == 0:
             network, _ = model.load(str(best))
-        weights = sharded.whole_weights(network) if plan.settings.sharded else None
+        is_whole = best and not (best / WEIGHTS[0]).is_dir()  # and rank 0 has it
+        weights = sharded.whole_weights(network) if plan.settings.sharded and not is_whole else None
         world.together(
             lambda: model.export(network, tokenizer, run.directory / "export", run.storage, job.submission, weights)
             if world.rank == 0
@@ -191,14 +197,14 @@ class StepTrainer(Trainer):
         """Keep the weights; write() writes them."""
         self.kept = {}
         if self.split:
-            self.kept[WEIGHTS[0]] = states.copied(states.weights(self.model))
+            self.kept[WEIGHTS[0]] = states.copied(states.weights(self.model), of_gpu=self.world.gpu)
         elif self.args.should_save:
             self.kept[WEIGHTS[0]] = states.copied(self.model.state_dict())
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         optimizer = self.optimizer.optimizer
         if self.split:
-            self.kept[MOMENTS[0]] = states.copied(states.moments(self.model, optimizer))
+            self.kept[MOMENTS[0]] = states.copied(states.moments(self.model, optimizer), of_gpu=self.world.gpu)
         elif self.args.should_save:
             self.kept[MOMENTS[0]] = states.copied(optimizer.state_dict())
         if self.args.should_save:
@@ -275,6 +281,8 @@ class AfterStep(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         state.epoch = self.plan.order.epochs(state.global_step)
         then = self.steps.after(state.global_step, self.trainer.step_loss, self.trainer.tokens, kwargs["optimizer"])
+        if then.save:
+            self.steps.checkpoints.finish()  # before the next one is copied: there is one in memory at a time
         if then.evaluate:
             held_out = self.plan.held_out()
             self.steps.evaluated(state.global_step, *model.evaluate(self.trainer.model, held_out, args.device))
@@ -285,4 +293,5 @@ class AfterStep(TrainerCallback):
     def on_save(self, args, state, control, **kwargs) -> None:
         folder = self.directory / layout.checkpoint_name("hf", state.global_step)
         write = functools.partial(self.trainer.write, self.trainer.kept, folder)
+        self.trainer.kept = {}
         self.steps.checkpoints.begin(folder, step=state.global_step, metrics=self.steps.metrics, write=write)

@@ -53,6 +53,7 @@ def train(job: Job, world: World) -> bool:
                     if then.evaluate:
                         steps.evaluated(step, *model.evaluate(network, plan.held_out(), training.device))
                     if then.save:
+                        run.checkpoints.finish()  # before the next one is copied: there is one in memory at a time
                         path = run.directory / "work" / layout.checkpoint_name("meta", step, sharded=world.size > 1)
                         write = functools.partial(training.write, training.state(step), path)
                         run.checkpoints.begin(path, step=step, metrics=steps.metrics, write=write)
@@ -122,7 +123,7 @@ class Training:
         weights, moments = get_state_dict(self.network, self.optimizer, options=options)
         state = {"model": weights, "optimizer": moments, "scaler": self.scaler.state_dict(), "step": step}
         state[self._random_key()] = random_state.state(self.world)
-        return state if self.world.gpu else states.copied(state)
+        return states.copied(state, of_gpu=self.world.gpu)
 
     def write(self, state: dict[str, typing.Any], path: Path) -> None:
         if self.world.size > 1:

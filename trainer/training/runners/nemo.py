@@ -79,7 +79,8 @@ def lightning_trainer(
         devices=processes,
         num_nodes=world.size // processes,
         strategy=strategy(settings, world),
-        precision=PRECISIONS[settings.precision or "fp32"],
+        # Where the weights are split, their parts are brought in the precision of the arithmetic.
+        precision=PRECISIONS["fp32" if settings.sharded else settings.precision or "fp32"],
         max_steps=total,
         max_epochs=-1,
         accumulate_grad_batches=settings.gradient_accumulation,
@@ -159,7 +160,7 @@ class Sharded(Resumable, ModelParallelStrategy):
         return obj if isinstance(obj, str | Path) else super().broadcast(obj, src)
 
     def save_checkpoint(self, checkpoint, filepath, storage_options=None):
-        self.kept = states.copied(checkpoint)
+        self.kept = states.copied(checkpoint, of_gpu=self.root_device.type == "cuda")
 
     def write(self, kept: states.State, path: Path) -> None:
         (moments,) = kept.pop("optimizer_states")
@@ -191,7 +192,8 @@ class Module(pl.LightningModule):
 
     def configure_optimizers(self):
         # In mixed precision Lightning does not clip the gradients of a fused optimizer.
-        adamw = optimizer.adamw(self.network, self.settings, fused=self.settings.precision == "fp32")
+        fused = bool(self.settings.sharded) or self.settings.precision == "fp32"
+        adamw = optimizer.adamw(self.network, self.settings, fused=fused)
         schedule = optimizer.schedule(adamw, self.settings, self.total)
         return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -249,8 +251,10 @@ class AfterStep(pl.Callback):
         if then.save:
             sharded = bool(self.steps.settings.sharded)
             path = self.directory / layout.checkpoint_name("nemo", step, sharded=sharded)
+            self.steps.checkpoints.finish()  # before the next one is copied: there is one in memory at a time
             trainer.save_checkpoint(path)  # to which the strategy says what to keep
             write = functools.partial(trainer.strategy.write, trainer.strategy.kept, path)
+            trainer.strategy.kept = {}
             self.steps.checkpoints.begin(path, step=step, metrics=self.steps.metrics, write=write)
         if then.stop:
             trainer.should_stop = True

@@ -63,7 +63,8 @@ class Run:
             earlier = batch_sizes.pinned(self.storage, self.job.submission) if self.world.attempt > 1 else None
             return dataclasses.asdict(batch_sizes.choose(settings, source, self.world.size, memory, earlier))
 
-        chosen = Chosen(**self.world.on_rank_zero(choose))
+        first = self.world.rank == 0
+        chosen = Chosen(**self.world.agreed(lambda: choose() if first else None)[0])
         return dataclasses.replace(self, settings=batch_sizes.complete(settings, chosen), chosen=chosen)
 
     def fetch_model(self, files: Sequence[str] | None = None) -> str:
