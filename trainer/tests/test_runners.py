@@ -9,11 +9,22 @@ import threading
 
 import huggingface_hub
 import pytest
+import torch
 from alone import train_alone
 from conftest import client
 from pods import FIRST, SECOND, exported, files, marker, run_of, same
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForCausalLM,
+    GPT2Config,
+    MixtralConfig,
+    XLNetConfig,
+    XLNetLMHeadModel,
+)
 
 from training import model, model_files
 from training.data.batches import Collator
@@ -46,6 +57,58 @@ def test_with_other_batches_all_go_on_as_if_it_had_always_been_so(train, tmp_pat
         curves[framework, bool(own)] = train(framework, SECOND, begins=3, max_steps=6, **changed | own)
     for name, curve in curves.items():
         assert curve == pytest.approx(curves["meta", False], abs=1e-6), name
+
+
+def made(folder, model_dir, config, kind=AutoModelForCausalLM):
+    """A folder of a tiny model of another kind, with the tiny model's tokenizer."""
+    shutil.copytree(model_dir / "tiny", folder)
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(1)
+    network = kind.from_config(config) if kind is AutoModelForCausalLM else kind(config)
+    network.save_pretrained(folder)
+    return folder
+
+
+def test_models_whose_class_does_not_name_their_loss_have_the_same_one_everywhere(train, tmp_path, model_dir):
+    """The Trainer knows by the class's name whether a loss leaves out the first token, and does not know gpt2's."""
+    gpt2 = made(
+        tmp_path / "gpt2", model_dir, GPT2Config(vocab_size=512, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    )
+    curves = {}
+    for framework, own in RUNNERS:
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        given = {"max_steps": 2, "eval_steps": 2, "max_seq_len": 16}
+        curves[framework, bool(own)] = train(framework, model=gpt2, **given | own)
+    for name, curve in curves.items():
+        assert curve == pytest.approx(curves["meta", False], abs=1e-6), name
+
+
+OTHER_LOSSES = {
+    "bart": (BartConfig, BartForCausalLM, {"is_decoder": True, "is_encoder_decoder": False}),
+    "xlnet": (XLNetConfig, XLNetLMHeadModel, {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_LOSSES)
+def test_a_model_with_another_loss_than_that_of_the_next_token_is_refused(tmp_path, model_dir, name):
+    """Such a training would end as finished, and its model would have learnt to say each token again."""
+    config, kind, fields = OTHER_LOSSES[name]
+    small = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+    source = made(tmp_path / "model", model_dir, config(vocab_size=512, **small | fields), kind)
+    with pytest.raises(
+        UserError, match=rf"computes another loss than that of a causal language model: {kind.__name__}"
+    ):
+        model.load(str(source))
+
+
+def test_what_a_model_adds_to_the_loss_of_the_next_token_is_its_own_affair(tmp_path, model_dir):
+    """As a mixture of experts does, which balances them."""
+    config = MixtralConfig(
+        vocab_size=512, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2, output_router_logits=True,
+    )  # fmt: skip
+    network, _ = model.load(str(made(tmp_path / "model", model_dir, config)))
+    assert network.training
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -26,6 +26,10 @@ _PEER_LOST = re.compile(
     r"|remote process exited|communicator was aborted|connection was likely closed",
     re.I | re.S,
 )
+# What torch says of the machine, of a loader's worker that was killed, and of other processes.
+_OF_THE_MACHINE = re.compile(
+    r"CUDA|CUBLAS|CUDNN|NCCL|NVML|NVIDIA driver|gloo|DataLoader worker|shared memory|shm|start new thread", re.I
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What safetensors and torch's writer in C++ make of them.
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded|inline_container\.cc.*unexpected pos")
@@ -131,3 +135,13 @@ def is_consequence(error: BaseException) -> bool:
     return isinstance(error, PeerLostError) or (
         isinstance(error, RuntimeError) and cause_of(error) == CRASH and bool(_PEER_LOST.search(str(error)))
     )
+
+
+def is_of_what_was_asked(error: BaseException) -> bool:
+    """Whether it may come from what the job was given, and would then come at each start: nothing else explains it."""
+    if cause_of(error) != CRASH or is_consequence(error):
+        return False
+    kinds = {kind.__module__ for kind in type(error).__mro__}
+    if any(kind.startswith("torch.distributed") for kind in kinds) or type(error).__name__ == "AcceleratorError":
+        return False
+    return not (isinstance(error, RuntimeError) and _OF_THE_MACHINE.search(str(error)))

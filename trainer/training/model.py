@@ -3,14 +3,15 @@
 import contextlib
 import inspect
 import logging
+import math
 import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from training import layout
-from training.data.batches import Batch, predicted
-from training.errors import CRASH, UserError, cause_of
+from training.data.batches import IGNORED, Batch, predicted
+from training.errors import UserError, is_of_what_was_asked
 from training.storage import Storage
 
 if typing.TYPE_CHECKING:
@@ -24,6 +25,7 @@ if typing.TYPE_CHECKING:
 
 WRAPPERS = ("module.", "_orig_mod.", "model._orig_mod.", "base_model.model.")  # DDP, torch.compile, PEFT
 MOST_NAMED = 3
+TOLERANCE = 1e-3  # of a loss; bf16 is that coarse
 # Masks that older versions saved beside the weights, and the head that a reward model has.
 NO_WEIGHT = re.compile(r"(^|\.)(masked_bias|causal_mask)$|(^|\.)attn(\.attention)?\.bias$|^v_head\.")
 
@@ -87,7 +89,7 @@ def loading(source: str) -> "Iterator[None]":
     try:
         yield
     except Exception as error:  # of whichever library reads the file, also one without a type of its own
-        if isinstance(error, UserError) or cause_of(error) != CRASH:
+        if not is_of_what_was_asked(error):
             raise
         raise unloadable(source, error) from None
 
@@ -125,6 +127,8 @@ def load(
     if weights:
         check_weights(source, found["missing_keys"], found["unexpected_keys"])
     check_tokens(source, tokenizer, embeddings(network))
+    if weights:
+        check_loss(source, network)
     network.train()  # it comes in evaluation mode
     return network, tokenizer
 
@@ -193,6 +197,10 @@ def unloadable(source: str, error: Exception) -> UserError:
     return UserError(f"the model in {source} cannot be loaded: {said}")
 
 
+def said_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
 def shapes(network: "PreTrainedModel") -> Shapes:
     return {name: weight.shape for name, weight in network.state_dict().items()}
 
@@ -248,17 +256,82 @@ def takes_items(network: "PreTrainedModel") -> bool:
     return any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
+def check_loss(source: str, network: "PreTrainedModel") -> None:
+    """Raises UserError where the model's loss is not that of the next token; together where the model is split.
+
+    Some models compare the labels with the same places, as those do that get them shifted, and others take the mean of
+    each batch whatever they are told. What a model adds to the loss is left to it.
+    """
+    import torch
+    from torch.distributed.fsdp import FSDPModule
+
+    device = next(network.parameters()).device
+    if any(isinstance(module, FSDPModule) for module in network.modules()):
+        network.to(device)  # the buffers
+    network.eval()
+    try:
+        with torch.no_grad():
+            is_next = is_of_next_token(network, to_device(probe(embeddings(network)), device))
+    except Exception as error:  # whatever a model's own code raises
+        if not is_of_what_was_asked(error):
+            raise
+        raise UserError(f"the model in {source} cannot be trained: {said_of(error)}") from error
+    finally:
+        for module in network.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # the optimizer is to have the parts
+    if not is_next:
+        raise UserError(
+            f"the model in {source} computes another loss than that of a causal language model: "
+            f"{type(network).__name__} does not learn the next token from a text"
+        )
+
+
+def probe(rows: int) -> "Batch":
+    """Two short texts of different lengths."""
+    import torch
+
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [3, 1, 2, 0, 0]]) % rows
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    return {"input_ids": tokens, "attention_mask": mask, "labels": tokens.masked_fill(mask == 0, IGNORED)}
+
+
+def is_of_next_token(network: "PreTrainedModel", batch: "Batch") -> bool:
+    """Whether the model's loss of a batch is what its own logits say of each next token, divided as it is told."""
+    import torch
+
+    in_all = takes_items(network)
+    count = predicted(batch)
+
+    def loss_of(items: int) -> "tuple[float, float]":
+        """What the model says, and what it should be."""
+        found = network(**batch, **({"num_items_in_batch": items, "use_cache": False} if in_all else {}))
+        logits, labels = found.logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten()
+        expected = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        return float(found.loss), float(expected) / items
+
+    (mine, expected), again = loss_of(count), None
+    if not (math.isfinite(mine) and math.isfinite(expected)):
+        return True  # training tells so
+    if not math.isclose(mine, expected, rel_tol=TOLERANCE) and in_all:
+        again = loss_of(2 * count)
+        mine, expected = mine - again[0], expected - again[1]
+    return math.isclose(mine, expected, rel_tol=TOLERANCE)
+
+
 def evaluate(network: "PreTrainedModel", batches: "Iterable[Batch]", device: "torch.device") -> tuple[float, float]:
     """The sum of the losses of all tokens that the model has to predict, and how many they are."""
     import torch
 
     network.eval()
     loss, tokens = 0.0, 0
+    in_all = takes_items(network)
     with torch.no_grad():
         for batch in batches:
-            sum_of_losses = network(**to_device(batch, device), num_items_in_batch=1, use_cache=False).loss
+            told = {"num_items_in_batch": 1, "use_cache": False} if in_all else {}
+            found = network(**to_device(batch, device), **told).loss
             if count := predicted(batch):
-                loss, tokens = loss + float(sum_of_losses), tokens + count
+                loss, tokens = loss + float(found) * (1 if in_all else count), tokens + count
     network.train()
     return loss, tokens
 

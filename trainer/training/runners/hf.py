@@ -58,6 +58,7 @@ def train(job: Job, world: World) -> bool:
                     data_collator=plan.collator,
                     processing_class=tokenizer,
                 )
+                trainer._loss_shifts_labels = True  # it would go by the name of the model's class
                 trainer.world = world
                 trainer.split = bool(plan.settings.sharded)
                 trainer.writers = states.group()
