@@ -12,7 +12,7 @@ import pytest
 import torch
 from alone import train_alone
 from conftest import client
-from pods import FIRST, SECOND, exported, files, marker, run_of, same
+from pods import FIRST, SECOND, exported, files, marker, run_of, same, state
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -160,6 +160,37 @@ def test_a_model_has_all_its_weights_and_no_others(tmp_path, model_dir):
         tmp_path / "more", model_dir, weights | {f"vision.{at}.weight": weights[name].clone() for at in range(5)}
     )
     assert refused.endswith(": the model has no vision.0.weight, vision.1.weight, vision.2.weight and 2 more weights")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_are_no_floating_point_numbers_are_not_taken_for_some(tmp_path, model_dir, kind, file):
+    """Those of a quantized model whose config.json does not say that it is one."""
+    shutil.copytree(model_dir / "tiny", tmp_path / "model")
+    weights = load_file(model_dir / "tiny/model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    changed = weights | {name: (100 * weights[name]).to(kind), "model.layers.0.attn.bias": torch.ones(2, dtype=kind)}
+    (tmp_path / "model/model.safetensors").unlink()
+    if file.endswith(".bin"):
+        torch.save(changed, tmp_path / "model" / file)
+    else:
+        save_file(changed, tmp_path / "model" / file, {"format": "pt"})
+    said = f"{name} is {str(kind).removeprefix('torch.')} in its file, and only floating-point weights can be trained"
+    with pytest.raises(UserError, match=said):
+        model.load(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_weight_that_is_not_finite_is_named_before_training(train, tmp_path, model_dir, sharded):
+    shutil.copytree(model_dir / "tiny", tmp_path / "model")
+    weights = load_file(model_dir / "tiny/model.safetensors")
+    weights["model.norm.weight"][3] = torch.nan
+    weights["lm_head.weight"][3, 3] = torch.inf
+    save_file(weights, tmp_path / "model/model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"numbers that are not finite in its file: (lm_head|model.norm).weight, (model|lm)"
+    ):
+        train("hf", max_steps=1, model=tmp_path / "model", sharded=sharded)
 
 
 def test_masks_of_older_versions_are_no_weights(tmp_path, model_dir):
@@ -316,6 +347,16 @@ def test_a_hub_that_has_no_answer_now_is_no_fault_of_the_users(tmp_path, monkeyp
 def test_a_schedule_that_cannot_be_is_a_sentence(train, given, says):
     with pytest.raises(UserError, match=f"^lr_scheduler_type does not go with lr_scheduler_kwargs: .*{says}"):
         train("hf", max_steps=1, **given)
+
+
+def test_constant_has_a_warmup_whatever_it_is_called(train, tmp_path):
+    rates = {}
+    for number, given in enumerate([{"scheduler": "constant"}, {"lr_scheduler_type": "constant"}]):
+        train("hf", (FIRST, SECOND)[number], begins=2 * number, max_steps=2 + 2 * number, warmup_steps=8, **given)
+        (rates[number],) = {
+            group["lr"] for group in state(tmp_path / "store", 2 + 2 * number)["optimizer.pt"]["param_groups"]
+        }
+    assert rates == pytest.approx({0: 0.01 * 2 / 8, 1: 0.01 * 4 / 8})
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

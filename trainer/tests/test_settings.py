@@ -37,6 +37,7 @@ USUAL = {
         ({"warmup_ratio": 0.03}, "warmup_steps", 0.03),
         ({"warmup_ratio": 0.03, "warmup_steps": 0}, "warmup_steps", 0.03),
         ({"warmup_ratio": 0.0, "warmup_steps": 7}, "warmup_steps", 7),
+        ({"warmup_ratio": 0}, "warmup_steps", 0),
         ({"learning_rate": 1}, "lr", 1.0),
         ({"num_train_epochs": 3, "max_steps": -1}, "num_epochs", 3.0),
         ({"max_length": 64}, "max_seq_len", 64),
@@ -84,6 +85,10 @@ def test_accepts(framework, given, name, value):
         ('{"max_steps": true}', "max_steps"),
         ('{"max_steps": 0}', "max_steps"),
         ('{"save_steps": null}', "save_steps"),
+        ('{"warmup_ratio": 1.5}', "warmup_ratio must be a part of all steps, from 0 to 1, not 1.5"),
+        ('{"warmup_ratio": 5}', "warmup_ratio must be a part of all steps, from 0 to 1, not 5"),
+        ('{"warmup_ratio": -0.1}', "warmup_ratio must be a part of all steps, from 0 to 1, not -0.1"),
+        ('{"warmup_ratio": true}', "warmup_ratio must be a part of all steps, from 0 to 1, not true"),
         ('{"lr": "3e-5"}', "lr"),
         ('{"lr": 0}', "lr"),
         ('{"lr": NaN}', "lr"),
@@ -263,6 +268,8 @@ def test_a_part_of_all_steps_is_counted_when_these_are_known():
     given = {"warmup_ratio": 0.05, "save_steps": 0.1, "eval_steps": 0.5, "logging_steps": 10}
     found = settings.parse(json.dumps(given)).in_steps(61)
     assert (found.warmup_steps, found.save_steps, found.eval_steps, found.logging_steps) == (4, 7, 31, 10)
+    for all_steps in (1, 1.0):
+        assert settings.parse(json.dumps({"warmup_ratio": all_steps})).in_steps(1234).warmup_steps == 1234
     best = settings.parse('{"load_best_model_at_end": true, "save_steps": 0.2, "eval_steps": 0.1}')
     for total, eval_steps in [(100, 10), (12, 2), (1234, 124)]:
         assert (best.in_steps(total).eval_steps, best.in_steps(total).save_steps) == (eval_steps, 2 * eval_steps)

@@ -11,6 +11,7 @@ from pods import FIRST, SECOND, last_words, run_of, state
 
 import make_tiny_model
 from training import model
+from training.data.batches import Collator
 from training.errors import UserError
 from training.layout import FRAMEWORKS
 
@@ -208,6 +209,23 @@ def test_a_model_that_cannot_be_trained(folder, fields, says):
     with pytest.raises(UserError) as refused:
         model.described(folder(**fields))
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "end"),
+    [({"eos_token_id": 1}, 1), ({"eos_token_id": [1, 0]}, 1), ({"eos_token_id": 50_000}, None), ({}, None)],
+)
+def test_an_end_token_that_only_the_model_knows(folder, said, end):
+    """Else no text would have one, and the model would never learn to end."""
+    source = Path(folder())
+    path = source / "config.json"
+    config = json.loads(path.read_bytes())
+    del config["eos_token_id"]
+    path.write_text(json.dumps(config | said))
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    _, tokenizer = model.described(str(source))
+    assert tokenizer.eos_token_id == end
+    assert (Collator(tokenizer, 64)(["the"])["input_ids"][0, -1] == 1) == (end == 1)
 
 
 def test_a_decoder_of_an_encoders_kind_can_be_trained(folder):

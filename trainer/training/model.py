@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import json
 import logging
 import math
 import re
@@ -25,6 +26,9 @@ if typing.TYPE_CHECKING:
 
 WRAPPERS = ("module.", "_orig_mod.", "model._orig_mod.", "base_model.model.")  # DDP, torch.compile, PEFT
 MOST_NAMED = 3
+SAFETENSORS = {
+    f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
+}
 TOLERANCE = 1e-3  # of a loss; bf16 is that coarse
 # Masks that older versions saved beside the weights, and the head that a reward model has.
 NO_WEIGHT = re.compile(r"(^|\.)(masked_bias|causal_mask)$|(^|\.)attn(\.attention)?\.bias$|^v_head\.")
@@ -60,7 +64,24 @@ def described(source: str) -> "tuple[PreTrainedConfig, PreTrainedTokenizerBase]"
     if not isinstance(tokenizer, PreTrainedTokenizerBase):  # its file may name any class of transformers
         raise unloadable(source, TypeError(f"its tokenizer is a {type(tokenizer).__name__}"))
     check_trainable(source, config)
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = end_token(source, config, tokenizer)
     return config, tokenizer
+
+
+def end_token(source: str, config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """The end token that config.json names, for a tokenizer that knows of none; None where there is none such.
+
+    Of the configuration itself it may be the default of its kind, which other tokenizers have.
+    """
+    said = json.loads(Path(source, "config.json").read_bytes())
+    number = said.get("eos_token_id", (said.get("text_config") or {}).get("eos_token_id"))
+    number = next(iter(number), None) if isinstance(number, list) else number
+    rows = getattr(config.get_text_config(), "vocab_size", 0)
+    token = tokenizer.convert_ids_to_tokens(number) if type(number) is int and 0 <= number < rows else None
+    if token is None:
+        logger.warning("the model and its tokenizer name no end token: no text gets one, and no end is learnt")
+    return token
 
 
 def check_trainable(source: str, config: "PreTrainedConfig") -> None:
@@ -109,6 +130,7 @@ def load(
 
     config, tokenizer = described(source)
     with loading(source), untrusted.data_only(Path(source)):
+        kinds = kinds_in_file(Path(source)) if weights else {}
         if split and weights:
             network, found = split.load(source, config)
         elif split:
@@ -126,6 +148,7 @@ def load(
                 network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     if weights:
         check_weights(source, found["missing_keys"], found["unexpected_keys"])
+        check_numbers(source, network, kinds)
     check_tokens(source, tokenizer, embeddings(network))
     if weights:
         check_loss(source, network)
@@ -149,6 +172,54 @@ def check_weights(source: str, missing: "Iterable[str]", unexpected: "Iterable[s
         if unexpected and all(name.startswith(prefix) for name in unexpected):
             said.append(f"a wrapper has left `{prefix}` before the names: save the model that it wraps")
     raise UserError(f"the model in {source} is not what config.json describes: {'; '.join(said)}")
+
+
+def kinds_in_file(folder: Path) -> dict[str, str]:
+    """What the weights in a folder's files are, as torch calls it, of those that are no floating-point numbers."""
+    import torch
+    from safetensors import safe_open
+
+    from training.model_files import WEIGHTS, parts
+
+    first = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if first is None:
+        return {}
+    found: dict[str, str] = {}
+    for name in parts(first, (folder / first).read_bytes()) if first.endswith(".json") else {first}:
+        if name.endswith(".safetensors"):
+            with safe_open(folder / name, "pt") as file:
+                said = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+            found |= {key: SAFETENSORS.get(kind, kind.lower()) for key, kind in said.items() if "F" not in kind}
+        else:
+            read = torch.load(folder / name, map_location="meta", weights_only=True)
+            tensors = {key: tensor.dtype for key, tensor in read.items() if isinstance(tensor, torch.Tensor)}
+            found |= {key: str(kind)[6:] for key, kind in tensors.items() if not kind.is_floating_point}
+    return found
+
+
+def check_numbers(source: str, network: "PreTrainedModel", kinds: Mapping[str, str]) -> None:
+    """Raises UserError where a weight is no number that can be trained; together where the model is split.
+
+    Whole numbers are a quantized model's, and transformers makes floating-point ones of them as they are.
+    """
+    import torch
+
+    tensors = [(name.rpartition(".")[2], name, weight) for name, weight in network.named_parameters()]
+    last = {part for part, _, _ in tensors}
+    for name, kind in kinds.items():
+        if name.rpartition(".")[2] in last and not NO_WEIGHT.search(name):
+            raise UserError(
+                f"the model in {source} is quantized, or broken: {name} is {kind} in its file, and only floating-point "
+                "weights can be trained"
+            )
+    own = [weight.to_local() if hasattr(weight, "to_local") else weight for _, _, weight in tensors]
+    broken = [sum(map(float, torch.aminmax(weight.detach()))) if weight.numel() else 0.0 for weight in own]
+    flags = torch.tensor([not math.isfinite(number) for number in broken], dtype=torch.int32, device=own[0].device)
+    if len(own) and any(hasattr(weight, "to_local") for _, _, weight in tensors):
+        torch.distributed.all_reduce(flags)
+    names = [name for (_, name, _), flag in zip(tensors, flags.tolist(), strict=True) if flag]
+    if names:
+        raise UserError(f"the model in {source} has numbers that are not finite in its file: {named(names)}")
 
 
 def check_tokens(source: str, tokenizer: "PreTrainedTokenizerBase", rows: int) -> None:

@@ -68,6 +68,8 @@ def properties(framework: str) -> dict[str, Schema]:
             found[name] = of_no_setting(name, framework)
     for alias, name in settings.ALIASES.items():
         found[alias] = found[name] | {"x-setting": name}
+    part = {"type": "number", "minimum": 0, "maximum": 1} | expected("a part of all steps, from 0 to 1")
+    found["warmup_ratio"] = part | described(own["warmup_steps"]) | {"x-setting": "warmup_steps"}
     return found
 
 

@@ -257,6 +257,8 @@ def checked(
         if key == "lr_scheduler_type" and name == "scheduler" and isinstance(value, str):
             value = training_arguments.SCHEDULERS.get(value, value)
         try:
+            if key == "warmup_ratio":
+                value = part_of_all(f"{where}{key}", value)
             own = name in types_of or name in training_arguments.own(framework)
             if value is None and not own and training_arguments.reason(name, framework):
                 continue  # what it has in a dump of all arguments
@@ -284,6 +286,13 @@ def checked(
         except UserError as error:
             refused.append(str(error))
     return values
+
+
+def part_of_all(key: str, value: typing.Any) -> typing.Any:
+    """A part of all steps as a count of steps has it, in which 1 is one step: the number below it is all steps."""
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise UserError(f"{key} must be a part of all steps, from 0 to 1, not {training_arguments.shown(value)}")
+    return math.nextafter(1, 0) if value == 1 else value
 
 
 def says_nothing(name: str, value: typing.Any) -> bool:

@@ -127,6 +127,8 @@ def arguments(settings: Settings, world: World, directory: Path, total: int) -> 
         "disable_tqdm": True,
     }
     given = dict(settings.training_arguments)
+    if given.get("lr_scheduler_type") == "constant":
+        given["lr_scheduler_type"] = SCHEDULES["constant"]  # the Trainer's one has no warmup
     if not world.gpu:
         given.pop("tf32", None)  # of GPUs alone
     try:
