@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
     BartConfig,
     BartForCausalLM,
+    GenerationConfig,
     GPT2Config,
     MixtralConfig,
     XLNetConfig,
@@ -347,6 +348,63 @@ def test_a_hub_that_has_no_answer_now_is_no_fault_of_the_users(tmp_path, monkeyp
 def test_a_schedule_that_cannot_be_is_a_sentence(train, given, says):
     with pytest.raises(UserError, match=f"^lr_scheduler_type does not go with lr_scheduler_kwargs: .*{says}"):
         train("hf", max_steps=1, **given)
+
+
+POLYNOMIAL = {"lr_scheduler_type": "polynomial", "max_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 0}}, "division by zero"),
+        (POLYNOMIAL | {"lr_scheduler_kwargs": {"power": -1}}, r"at step 3: ZeroDivisionError"),
+        (POLYNOMIAL | {"lr_scheduler_kwargs": {"power": 0.5, "lr_end": -1}}, r"a learning rate of -0\.\d+ at step 1"),
+        (POLYNOMIAL | {"warmup_steps": 3}, r"at step 3: ZeroDivisionError"),
+    ],
+    ids=["timescale", "power", "negative", "warmup"],
+)
+def test_a_schedule_is_tried_to_its_end_before_the_first_step(train, tmp_path, given, says):
+    with pytest.raises(UserError, match=f"^lr_scheduler_type does not go with .*{says}"):
+        train("hf", **{"max_steps": 1} | given)
+    assert not list((tmp_path / "store").rglob("step-*"))
+
+
+@pytest.mark.parametrize(
+    "given", [{"neftune_noise_alpha": -5.0}, {"torch_compile_mode": "nope"}], ids=["neftune", "compile"]
+)
+def test_what_a_library_calls_a_runtime_error_in_the_first_step(train, given):
+    with pytest.raises(UserError, match=r"^the model cannot be trained with these settings: \w+Error: "):
+        train("hf", max_steps=1, **given)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_model_whose_own_dropout_cannot_be(train, tmp_path, model_dir, framework):
+    source = changed(tmp_path, model_dir, attention_dropout=1.5)
+    with pytest.raises(UserError, match=r"^the model cannot be trained with these settings: .*1\.5"):
+        train(framework, max_steps=1, model=source)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_model_that_gives_more_than_is_asked_for_can_be_saved(train, tmp_path, model_dir, framework):
+    source = changed(tmp_path, model_dir, output_attentions=True, output_hidden_states=True)
+    assert len(train(framework, max_steps=1, model=source)) == 1
+
+
+def test_a_model_that_could_not_be_saved_is_refused_before_it_is_trained(tmp_path, model_dir, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("it is no good")
+
+    monkeypatch.setattr(GenerationConfig, "save_pretrained", refuse)
+    with pytest.raises(UserError, match=r"tiny cannot be saved as its files describe it: it is no good$"):
+        model.load(str(model_dir / "tiny"))
+
+
+def changed(tmp_path, model_dir, **fields):
+    """The tiny model with another config.json."""
+    shutil.copytree(model_dir / "tiny", tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | fields))
+    return tmp_path / "model"
 
 
 def test_constant_has_a_warmup_whatever_it_is_called(train, tmp_path):

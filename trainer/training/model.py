@@ -6,13 +6,14 @@ import json
 import logging
 import math
 import re
+import tempfile
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from training import layout
 from training.data.batches import IGNORED, Batch, predicted
-from training.errors import UserError, is_of_what_was_asked
+from training.errors import UserError, is_of_what_was_asked, said_of
 from training.storage import Storage
 
 if typing.TYPE_CHECKING:
@@ -51,6 +52,18 @@ def unknown_tokens(source: str) -> list[str]:
     return sorted(str(token) for number, token in tokenizer.added_tokens_decoder.items() if number >= rows)
 
 
+def normalizer(source: str) -> "Callable[[str], str] | None":
+    """What a folder's tokenizer does with a text before it looks for added tokens; None where that is nothing.
+
+    Tokens that are found in the text as it is have no part in it.
+    """
+    _, tokenizer = described(source)
+    found = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if found is None or not any(token.normalized for token in tokenizer.added_tokens_decoder.values()):
+        return None
+    return found.normalize_str
+
+
 def described(source: str) -> "tuple[PreTrainedConfig, PreTrainedTokenizerBase]":
     """Configuration and tokenizer of a folder; its weights are not looked at. Raises UserError."""
     from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
@@ -60,6 +73,9 @@ def described(source: str) -> "tuple[PreTrainedConfig, PreTrainedTokenizerBase]"
     forbid_own_code()
     with loading(source), untrusted.data_only(Path(source)):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        for part in {id(part): part for part in (config, config.get_text_config())}.values():
+            # Nobody reads these here, and with torch's own attention a configuration that has them cannot be saved.
+            part.output_attentions = part.output_hidden_states = False
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):  # its file may name any class of transformers
         raise unloadable(source, TypeError(f"its tokenizer is a {type(tokenizer).__name__}"))
@@ -138,31 +154,45 @@ def load(
         elif weights:
             network, found = AutoModelForCausalLM.from_pretrained(
                 source,
+                config=config,
                 dtype=torch.float32,
                 trust_remote_code=False,
                 weights_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below
             )
         else:
             with no_init_weights():
                 network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     if weights:
-        check_weights(source, found["missing_keys"], found["unexpected_keys"])
+        check_weights(source, found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"])
         check_numbers(source, network, kinds)
     check_tokens(source, tokenizer, embeddings(network))
     if weights:
         check_loss(source, network)
+    check_can_be_saved(source, network)
     network.train()  # it comes in evaluation mode
     return network, tokenizer
 
 
-def check_weights(source: str, missing: "Iterable[str]", unexpected: "Iterable[str]") -> None:
+def check_weights(
+    source: str,
+    missing: "Iterable[str]",
+    unexpected: "Iterable[str]",
+    mismatched: "Iterable[tuple[str, Sequence[int], Sequence[int]]]",
+) -> None:
     """Raises UserError where the file does not have the model's weights and no others.
 
     Transformers makes up the missing ones at random, and passes over the others.
 
-    Neither list has weights that the model ties, computes or does without: transformers leaves them out.
+    `mismatched` are names with the shapes in the file and of the model. No list has weights that the model ties,
+    computes or does without: transformers leaves them out.
     """
+    for name, of_file, of_model in sorted(mismatched):
+        here, there = (" x ".join(map(str, shape)) for shape in (of_file, of_model))
+        raise UserError(
+            f"the model in {source} is not what config.json describes: {name} is {here} in its file, and {there} there"
+        )
     missing, unexpected = sorted(missing), sorted(name for name in unexpected if not NO_WEIGHT.search(name))
     if not missing and not unexpected:
         return
@@ -264,12 +294,27 @@ def refuse_code(file: typing.Any) -> typing.NoReturn:
 
 
 def unloadable(source: str, error: Exception) -> UserError:
-    said = next(iter(str(error).splitlines()), type(error).__name__)
+    said = said_of(error)
+    folder = Path(source)
+    if "the backend tokenizer" in said and not (folder / "tokenizer.json").exists():
+        said = f"it has no tokenizer.json. {said}"
+    if isinstance(error, KeyError) and error.args:
+        said += "".join(f" ({name} in config.json)" for name in fields_with(folder, error.args[0]))
     return UserError(f"the model in {source} cannot be loaded: {said}")
 
 
-def said_of(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+def fields_with(folder: Path, value: typing.Any) -> "Iterator[str]":
+    """The fields of config.json that have this value, also within others."""
+
+    def within(found: typing.Any, path: str) -> "Iterator[str]":
+        if isinstance(found, dict):
+            for name, item in found.items():
+                yield from within(item, f"{path}.{name}" if path else name)
+        elif found == value:
+            yield path
+
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        yield from within(json.loads((folder / "config.json").read_bytes()), "")
 
 
 def shapes(network: "PreTrainedModel") -> Shapes:
@@ -356,6 +401,19 @@ def check_loss(source: str, network: "PreTrainedModel") -> None:
             f"the model in {source} computes another loss than that of a causal language model: "
             f"{type(network).__name__} does not learn the next token from a text"
         )
+
+
+def check_can_be_saved(source: str, network: "PreTrainedModel") -> None:
+    """Raises UserError for what transformers would refuse at the first checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            network.config.save_pretrained(folder)
+            if network.generation_config is not None:
+                network.generation_config.save_pretrained(folder)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the model in {source} cannot be saved as its files describe it: {said_of(error)}"
+            ) from error
 
 
 def probe(rows: int) -> "Batch":

@@ -36,7 +36,7 @@ LEAST = {
     "max_seq_len": 2,  # one token predicts nothing
 }
 ABOVE = {"num_epochs": 0, "lr": 0}
-MOST = {"seed": 2**32 - 1}
+MOST = {"seed": 2**32 - 1, "batch_size": 2**20, "gradient_accumulation": 2**20, "dataloader_workers": 256}
 ALONE = {"load_best_model_at_end": "hf"}  # settings of one framework, and which
 ALWAYS = {("meta", "sharded"): True}  # what a framework always does
 MOST_SAID = 20  # of what is refused
