@@ -94,10 +94,7 @@ def end_token(source: str, config: "PreTrainedConfig", tokenizer: "PreTrainedTok
     number = said.get("eos_token_id", (said.get("text_config") or {}).get("eos_token_id"))
     number = next(iter(number), None) if isinstance(number, list) else number
     rows = getattr(config.get_text_config(), "vocab_size", 0)
-    token = tokenizer.convert_ids_to_tokens(number) if type(number) is int and 0 <= number < rows else None
-    if token is None:
-        logger.warning("the model and its tokenizer name no end token: no text gets one, and no end is learnt")
-    return token
+    return tokenizer.convert_ids_to_tokens(number) if type(number) is int and 0 <= number < rows else None
 
 
 def check_trainable(source: str, config: "PreTrainedConfig") -> None:

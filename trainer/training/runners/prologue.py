@@ -191,6 +191,8 @@ def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTra
     found = lengths.measure(texts, collator, run.world)
     if settings.warmup_steps >= total:
         logger.warning("warmup_steps %d take all %d steps: lr is not reached", settings.warmup_steps, total)
+    if collator.end is None:
+        logger.warning("tokenizer and config.json name no end token: no text gets one, and no end is learnt")
     if found.cut_tokens:
         logger.info("%s", found.sentence(settings.max_seq_len))
     progress = Progress(run.storage, run.job.submission, run.world.attempt, total, round(found.share, 4))
