@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from training import batch_sizes
@@ -333,6 +334,18 @@ def test_a_rendered_text_has_one_begin_and_one_end(model_dir):
     plain, rendered = (Collator(tokenizer, 64)([text])["input_ids"].tolist() for text in ("the", "<s>the</s>"))
     assert plain == rendered
     assert plain[0].count(tokenizer.bos_token_id) == plain[0].count(tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("text", ["the", "the</s>", "<s>the", "<s><s><s>the</s></s></s>"])
+def test_a_template_that_adds_both_makes_no_second_one(model_dir, text):
+    tokenizer = AutoTokenizer.from_pretrained(model_dir / "tiny")
+    begin, end = (("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id))
+    for single in ("<s> $A </s>", "$A"):
+        template = TemplateProcessing(single=single, special_tokens=[begin, end])
+        tokenizer.backend_tokenizer.post_processor = template
+        row = Collator(tokenizer, 64)([text])["input_ids"][0].tolist()
+        assert row.count(tokenizer.eos_token_id) == 1 == (row[-1] == tokenizer.eos_token_id), single
+        assert row.count(tokenizer.bos_token_id) == ("<s>" in single + text), single
 
 
 def test_a_long_text_is_cut_without_an_end_and_without_changing_the_tokenizer(model_dir):

@@ -9,11 +9,23 @@ import threading
 
 import huggingface_hub
 import pytest
+import torch
 from alone import train_alone
 from conftest import client
-from pods import FIRST, SECOND, exported, files, marker, run_of, same
+from pods import FIRST, SECOND, exported, files, marker, run_of, same, state
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    MixtralConfig,
+    XLNetConfig,
+    XLNetLMHeadModel,
+)
 
 from training import model, model_files
 from training.data.batches import Collator
@@ -46,6 +58,58 @@ def test_with_other_batches_all_go_on_as_if_it_had_always_been_so(train, tmp_pat
         curves[framework, bool(own)] = train(framework, SECOND, begins=3, max_steps=6, **changed | own)
     for name, curve in curves.items():
         assert curve == pytest.approx(curves["meta", False], abs=1e-6), name
+
+
+def made(folder, model_dir, config, kind=AutoModelForCausalLM):
+    """A folder of a tiny model of another kind, with the tiny model's tokenizer."""
+    shutil.copytree(model_dir / "tiny", folder)
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(1)
+    network = kind.from_config(config) if kind is AutoModelForCausalLM else kind(config)
+    network.save_pretrained(folder)
+    return folder
+
+
+def test_models_whose_class_does_not_name_their_loss_have_the_same_one_everywhere(train, tmp_path, model_dir):
+    """The Trainer knows by the class's name whether a loss leaves out the first token, and does not know gpt2's."""
+    gpt2 = made(
+        tmp_path / "gpt2", model_dir, GPT2Config(vocab_size=512, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    )
+    curves = {}
+    for framework, own in RUNNERS:
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        given = {"max_steps": 2, "eval_steps": 2, "max_seq_len": 16}
+        curves[framework, bool(own)] = train(framework, model=gpt2, **given | own)
+    for name, curve in curves.items():
+        assert curve == pytest.approx(curves["meta", False], abs=1e-6), name
+
+
+OTHER_LOSSES = {
+    "bart": (BartConfig, BartForCausalLM, {"is_decoder": True, "is_encoder_decoder": False}),
+    "xlnet": (XLNetConfig, XLNetLMHeadModel, {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_LOSSES)
+def test_a_model_with_another_loss_than_that_of_the_next_token_is_refused(tmp_path, model_dir, name):
+    """Such a training would end as finished, and its model would have learnt to say each token again."""
+    config, kind, fields = OTHER_LOSSES[name]
+    small = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+    source = made(tmp_path / "model", model_dir, config(vocab_size=512, **small | fields), kind)
+    with pytest.raises(
+        UserError, match=rf"computes another loss than that of a causal language model: {kind.__name__}"
+    ):
+        model.load(str(source))
+
+
+def test_what_a_model_adds_to_the_loss_of_the_next_token_is_its_own_affair(tmp_path, model_dir):
+    """As a mixture of experts does, which balances them."""
+    config = MixtralConfig(
+        vocab_size=512, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2, output_router_logits=True,
+    )  # fmt: skip
+    network, _ = model.load(str(made(tmp_path / "model", model_dir, config)))
+    assert network.training
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -97,6 +161,37 @@ def test_a_model_has_all_its_weights_and_no_others(tmp_path, model_dir):
         tmp_path / "more", model_dir, weights | {f"vision.{at}.weight": weights[name].clone() for at in range(5)}
     )
     assert refused.endswith(": the model has no vision.0.weight, vision.1.weight, vision.2.weight and 2 more weights")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_are_no_floating_point_numbers_are_not_taken_for_some(tmp_path, model_dir, kind, file):
+    """Those of a quantized model whose config.json does not say that it is one."""
+    shutil.copytree(model_dir / "tiny", tmp_path / "model")
+    weights = load_file(model_dir / "tiny/model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    changed = weights | {name: (100 * weights[name]).to(kind), "model.layers.0.attn.bias": torch.ones(2, dtype=kind)}
+    (tmp_path / "model/model.safetensors").unlink()
+    if file.endswith(".bin"):
+        torch.save(changed, tmp_path / "model" / file)
+    else:
+        save_file(changed, tmp_path / "model" / file, {"format": "pt"})
+    said = f"{name} is {str(kind).removeprefix('torch.')} in its file, and only floating-point weights can be trained"
+    with pytest.raises(UserError, match=said):
+        model.load(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_weight_that_is_not_finite_is_named_before_training(train, tmp_path, model_dir, sharded):
+    shutil.copytree(model_dir / "tiny", tmp_path / "model")
+    weights = load_file(model_dir / "tiny/model.safetensors")
+    weights["model.norm.weight"][3] = torch.nan
+    weights["lm_head.weight"][3, 3] = torch.inf
+    save_file(weights, tmp_path / "model/model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"numbers that are not finite in its file: (lm_head|model.norm).weight, (model|lm)"
+    ):
+        train("hf", max_steps=1, model=tmp_path / "model", sharded=sharded)
 
 
 def test_masks_of_older_versions_are_no_weights(tmp_path, model_dir):
@@ -253,6 +348,73 @@ def test_a_hub_that_has_no_answer_now_is_no_fault_of_the_users(tmp_path, monkeyp
 def test_a_schedule_that_cannot_be_is_a_sentence(train, given, says):
     with pytest.raises(UserError, match=f"^lr_scheduler_type does not go with lr_scheduler_kwargs: .*{says}"):
         train("hf", max_steps=1, **given)
+
+
+POLYNOMIAL = {"lr_scheduler_type": "polynomial", "max_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 0}}, "division by zero"),
+        (POLYNOMIAL | {"lr_scheduler_kwargs": {"power": -1}}, r"at step 3: ZeroDivisionError"),
+        (POLYNOMIAL | {"lr_scheduler_kwargs": {"power": 0.5, "lr_end": -1}}, r"a learning rate of -0\.\d+ at step 1"),
+        (POLYNOMIAL | {"warmup_steps": 3}, r"at step 3: ZeroDivisionError"),
+    ],
+    ids=["timescale", "power", "negative", "warmup"],
+)
+def test_a_schedule_is_tried_to_its_end_before_the_first_step(train, tmp_path, given, says):
+    with pytest.raises(UserError, match=f"^lr_scheduler_type does not go with .*{says}"):
+        train("hf", **{"max_steps": 1} | given)
+    assert not list((tmp_path / "store").rglob("step-*"))
+
+
+@pytest.mark.parametrize(
+    "given", [{"neftune_noise_alpha": 1e308}, {"torch_compile_mode": "nope"}], ids=["neftune", "compile"]
+)
+def test_what_a_library_calls_a_runtime_error_in_the_first_step(train, given):
+    with pytest.raises(UserError, match=r"^the model cannot be trained with these settings: \w+Error: "):
+        train("hf", max_steps=1, **given)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_model_whose_own_dropout_cannot_be(train, tmp_path, model_dir, framework):
+    source = changed(tmp_path, model_dir, attention_dropout=1.5)
+    with pytest.raises(UserError, match=r"^the model cannot be trained with these settings: .*1\.5"):
+        train(framework, max_steps=1, model=source)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_model_that_gives_more_than_is_asked_for_can_be_saved(train, tmp_path, model_dir, framework):
+    source = changed(tmp_path, model_dir, output_attentions=True, output_hidden_states=True)
+    assert len(train(framework, max_steps=1, model=source)) == 1
+
+
+def test_a_model_that_could_not_be_saved_is_refused_before_it_is_trained(tmp_path, model_dir, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("it is no good")
+
+    monkeypatch.setattr(GenerationConfig, "save_pretrained", refuse)
+    with pytest.raises(UserError, match=r"tiny cannot be saved as its files describe it: it is no good$"):
+        model.load(str(model_dir / "tiny"))
+
+
+def changed(tmp_path, model_dir, **fields):
+    """The tiny model with another config.json."""
+    shutil.copytree(model_dir / "tiny", tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | fields))
+    return tmp_path / "model"
+
+
+def test_constant_has_a_warmup_whatever_it_is_called(train, tmp_path):
+    rates = {}
+    for number, given in enumerate([{"scheduler": "constant"}, {"lr_scheduler_type": "constant"}]):
+        train("hf", (FIRST, SECOND)[number], begins=2 * number, max_steps=2 + 2 * number, warmup_steps=8, **given)
+        (rates[number],) = {
+            group["lr"] for group in state(tmp_path / "store", 2 + 2 * number)["optimizer.pt"]["param_groups"]
+        }
+    assert rates == pytest.approx({0: 0.01 * 2 / 8, 1: 0.01 * 4 / 8})
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

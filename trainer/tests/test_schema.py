@@ -11,13 +11,18 @@ from training.layout import FRAMEWORKS
 
 frameworks = pytest.mark.parametrize("framework", FRAMEWORKS)
 MANY = [
-    None, True, False, -1, 0, 1, 2, 7, 2**32, 0.03, 0.0, 0.9, 0.999, 1e-8, 1.0, 1.5, 7.0, -0.5, "", "x", "no", "steps",
-    "epoch", "main", "auto", "eval_loss", "loss", "linear", "cosine", "constant_with_warmup", "polynomial", "bf16",
+    None, True, False, -1, -1.0, 0, 1, 2, 7, 2**32, 0.03, 0.0, 0.9, 0.999, 1e-8, 1.0, 1.5, 7.0, -0.5, "", "x", "no",
+    "steps", "epoch", "main", "auto", "eval_loss", "loss", "linear", "cosine", "constant_with_warmup", "polynomial",
+    "bf16", "info", "passive", "all", "underflow_overflow", ["underflow_overflow"], ["foo"], [None],
     "tensorboard", "wandb", "adamw_torch", "adamw_torch_fused", "adafactor", "adamw_8bit", [], ["none"],
     ["tensorboard"], ["tensorboard", "wandb"], {}, {"a": 1},
 ]  # fmt: skip
 # What only several settings together decide.
-TOGETHER = {"eval_strategy", "evaluation_strategy", "load_best_model_at_end", "optim_args", *training_arguments.OF_DDP}
+TOGETHER = {
+    "eval_strategy", "evaluation_strategy", "load_best_model_at_end", "optim_args", "optim_target_modules",
+    "liger_kernel_config", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs",
+    *training_arguments.OF_DDP,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("path", "text"), schema.files().items(), ids=lambda part: getattr(part, "name", ""))

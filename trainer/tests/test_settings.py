@@ -40,6 +40,7 @@ USUAL = {
         ({"warmup_ratio": 0.03}, "warmup_steps", 0.03),
         ({"warmup_ratio": 0.03, "warmup_steps": 0}, "warmup_steps", 0.03),
         ({"warmup_ratio": 0.0, "warmup_steps": 7}, "warmup_steps", 7),
+        ({"warmup_ratio": 0}, "warmup_steps", 0),
         ({"learning_rate": 1}, "lr", 1.0),
         ({"num_train_epochs": 3, "max_steps": -1}, "num_epochs", 3.0),
         ({"max_length": 64}, "max_seq_len", 64),
@@ -87,6 +88,10 @@ def test_accepts(framework, given, name, value):
         ('{"max_steps": true}', "max_steps"),
         ('{"max_steps": 0}', "max_steps"),
         ('{"save_steps": null}', "save_steps"),
+        ('{"warmup_ratio": 1.5}', "warmup_ratio must be a part of all steps, from 0 to 1, not 1.5"),
+        ('{"warmup_ratio": 5}', "warmup_ratio must be a part of all steps, from 0 to 1, not 5"),
+        ('{"warmup_ratio": -0.1}', "warmup_ratio must be a part of all steps, from 0 to 1, not -0.1"),
+        ('{"warmup_ratio": true}', "warmup_ratio must be a part of all steps, from 0 to 1, not true"),
         ('{"lr": "3e-5"}', "lr"),
         ('{"lr": 0}', "lr"),
         ('{"lr": NaN}', "lr"),
@@ -97,6 +102,9 @@ def test_accepts(framework, given, name, value):
         ('{"lr": ' + 9999 * "[" + 9999 * "]" + "}", "extra_args cannot be read: "),
         ('{"seed": -1}', "seed"),
         ('{"seed": 4294967296}', "seed"),
+        ('{"batch_size": 1' + 30 * "0" + "}", "batch_size must be at most 1048576, not 1000"),
+        ('{"gradient_accumulation": 1' + 30 * "0" + "}", "gradient_accumulation must be at most 1048576, not 1000"),
+        ('{"dataloader_workers": 1000000}', "dataloader_workers must be at most 256, not 1000000"),
         ('{"max_seq_len": 1}', "max_seq_len"),
         ('{"precision": "fp8"}', "precision"),
         ('{"scheduler": "step"}', "scheduler must be one of linear, cosine, constant"),
@@ -138,6 +146,23 @@ def test_no_hint_names_what_would_be_refused_too():
         settings.parse('{"save_strateg": "steps"}')
     with pytest.raises(UserError, match=r"output_di is no setting of hf(?!: did you mean output_dir)"):
         settings.parse('{"output_di": "out"}')
+
+    for framework in FRAMEWORKS:
+        with pytest.raises(
+            UserError, match=r"evalstrategy is no setting of (hf|nemo|meta)(?!: did you mean ev\w+_strategy)"
+        ):
+            settings.parse('{"evalstrategy": "no"}', framework=framework)
+    with pytest.raises(
+        UserError, match=r"gradient_clipping is no setting of meta: did you mean gradient_checkpointing"
+    ):
+        settings.parse('{"gradient_clipping": 1}', framework="meta")
+
+
+def test_a_whole_number_is_a_number():
+    """torch takes betas that are both of one kind."""
+    found = settings.parse('{"adam_beta1": 0, "max_steps": -1.0, "local_rank": -1.0}')
+    assert found.training_arguments == {"adam_beta1": 0.0}
+    assert type(found.training_arguments["adam_beta1"]) is float
 
 
 def test_a_setting_of_one_framework_is_no_other_ones():
@@ -188,7 +213,7 @@ def test_what_does_not_go_with_split_weights_is_refused(framework, given, says):
 
 
 def test_hf_takes_the_fields_of_training_arguments():
-    given = {"max_grad_norm": 0.5, "optim": "adafactor", "torch_compile": False, "adam_beta1": 1}
+    given = {"max_grad_norm": 0.5, "optim": "adafactor", "torch_compile": False, "adam_epsilon": 1e-8}
     found = settings.parse(json.dumps(given | {"max_steps": 5}))
     assert found.training_arguments == given
     assert found.max_steps == 5
@@ -266,6 +291,8 @@ def test_a_part_of_all_steps_is_counted_when_these_are_known():
     given = {"warmup_ratio": 0.05, "save_steps": 0.1, "eval_steps": 0.5, "logging_steps": 10}
     found = settings.parse(json.dumps(given)).in_steps(61)
     assert (found.warmup_steps, found.save_steps, found.eval_steps, found.logging_steps) == (4, 7, 31, 10)
+    for all_steps in (1, 1.0):
+        assert settings.parse(json.dumps({"warmup_ratio": all_steps})).in_steps(1234).warmup_steps == 1234
     best = settings.parse('{"load_best_model_at_end": true, "save_steps": 0.2, "eval_steps": 0.1}')
     for total, eval_steps in [(100, 10), (12, 2), (1234, 124)]:
         assert (best.in_steps(total).eval_steps, best.in_steps(total).save_steps) == (eval_steps, 2 * eval_steps)
@@ -299,6 +326,8 @@ def test_what_cannot_be_run_here_is_refused_at_the_start(framework, monkeypatch)
         ),
         ({"use_liger_kernel": True}, "use_liger_kernel true needs the package liger_kernel"),
         ({"torch_compile": True}, "torch_compile needs a compiler, and this image has none of cc, gcc, clang"),
+        ({"torch_compile_backend": "inductor"}, "torch_compile_backend needs a compiler, and this image has none of"),
+        ({"torch_compile_mode": "default"}, "torch_compile_mode needs a compiler, and this image has none of cc"),
     ]:
         with pytest.raises(UserError, match=says if framework == "hf" else "framework hf alone takes it"):
             settings.parse(json.dumps(given), framework=framework)
@@ -354,10 +383,66 @@ def test_what_cannot_be_run_here_is_refused_at_the_start(framework, monkeypatch)
         ),
         ({"save_steps": 0.1, "learning_rte": 1}, "did you mean learning_rate?"),
         ({"trust_remote_code": True}, "trust_remote_code cannot be set: no code of a model's folder is run: build an"),
-        ({"optim_args": "eps=1"}, "optim_args is not read by optim adamw_torch_fused: adam_beta1, "),
+        (
+            {"optim_args": "eps=1"},
+            "optim_args has eps, which optim adamw_torch_fused does not read: it reads nothing of it, beside "
+            "adam_beta1, adam_beta2, adam_epsilon, weight_decay",
+        ),
+        (
+            {"optim_args": "eps=1", "optim": "adafactor"},
+            "optim_args has eps, which optim adafactor does not read: it reads nothing of it, beside weight_decay",
+        ),
+        (
+            {"optim_args": "momentum=0.9, mu=1", "optim": "sgd"},
+            "optim_args has mu, which optim sgd does not read: it reads momentum, dampening, nesterov, beside "
+            "weight_decay",
+        ),
+        ({"optim_args": "alpha=1", "optim": "adagrad"}, "optim_args has alpha, which optim adagrad does not read: it"),
+        ({"optim_args": "weight_decay=1", "optim": "rmsprop"}, "optim_args has weight_decay, which optim rmsprop does"),
+        (
+            {"adam_beta2": 0.9, "adam_epsilon": 1e-6, "optim": "adafactor"},
+            "adam_beta2, adam_epsilon is not read by optim adafactor: leave it out",
+        ),
+        ({"adam_beta1": 0.8, "optim": "sgd"}, "adam_beta1 is not read by optim sgd"),
+        ({"optim_target_modules": "all-linear"}, "optim_target_modules is not read by optim adamw_torch_fused"),
+        ({"liger_kernel_config": {"rope": True}}, "liger_kernel_config is not read without use_liger_kernel"),
+        (
+            {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"x": 1}},
+            "lr_scheduler_kwargs is not read by the schedule constant: leave it out",
+        ),
+        ({"scheduler": "constant", "lr_scheduler_kwargs": {"x": 1}}, "lr_scheduler_kwargs is not read by the schedule"),
+        (
+            {"activation_checkpointing_kwargs": {"use_reentrant": False}},
+            "activation_checkpointing_kwargs is not read without gradient_checkpointing: leave it out",
+        ),
+        (
+            {"gradient_checkpointing_kwargs": {"x": 1}},
+            "gradient_checkpointing_kwargs is not read without gradient_check",
+        ),
+        (
+            {"gradient_checkpointing": True, "activation_checkpointing": False},
+            "activation_checkpointing is given twice, as gradient_checkpointing too",
+        ),
+        ({"torch_compile": False, "torch_compile_mode": "default"}, "torch_compile_mode goes with torch_compile true"),
+        ({"debug": ["foo"]}, 'debug must be one of "", underflow_overflow, [], ["underflow_overflow"], not a list'),
+        ({"debug": "foo"}, 'debug must be one of "", underflow_overflow, '),
+        (
+            {"include_num_input_tokens_seen": "foo"},
+            "include_num_input_tokens_seen must be one of false, true, no, all,",
+        ),
+        ({"label_smoothing_factor": 1.5}, "label_smoothing_factor must be a number from 0 to 1, not 1.5"),
+        ({"label_smoothing_factor": -0.1}, "label_smoothing_factor must be a number from 0 to 1, not -0.1"),
+        ({"neftune_noise_alpha": -5}, "neftune_noise_alpha must be a number of at least 0, not -5"),
+        ({"log_level": "loud"}, "log_level must be one of debug, info, warning, error, critical, passive, not"),
+        ({"adam_beta1": 1}, "adam_beta1 must be a number from 0 to below 1, not 1.0"),
+        ({"adam_epsilon": -1e-8}, "adam_epsilon must be a number of at least 0, not -1e-08"),
+        ({"torch_empty_cache_steps": 0}, "torch_empty_cache_steps must be a whole number of at least 1, not 0"),
+        ({"max_length": 8, "max_seq_length": 9}, "max_seq_length is given twice, as max_length too"),
+        ({"gradient_clipping": 1}, "gradient_clipping is no setting of hf: did you mean max_grad_norm?"),
+        ({"report_to": [None]}, "report_to must be text, not a list"),
         ({"ddp_static_graph": True, "gradient_accumulation": 2, "sharded": False}, "ddp_static_graph does not go with"),
         ({"lr": 0, "learning_rate": 1e-4}, "learning_rate is given twice, as lr too"),
-        ({"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_steps is given twice, as warmup_steps too"),
+        ({"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_steps is given twice, as warmup_ratio too"),
         ({"bf16": True, "fp16": True}, "bf16 true, fp16 true, precision null contradict each other"),
         (
             {"bf16": True, "precision": "fp32"},

@@ -6,13 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from alone import ALONE
 from conftest import client
 from pods import FIRST, SECOND, last_words, run_of, state
 
 import make_tiny_model
-from training import model
-from training.errors import UserError
+from training import configuration, errors, model, model_files
+from training.data.batches import Collator
+from training.data.listing import find
+from training.data.texts import prepare
+from training.distributed import sharding
+from training.errors import PeerLostError, StorageError, UserError
 from training.layout import FRAMEWORKS
+from training.settings import Settings
+from training.sharded import Split
+from training.storage import LFS_POINTER
 
 
 def ends_as_user_error(pods, folder, store, says, framework="hf", submission=FIRST):
@@ -208,6 +216,101 @@ def test_a_model_that_cannot_be_trained(folder, fields, says):
     with pytest.raises(UserError) as refused:
         model.described(folder(**fields))
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"hidden_act": "nope"}, "cannot be loaded: KeyError: 'nope' (hidden_act in config.json)"),
+        ({"num_attention_heads": 7}, "The hidden size (64) is not a multiple of the number of attention heads (7)."),
+        (
+            {"intermediate_size": 96},
+            "config.json describes: model.layers.0.mlp.down_proj.weight is 64 x 128 in its file, and 64 x 96 there",
+        ),
+        (["tokenizer.json"], "cannot be loaded: it has no tokenizer.json. Couldn't instantiate the backend tokenizer"),
+    ],
+    ids=["activation", "heads", "shapes", "tokenizer"],
+)
+@pytest.mark.parametrize("split", [False, True])
+def test_why_a_model_cannot_be_loaded(folder, model_dir, fields, says, split):
+    source = Path(folder(**(fields if isinstance(fields, dict) else {})))
+    shutil.copy(model_dir / "tiny/model.safetensors", source)
+    for name in fields if isinstance(fields, list) else []:
+        (source / name).unlink()
+    with sharding(ALONE), pytest.raises(UserError) as refused:
+        model.load(str(source), Split(processes=1, device="cpu", precision="fp32") if split else None)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"]
+)
+def test_a_pointer_of_git_lfs_is_named(folder, name):
+    source = Path(folder())
+    (source / "model.safetensors").write_bytes(b"weights")
+    (source / name).write_bytes(LFS_POINTER + b" and so on")
+    with pytest.raises(UserError, match=rf"has a pointer of Git LFS for {name}: fetch it with `git lfs pull`"):
+        model_files.locate(str(source), source)
+
+
+def test_a_model_without_a_limit_of_positions(folder):
+    config, _ = model.described(folder(max_position_embeddings=-1))
+    assert configuration.complete(Settings(), config).max_seq_len == 2048
+    assert configuration.complete(Settings(max_seq_len=4000), config).max_seq_len == 4000
+
+
+def test_a_token_that_only_the_normalized_text_has(folder, tmp_path):
+    source = Path(folder())
+    path = source / "tokenizer.json"
+    tokenizer = json.loads(path.read_bytes())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    tokenizer["added_tokens"].append(flags | {"id": 475, "content": "<image>", "special": False, "normalized": True})
+    tokenizer["normalizer"] = {"type": "Lowercase"}
+    path.write_text(json.dumps(tokenizer))
+    (tmp_path / "one.jsonl").write_text('{"text": "a"}\n{"text": "an <IMAGE> here"}\n')
+    uri = f"file://{tmp_path}/one.jsonl"
+    unknown, normalize = model.unknown_tokens(str(source)), model.normalizer(str(source))
+    assert unknown == ["<image>"]
+    with pytest.raises(UserError, match=r"one.jsonl, line 2: it has the token '<image>', for which the model has no"):
+        prepare(uri, find(uri), Settings(), tmp_path, ALONE, unknown, normalize)
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (RuntimeError("uniform_ expects to return a [from, to) range"), True),
+        (ZeroDivisionError("division by zero"), True),
+        (KeyError("nope"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), False),
+        (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed."), False),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:525] Connection closed by peer [10.0.0.1]:2"), False),
+        (torch.distributed.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp"), False),
+        (torch.distributed.DistNetworkError("The client socket has failed to connect"), False),
+        (PeerLostError("rank 1 is gone"), False),
+        (StorageError("the bucket does not answer"), False),
+        (UserError("told already"), False),
+    ],
+)
+def test_only_what_was_asked_for_is_called_the_users(error, asked):
+    assert errors.is_of_what_was_asked(error) is asked
+
+
+@pytest.mark.parametrize(
+    ("said", "end"),
+    [({"eos_token_id": 1}, 1), ({"eos_token_id": [1, 0]}, 1), ({"eos_token_id": 50_000}, None), ({}, None)],
+)
+def test_an_end_token_that_only_the_model_knows(folder, said, end):
+    """Else no text would have one, and the model would never learn to end."""
+    source = Path(folder())
+    path = source / "config.json"
+    config = json.loads(path.read_bytes())
+    del config["eos_token_id"]
+    path.write_text(json.dumps(config | said))
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    _, tokenizer = model.described(str(source))
+    assert tokenizer.eos_token_id == end
+    assert (Collator(tokenizer, 64)(["the"])["input_ids"][0, -1] == 1) == (end == 1)
 
 
 def test_a_decoder_of_an_encoders_kind_can_be_trained(folder):

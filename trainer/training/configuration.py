@@ -44,6 +44,7 @@ def on_these_processes(settings: Settings, framework: str, world: "World") -> Se
 def complete(settings: Settings, config: "PreTrainedConfig") -> Settings:
     """The settings with max_seq_len, which depends on the model. Raises UserError."""
     limit = getattr(config, "max_position_embeddings", None)
+    limit = limit if isinstance(limit, int) and limit > 0 else None  # -1 in those that have no limit
     max_seq_len = settings.max_seq_len or min(limit or LONGEST, LONGEST)
     if limit and max_seq_len > limit:
         raise UserError(f"max_seq_len {max_seq_len} is beyond the {limit} positions of the model")

@@ -26,6 +26,11 @@ _PEER_LOST = re.compile(
     r"|remote process exited|communicator was aborted|connection was likely closed",
     re.I | re.S,
 )
+# What torch says of the machine, of a loader's worker that was killed, and of other processes.
+_OF_THE_MACHINE = re.compile(
+    r"\b(CUDA|NCCL|NVML|gloo|shm)\b|CUBLAS_|CUDNN|NVIDIA driver|DataLoader worker|shared memory|start new thread", re.I
+)
+MOST_SAID = 400  # characters of a library's message
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What safetensors and torch's writer in C++ make of them.
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded|inline_container\.cc.*unexpected pos")
@@ -131,3 +136,22 @@ def is_consequence(error: BaseException) -> bool:
     return isinstance(error, PeerLostError) or (
         isinstance(error, RuntimeError) and cause_of(error) == CRASH and bool(_PEER_LOST.search(str(error)))
     )
+
+
+def is_of_what_was_asked(error: BaseException) -> bool:
+    """Whether it may come from what the job was given, and would then come at each start: nothing else explains it."""
+    if cause_of(error) != CRASH or is_consequence(error):
+        return False
+    kinds = {kind.__module__ for kind in type(error).__mro__}
+    if any(kind.startswith("torch.distributed") for kind in kinds) or type(error).__name__ == "AcceleratorError":
+        return False
+    return not (isinstance(error, RuntimeError) and _OF_THE_MACHINE.search(str(error)))
+
+
+def said_of(error: BaseException) -> str:
+    """What an exception of a library says, in a line: its first paragraph, and its type where that is all it tells."""
+    first = str(error).strip().partition("\n\n")[0]
+    words = " ".join(line.strip() for line in first.splitlines())
+    if len(words) > MOST_SAID:
+        words = words[:MOST_SAID].rstrip() + " ..."
+    return f"{type(error).__name__}: {words}" if isinstance(error, LookupError) or " " not in words else words

@@ -2,15 +2,18 @@
 
 import contextlib
 import inspect
+import json
 import logging
+import math
 import re
+import tempfile
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from training import layout
-from training.data.batches import Batch, predicted
-from training.errors import CRASH, UserError, cause_of
+from training.data.batches import IGNORED, Batch, predicted
+from training.errors import UserError, is_of_what_was_asked, said_of
 from training.storage import Storage
 
 if typing.TYPE_CHECKING:
@@ -24,6 +27,10 @@ if typing.TYPE_CHECKING:
 
 WRAPPERS = ("module.", "_orig_mod.", "model._orig_mod.", "base_model.model.")  # DDP, torch.compile, PEFT
 MOST_NAMED = 3
+SAFETENSORS = {
+    f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
+}
+TOLERANCE = 1e-3  # of a loss; bf16 is that coarse
 # Masks that older versions saved beside the weights, and the head that a reward model has.
 NO_WEIGHT = re.compile(r"(^|\.)(masked_bias|causal_mask)$|(^|\.)attn(\.attention)?\.bias$|^v_head\.")
 
@@ -52,8 +59,23 @@ def config_of(source: str) -> "PreTrainedConfig":
     forbid_own_code()
     with loading(source):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        for part in {id(part): part for part in (config, config.get_text_config())}.values():
+            # Nobody reads these here, and with torch's own attention a configuration that has them cannot be saved.
+            part.output_attentions = part.output_hidden_states = False
     check_trainable(source, config)
     return config
+
+
+def normalizer(source: str) -> "Callable[[str], str] | None":
+    """What a folder's tokenizer does with a text before it looks for added tokens; None where that is nothing.
+
+    Tokens that are found in the text as it is have no part in it.
+    """
+    _, tokenizer = described(source)
+    found = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if found is None or not any(token.normalized for token in tokenizer.added_tokens_decoder.values()):
+        return None
+    return found.normalize_str
 
 
 def described(source: str) -> "tuple[PreTrainedConfig, PreTrainedTokenizerBase]":
@@ -67,7 +89,21 @@ def described(source: str) -> "tuple[PreTrainedConfig, PreTrainedTokenizerBase]"
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):  # its file may name any class of transformers
         raise unloadable(source, TypeError(f"its tokenizer is a {type(tokenizer).__name__}"))
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = end_token(source, config, tokenizer)
     return config, tokenizer
+
+
+def end_token(source: str, config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """The end token that config.json names, for a tokenizer that knows of none; None where there is none such.
+
+    Of the configuration itself it may be the default of its kind, which other tokenizers have.
+    """
+    said = json.loads(Path(source, "config.json").read_bytes())
+    number = said.get("eos_token_id", (said.get("text_config") or {}).get("eos_token_id"))
+    number = next(iter(number), None) if isinstance(number, list) else number
+    rows = getattr(config.get_text_config(), "vocab_size", 0)
+    return tokenizer.convert_ids_to_tokens(number) if type(number) is int and 0 <= number < rows else None
 
 
 def check_trainable(source: str, config: "PreTrainedConfig") -> None:
@@ -96,7 +132,7 @@ def loading(source: str) -> "Iterator[None]":
     try:
         yield
     except Exception as error:  # of whichever library reads the file, also one without a type of its own
-        if isinstance(error, UserError) or cause_of(error) != CRASH:
+        if not is_of_what_was_asked(error):
             raise
         raise unloadable(source, error) from None
 
@@ -116,6 +152,7 @@ def load(
 
     config, tokenizer = described(source)
     with loading(source), untrusted.data_only(Path(source)):
+        kinds = kinds_in_file(Path(source)) if weights else {}
         if split and weights:
             network, found = split.load(source, config)
         elif split:
@@ -123,28 +160,45 @@ def load(
         elif weights:
             network, found = AutoModelForCausalLM.from_pretrained(
                 source,
+                config=config,
                 dtype=torch.float32,
                 trust_remote_code=False,
                 weights_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below
             )
         else:
             with no_init_weights():
                 network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     if weights:
-        check_weights(source, found["missing_keys"], found["unexpected_keys"])
+        check_weights(source, found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"])
+        check_numbers(source, network, kinds)
     check_tokens(source, tokenizer, embeddings(network))
+    if weights:
+        check_loss(source, network)
+    check_can_be_saved(source, network)
     network.train()  # it comes in evaluation mode
     return network, tokenizer
 
 
-def check_weights(source: str, missing: "Iterable[str]", unexpected: "Iterable[str]") -> None:
+def check_weights(
+    source: str,
+    missing: "Iterable[str]",
+    unexpected: "Iterable[str]",
+    mismatched: "Iterable[tuple[str, Sequence[int], Sequence[int]]]",
+) -> None:
     """Raises UserError where the file does not have the model's weights and no others.
 
     Transformers makes up the missing ones at random, and passes over the others.
 
-    Neither list has weights that the model ties, computes or does without: transformers leaves them out.
+    `mismatched` are names with the shapes in the file and of the model. No list has weights that the model ties,
+    computes or does without: transformers leaves them out.
     """
+    for name, of_file, of_model in sorted(mismatched):
+        here, there = (" x ".join(map(str, shape)) for shape in (of_file, of_model))
+        raise UserError(
+            f"the model in {source} is not what config.json describes: {name} is {here} in its file, and {there} there"
+        )
     missing, unexpected = sorted(missing), sorted(name for name in unexpected if not NO_WEIGHT.search(name))
     if not missing and not unexpected:
         return
@@ -154,6 +208,54 @@ def check_weights(source: str, missing: "Iterable[str]", unexpected: "Iterable[s
         if unexpected and all(name.startswith(prefix) for name in unexpected):
             said.append(f"a wrapper has left `{prefix}` before the names: save the model that it wraps")
     raise UserError(f"the model in {source} is not what config.json describes: {'; '.join(said)}")
+
+
+def kinds_in_file(folder: Path) -> dict[str, str]:
+    """What the weights in a folder's files are, as torch calls it, of those that are no floating-point numbers."""
+    import torch
+    from safetensors import safe_open
+
+    from training.model_files import WEIGHTS, parts
+
+    first = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if first is None:
+        return {}
+    found: dict[str, str] = {}
+    for name in parts(first, (folder / first).read_bytes()) if first.endswith(".json") else {first}:
+        if name.endswith(".safetensors"):
+            with safe_open(folder / name, "pt") as file:
+                said = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+            found |= {key: SAFETENSORS.get(kind, kind.lower()) for key, kind in said.items() if "F" not in kind}
+        else:
+            read = torch.load(folder / name, map_location="meta", weights_only=True)
+            tensors = {key: tensor.dtype for key, tensor in read.items() if isinstance(tensor, torch.Tensor)}
+            found |= {key: str(kind)[6:] for key, kind in tensors.items() if not kind.is_floating_point}
+    return found
+
+
+def check_numbers(source: str, network: "PreTrainedModel", kinds: Mapping[str, str]) -> None:
+    """Raises UserError where a weight is no number that can be trained; together where the model is split.
+
+    Whole numbers are a quantized model's, and transformers makes floating-point ones of them as they are.
+    """
+    import torch
+
+    tensors = [(name.rpartition(".")[2], name, weight) for name, weight in network.named_parameters()]
+    last = {part for part, _, _ in tensors}
+    for name, kind in kinds.items():
+        if name.rpartition(".")[2] in last and not NO_WEIGHT.search(name):
+            raise UserError(
+                f"the model in {source} is quantized, or broken: {name} is {kind} in its file, and only floating-point "
+                "weights can be trained"
+            )
+    own = [weight.to_local() if hasattr(weight, "to_local") else weight for _, _, weight in tensors]
+    broken = [sum(map(float, torch.aminmax(weight.detach()))) if weight.numel() else 0.0 for weight in own]
+    flags = torch.tensor([not math.isfinite(number) for number in broken], dtype=torch.int32, device=own[0].device)
+    if len(own) and any(hasattr(weight, "to_local") for _, _, weight in tensors):
+        torch.distributed.all_reduce(flags)
+    names = [name for (_, name, _), flag in zip(tensors, flags.tolist(), strict=True) if flag]
+    if names:
+        raise UserError(f"the model in {source} has numbers that are not finite in its file: {named(names)}")
 
 
 def check_tokens(source: str, tokenizer: "PreTrainedTokenizerBase", rows: int) -> None:
@@ -198,8 +300,27 @@ def refuse_code(file: typing.Any) -> typing.NoReturn:
 
 
 def unloadable(source: str, error: Exception) -> UserError:
-    said = next(iter(str(error).splitlines()), type(error).__name__)
+    said = said_of(error)
+    folder = Path(source)
+    if "the backend tokenizer" in said and not (folder / "tokenizer.json").exists():
+        said = f"it has no tokenizer.json. {said}"
+    if isinstance(error, KeyError) and error.args:
+        said += "".join(f" ({name} in config.json)" for name in fields_with(folder, error.args[0]))
     return UserError(f"the model in {source} cannot be loaded: {said}")
+
+
+def fields_with(folder: Path, value: typing.Any) -> "Iterator[str]":
+    """The fields of config.json that have this value, also within others."""
+
+    def within(found: typing.Any, path: str) -> "Iterator[str]":
+        if isinstance(found, dict):
+            for name, item in found.items():
+                yield from within(item, f"{path}.{name}" if path else name)
+        elif found == value:
+            yield path
+
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        yield from within(json.loads((folder / "config.json").read_bytes()), "")
 
 
 def shapes(network: "PreTrainedModel") -> Shapes:
@@ -257,17 +378,95 @@ def takes_items(network: "PreTrainedModel") -> bool:
     return any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
+def check_loss(source: str, network: "PreTrainedModel") -> None:
+    """Raises UserError where the model's loss is not that of the next token; together where the model is split.
+
+    Some models compare the labels with the same places, as those do that get them shifted, and others take the mean of
+    each batch whatever they are told. What a model adds to the loss is left to it.
+    """
+    import torch
+    from torch.distributed.fsdp import FSDPModule
+
+    device = next(network.parameters()).device
+    if any(isinstance(module, FSDPModule) for module in network.modules()):
+        network.to(device)  # the buffers
+    network.eval()
+    try:
+        with torch.no_grad():
+            is_next = is_of_next_token(network, to_device(probe(embeddings(network)), device))
+    except Exception as error:  # whatever a model's own code raises
+        if not is_of_what_was_asked(error):
+            raise
+        raise UserError(f"the model in {source} cannot be trained: {said_of(error)}") from error
+    finally:
+        for module in network.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # the optimizer is to have the parts
+    if not is_next:
+        raise UserError(
+            f"the model in {source} computes another loss than that of a causal language model: "
+            f"{type(network).__name__} does not learn the next token from a text"
+        )
+
+
+def check_can_be_saved(source: str, network: "PreTrainedModel") -> None:
+    """Raises UserError for what transformers would refuse at the first checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            network.config.save_pretrained(folder)
+            if network.generation_config is not None:
+                network.generation_config.save_pretrained(folder)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the model in {source} cannot be saved as its files describe it: {said_of(error)}"
+            ) from error
+
+
+def probe(rows: int) -> "Batch":
+    """Two short texts of different lengths."""
+    import torch
+
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [3, 1, 2, 0, 0]]) % rows
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    return {"input_ids": tokens, "attention_mask": mask, "labels": tokens.masked_fill(mask == 0, IGNORED)}
+
+
+def is_of_next_token(network: "PreTrainedModel", batch: "Batch") -> bool:
+    """Whether the model's loss of a batch is what its own logits say of each next token, divided as it is told."""
+    import torch
+
+    in_all = takes_items(network)
+    count = predicted(batch)
+
+    def loss_of(items: int) -> "tuple[float, float]":
+        """What the model says, and what it should be."""
+        found = network(**batch, **({"num_items_in_batch": items, "use_cache": False} if in_all else {}))
+        logits, labels = found.logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten()
+        expected = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        return float(found.loss), float(expected) / items
+
+    (mine, expected), again = loss_of(count), None
+    if not (math.isfinite(mine) and math.isfinite(expected)):
+        return True  # training tells so
+    if not math.isclose(mine, expected, rel_tol=TOLERANCE) and in_all:
+        again = loss_of(2 * count)
+        mine, expected = mine - again[0], expected - again[1]
+    return math.isclose(mine, expected, rel_tol=TOLERANCE)
+
+
 def evaluate(network: "PreTrainedModel", batches: "Iterable[Batch]", device: "torch.device") -> tuple[float, float]:
     """The sum of the losses of all tokens that the model has to predict, and how many they are."""
     import torch
 
     network.eval()
     loss, tokens = 0.0, 0
+    in_all = takes_items(network)
     with torch.no_grad():
         for batch in batches:
-            sum_of_losses = network(**to_device(batch, device), num_items_in_batch=1, use_cache=False).loss
+            told = {"num_items_in_batch": 1, "use_cache": False} if in_all else {}
+            found = network(**to_device(batch, device), **told).loss
             if count := predicted(batch):
-                loss, tokens = loss + float(sum_of_losses), tokens + count
+                loss, tokens = loss + float(found) * (1 if in_all else count), tokens + count
     network.train()
     return loss, tokens
 

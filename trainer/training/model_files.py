@@ -106,7 +106,7 @@ def checked(model_id: str, folder: Path, files: Iterable[str] | None = None) -> 
         beside = f"; convert {others[0]} to one of them" if others else ""
         lacks = "neither model.safetensors nor pytorch_model.bin"
         raise UserError(f"{VARIABLE} {model_id} has no weights that can be loaded: {lacks}{beside}")
-    for name in sorted(name for name in names if name.endswith((".safetensors", ".bin", "tokenizer.json", ".model"))):
+    for name in sorted(name for name in names if name.endswith((".safetensors", ".bin", ".json", ".jinja", ".model"))):
         with (folder / name).open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise UserError(

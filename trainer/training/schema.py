@@ -68,6 +68,8 @@ def properties(framework: str) -> dict[str, Schema]:
             found[name] = of_no_setting(name, framework)
     for alias, name in settings.ALIASES.items():
         found[alias] = found[name] | {"x-setting": name}
+    part = {"type": "number", "minimum": 0, "maximum": 1} | expected("a part of all steps, from 0 to 1")
+    found["warmup_ratio"] = part | described(own["warmup_steps"]) | {"x-setting": "warmup_steps"}
     return found
 
 
@@ -120,6 +122,8 @@ def of_field(name: str) -> Schema:
                 for word, package in missing.items()
             }
         return found
+    if name in training_arguments.VALUES:
+        return values([*training_arguments.VALUES[name], *([None] * ("None" in kinds))])
     if missing := packages_missing(name, [True]):
         return {
             "enum": [False, *([None] * ("None" in kinds))],
@@ -128,7 +132,9 @@ def of_field(name: str) -> Schema:
     names = list(dict.fromkeys(TYPES[FIELD_TYPES[kind]] for kind in kinds if kind in FIELD_TYPES))
     null = ["null"] * ("None" in kinds)
     says = dict.fromkeys(training_arguments.MEANINGS[kind] for kind in kinds if kind in training_arguments.MEANINGS)
-    return {"type": [*names, *null] if len([*names, *null]) > 1 else names[0]} | expected(" or ".join(says))
+    bounds, words = training_arguments.BOUNDS.get(name, ({}, ""))
+    found: Schema = {"type": [*names, *null] if len([*names, *null]) > 1 else names[0]}
+    return found | bounds | expected(f"{' or '.join(says)} {words}".strip())
 
 
 def of_no_setting(name: str, framework: str) -> Schema:

@@ -41,7 +41,13 @@ LEAST = {
     "max_seq_len": 2,  # one token predicts nothing
 }
 ABOVE = {"num_epochs": 0, "lr": 0}
-MOST = {"seed": 2**32 - 1}
+MOST = {
+    "seed": 2**32 - 1,
+    "global_batch_size": 2**24,
+    "batch_size": 2**20,
+    "gradient_accumulation": 2**20,
+    "dataloader_workers": 256,
+}
 ALONE = {"load_best_model_at_end": "hf"}  # settings of one framework, and which
 ALWAYS = {("meta", "sharded"): True}  # what a framework always does
 MOST_SAID = 20  # of what is refused
@@ -166,8 +172,9 @@ def refusals(settings: typing.Any) -> typing.Iterator[str]:
         if value is not None and not value > bound:
             yield f"{name} must be above {bound}, not {value}"
     for name, most in MOST.items():
-        if getattr(settings, name) > most:
-            yield f"{name} must be at most {most}, not {getattr(settings, name)}"
+        value = getattr(settings, name)
+        if value is not None and value > most:
+            yield f"{name} must be at most {most}, not {value}"
     for name, words in WORDS.items():
         value = getattr(settings, name)
         if value not in (None, *words):
@@ -180,9 +187,9 @@ def refusals(settings: typing.Any) -> typing.Iterator[str]:
         yield "dataset_text_field must not be empty"
     if settings.load_best_model_at_end:
         yield from training_arguments.best_refusals(settings.save_steps, settings.eval_steps)
-    optimizer = settings.training_arguments.get("optim", training_arguments.DEFAULT_OPTIMIZER)
-    if settings.training_arguments.get("optim_args") and optimizer in training_arguments.WITHOUT_ARGUMENTS:
-        yield f"optim_args is not read by optim {optimizer}: adam_beta1, adam_beta2, adam_epsilon and weight_decay are"
+    yield from training_arguments.unread(
+        settings.training_arguments, settings.scheduler, settings.gradient_checkpointing
+    )
     ddp = [name for name in training_arguments.OF_DDP if settings.training_arguments.get(name)]
     if ddp and settings.sharded is not False:
         yield f"{', '.join(ddp)} is of processes that have all weights each: say sharded false too, or leave it out"
@@ -255,7 +262,7 @@ def names(framework: str, *, include_extras: bool = False) -> dict[str, typing.A
 def offered(framework: str) -> list[str]:
     """All names that a framework takes with values that change something."""
     own = [name for name in training_arguments.own(framework) if name not in names(framework)]
-    return [*names(framework), *ALIASES, *own]
+    return [*names(framework), *(alias for alias, name in ALIASES.items() if name in names(framework)), *own]
 
 
 def checked(
@@ -267,15 +274,18 @@ def checked(
     """
     types_of = names(framework)
     values: dict[str, typing.Any] = {}
+    keys: dict[str, str] = {}  # under which they are given
     for key, value in arguments.items():
         if key in training_arguments.PRECISIONS:
             continue  # they are judged together with precision
         name = canonical(key, framework)
-        if name == "report_to" and isinstance(value, list) and len(value) < 2:
+        if name == "report_to" and isinstance(value, list) and len(value) < 2 and None not in value:
             value = value[0] if value else "none"
         if key == "lr_scheduler_type" and name == "scheduler" and isinstance(value, str):
             value = training_arguments.SCHEDULERS.get(value, value)
         try:
+            if key == "warmup_ratio":
+                value = part_of_all(f"{where}{key}", value)
             own = name in types_of or name in training_arguments.own(framework)
             if value is None and not own and training_arguments.reason(name, framework):
                 continue  # what it has in a dump of all arguments
@@ -284,7 +294,8 @@ def checked(
             if name in values and says_nothing(name, value):
                 continue
             if name in values and not says_nothing(name, values[name]):
-                raise UserError(f"{where}{key} is given twice, as {name} too")
+                raise UserError(f"{where}{key} is given twice, as {keys[name]} too")
+            keys[name] = key
             if name in types_of:
                 values[name] = typed(f"{where}{key}", value, types_of[name])
                 always = ALWAYS.get((framework, name))
@@ -297,12 +308,21 @@ def checked(
             elif reason := training_arguments.reason(name, framework):
                 raise UserError(f"{where}{key} cannot be set: {reason}")
             else:
-                near = difflib.get_close_matches(str(key), offered(framework), n=1)
+                there = offered(framework)
+                near = [training_arguments.CALLED.get(key)] if training_arguments.CALLED.get(key) in there else []
+                near = near or difflib.get_close_matches(str(key), there, n=1)
                 instead = f": did you mean {near[0]}?" if near else f"; there are: {', '.join(types_of)}"
                 raise UserError(f"{where}{key} is no setting of {framework}{instead}")
         except UserError as error:
             refused.append(str(error))
     return values
+
+
+def part_of_all(key: str, value: typing.Any) -> typing.Any:
+    """A part of all steps as a count of steps has it, in which 1 is one step: the number below it is all steps."""
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise UserError(f"{key} must be a part of all steps, from 0 to 1, not {training_arguments.shown(value)}")
+    return math.nextafter(1, 0) if value == 1 else value
 
 
 def says_nothing(name: str, value: typing.Any) -> bool:

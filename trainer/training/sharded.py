@@ -42,6 +42,7 @@ class Split:
         """The model of a folder, and what transformers says of its weights; together. One process has all of it."""
         made = without_weights(config)
         read = {"config": made.config, "dtype": torch.float32, "weights_only": True, "output_loading_info": True}
+        read["ignore_mismatched_sizes"] = True  # model.py tells them
         if self.processes == 1:
             network, found = type(made).from_pretrained(source, **read)
             self.shard(network)

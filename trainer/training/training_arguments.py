@@ -175,7 +175,39 @@ PACKAGES: dict[str, dict[typing.Any, str]] = {
 DEFAULT_OPTIMIZER = "adamw_torch_fused"
 OF_DDP = ("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph")
 SPLIT = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")  # those whose weights may be split
-WITHOUT_ARGUMENTS = ("adamw_torch", "adamw_torch_fused", "adafactor")  # those that pass over optim_args
+# What each of torch's optimizers reads of optim_args; it passes over the others. weight_decay is a setting.
+ARGUMENTS = {
+    "sgd": ("momentum", "dampening", "nesterov"),
+    "adagrad": ("lr_decay", "eps"),
+    "rmsprop": ("momentum", "alpha", "eps", "centered"),
+    "adamw_torch": (),
+    "adamw_torch_fused": (),
+    "adafactor": (),
+}
+OF_ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}  # what only some read, with the defaults
+WITHOUT_ADAM = ("adafactor", "sgd", "adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit")
+OF_LOW_RANK = ("galore", "apollo")  # how the optimizers are called that read optim_target_modules
+# What the numbers of a field may be, as JSON Schema says it, and in words.
+BOUNDS: dict[str, tuple[dict[str, float], str]] = {
+    "adam_beta1": ({"minimum": 0, "exclusiveMaximum": 1}, "from 0 to below 1"),
+    "adam_beta2": ({"minimum": 0, "exclusiveMaximum": 1}, "from 0 to below 1"),
+    "adam_epsilon": ({"minimum": 0}, "of at least 0"),
+    "label_smoothing_factor": ({"minimum": 0, "maximum": 1}, "from 0 to 1"),
+    "neftune_noise_alpha": ({"minimum": 0}, "of at least 0"),
+    "torch_empty_cache_steps": ({"minimum": 1}, "of at least 1"),
+}
+_LEVELS = ("debug", "info", "warning", "error", "critical", "passive")
+# The values of fields that transformers types as text or a list, and passes over or fails at later.
+VALUES: dict[str, tuple[typing.Any, ...]] = {
+    "log_level": _LEVELS,
+    "log_level_replica": _LEVELS,
+    "debug": ("", "underflow_overflow", [], ["underflow_overflow"]),
+    "include_num_input_tokens_seen": (False, True, "no", "all", "non_padding"),
+}
+# What people who know another library call a field.
+CALLED = dict.fromkeys(
+    ("gradient_clipping", "gradient_clip_val", "grad_clip", "clip_grad", "clip_grad_norm", "max_norm"), "max_grad_norm"
+)
 COMPILERS = (("CC", "cc gcc clang"), ("CXX", "c++ g++ clang++"))
 
 KINDS = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,), "dict": (dict,), "list": (list,)}
@@ -216,7 +248,13 @@ def changes_nothing(name: str, value: typing.Any, arguments: Mapping[str, typing
     values = harmless(name, framework)
     if values is None:
         return False
-    return not values or any(type(value) is type(other) and value == other for other in values)
+    return not values or any(is_same(value, other) for other in values)
+
+
+def is_same(value: typing.Any, other: typing.Any) -> bool:
+    """Whether JSON says the same: 1 and 1.0 are one number there, and true is none."""
+    numbers = all(type(one) in (int, float) for one in (value, other))
+    return (numbers or type(value) is type(other)) and value == other
 
 
 def known() -> list[str]:
@@ -283,15 +321,61 @@ def check(key: str, name: str, value: typing.Any) -> typing.Any:
         return value
     if value is None and "None" in types:
         return None
+    if name in VALUES:
+        if not any(is_same(value, other) for other in VALUES[name]):
+            words = ", ".join(word if isinstance(word, str) and word else json.dumps(word) for word in VALUES[name])
+            raise UserError(f"{key} must be one of {words}, not {shown(value)}")
+        return value
     if "int" in types and isinstance(value, float) and value.is_integer():
-        return int(value)  # in JSON 7.0 is 7
+        value = int(value)  # in JSON 7.0 is 7
     if not any(type(value) in KINDS.get(kind, ()) for kind in types):
         meanings = dict.fromkeys(MEANINGS[kind] for kind in types if kind in MEANINGS)
         raise UserError(f"{key} must be {' or '.join(meanings)}, not {shown(value)}")
     if not finite(value):
         raise UserError(f"{key} must have finite numbers and plain values alone")
+    if "float" in types and type(value) is int:
+        value = float(value)  # torch takes no whole number for some
+    if name in BOUNDS and isinstance(value, int | float) and not within(value, BOUNDS[name][0]):
+        kind = MEANINGS["int" if "int" in types else "float"]
+        raise UserError(f"{key} must be {kind} {BOUNDS[name][1]}, not {shown(value)}")
     check_runs(key, name, value)
     return value
+
+
+def within(value: float, bounds: Mapping[str, float]) -> bool:
+    return bounds.get("minimum", -math.inf) <= value <= bounds.get("maximum", math.inf) and value < bounds.get(
+        "exclusiveMaximum", math.inf
+    )
+
+
+def unread(arguments: Mapping[str, typing.Any], scheduler: str | None, checkpointing: bool) -> Iterator[str]:
+    """What would be passed over, a sentence each: fields of hf that only go with others."""
+    optimizer = arguments.get("optim", DEFAULT_OPTIMIZER)
+    if given := arguments.get("optim_args"):
+        reads = ARGUMENTS.get(optimizer)
+        keys = [part.partition("=")[0].strip() for part in given.split(",")]
+        for key in keys if reads is not None else ():
+            if key not in reads:
+                what = f"it reads {', '.join(reads)}" if reads else "it reads nothing of it"
+                beside = [*(() if optimizer in WITHOUT_ADAM else OF_ADAM), "weight_decay"]
+                yield f"optim_args has {key}, which optim {optimizer} does not read: {what}, beside {', '.join(beside)}"
+                break
+    of_adam = [name for name, default in OF_ADAM.items() if arguments.get(name, default) not in (None, default)]
+    if of_adam and optimizer in WITHOUT_ADAM:
+        yield f"{', '.join(of_adam)} is not read by optim {optimizer}: leave it out"
+    if arguments.get("optim_target_modules") is not None and not optimizer.startswith(OF_LOW_RANK):
+        yield f"optim_target_modules is not read by optim {optimizer}: leave it out"
+    if arguments.get("liger_kernel_config") is not None and not arguments.get("use_liger_kernel"):
+        yield "liger_kernel_config is not read without use_liger_kernel: leave it out"
+    schedule = arguments.get("lr_scheduler_type") or scheduler
+    if arguments.get("lr_scheduler_kwargs") and schedule in ("constant", "constant_with_warmup"):
+        yield f"lr_scheduler_kwargs is not read by the schedule {schedule}: leave it out"
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        if arguments.get(name) and not checkpointing:
+            yield f"{name} is not read without gradient_checkpointing: leave it out, or say gradient_checkpointing true"
+    for name in ("torch_compile_backend", "torch_compile_mode"):
+        if arguments.get(name) is not None and arguments.get("torch_compile") is False:
+            yield f"{name} goes with torch_compile true alone: leave one of them out"
 
 
 def check_runs(key: str, name: str, value: typing.Any, words: typing.Sequence[str] = ()) -> None:
@@ -300,7 +384,8 @@ def check_runs(key: str, name: str, value: typing.Any, words: typing.Sequence[st
     if package and not is_installed(package):
         there = f"; there are: {', '.join(runnable(name, words))}" if words else ""
         raise UserError(f"{key} {shown(value)} needs the package {package}, which this image does not have{there}")
-    if name == "torch_compile" and value:
+    compiles = name in ("torch_compile", "torch_compile_mode") and value
+    if compiles or (name == "torch_compile_backend" and value == "inductor"):
         for variable, programs in COMPILERS:
             if not any(map(shutil.which, [os.environ.get(variable) or "", *programs.split()])):
                 raise UserError(f"{key} needs a compiler, and this image has none of {', '.join(programs.split())}")

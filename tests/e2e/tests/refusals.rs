@@ -215,7 +215,7 @@ async fn the_default_image_takes_the_settings_of_its_trainer_alone() -> Result<(
     });
     let findings = [
         ("/extra_args/learning_rat", "unknown_field", "did you mean `learning_rate`?"),
-        ("/extra_args/batch_size", "type", "must be a whole number of at least 1, not \"4\""),
+        ("/extra_args/batch_size", "type", "must be a whole number of at least 1 and at most 1048576, not \"4\""),
         ("/extra_args/max_steps", "range", "must be a whole number of at least 1, not 0"),
         ("/extra_args/scheduler", "format", "must be one of linear, cosine, constant, null, not \"lineal\""),
         ("/extra_args/push_to_hub", "not_allowed", "cannot be set: nothing is sent to a hub"),

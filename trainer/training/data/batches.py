@@ -29,7 +29,6 @@ class Collator:
         self.max_seq_len = max_seq_len
         self.embeddings = embeddings
         self.begin: typing.Any = tokenizer.bos_token_id
-        self.adds_begin = tokenizer("", verbose=False)["input_ids"][:1] == [self.begin]
         self.end: typing.Any = tokenizer.eos_token_id
         padding: typing.Any = tokenizer.pad_token_id or 0
         self.padding = padding if embeddings is None or padding < embeddings else 0  # any serves: padding is masked
@@ -71,12 +70,14 @@ class Collator:
             )
 
     def _bounded(self, row: list[int]) -> list[int]:
-        """The row with the end token, from which the model learns where a text ends, and with one begin token at most.
+        """The row with one end token, from which the model learns where a text ends, and with one begin token at most.
 
-        Texts that a chat template has rendered begin with it, and the tokenizer puts its own before them.
+        Texts that a chat template has rendered have them, and the tokenizer puts its own before and behind them.
         """
-        if self.adds_begin and row[:2] == [self.begin, self.begin]:
+        while self.begin is not None and row[:2] == [self.begin, self.begin]:
             row = row[1:]
+        while self.end is not None and row[-2:] == [self.end, self.end]:
+            row = row[:-1]
         return row if self.end is None or row[-1:] == [self.end] else [*row, self.end]
 
 

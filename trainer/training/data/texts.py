@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from training.data.listing import VARIABLE, base_of
@@ -46,6 +46,7 @@ class Reader:
     base: str  # the URI below which the objects lie, with a slash
     field: str  # of a line's object, with the text
     unknown: tuple[str, ...] = ()  # tokens that the model does not have
+    normalize: Callable[[str], str] | None = None  # what the tokenizer does with a text before it looks for them
 
     def text(self, line: bytes, key: str, number: int) -> str:
         """The text of a line; lines are counted from 1."""
@@ -66,8 +67,9 @@ class Reader:
         except UnicodeEncodeError as error:  # JSON can say half of a character, and no tokenizer takes it
             half = f"\\u{ord(text[error.start]):04x}"
             raise UserError(f"{where}: {half} at character {error.start + 1} is half of a character") from None
+        normal = self.normalize(text) if self.unknown and self.normalize else ""
         for token in self.unknown:
-            if token in text:
+            if token in text or (normal and self.normalize and self.normalize(token) in normal):
                 raise UserError(f"{where}: it has the token {token!r}, for which the model has no embedding")
         return text
 
@@ -177,14 +179,16 @@ def prepare(
     directory: Path,
     world: "World",
     unknown: Sequence[str] = (),
+    normalize: Callable[[str], str] | None = None,
 ) -> Data:
     """Bring the objects of a data set to this process, and read each line once; together.
 
     They are downloaded to each node's disk, or streamed. Streamed data are only counted here: each process reads a part
-    of the objects. `unknown` are tokens that the model does not have: a text with one is refused.
+    of the objects. `unknown` are tokens that the model does not have: a text with one is refused, also where it has it
+    only when it is normalized.
     """
     base = base_of(uri)
-    reader = Reader(base, settings.dataset_text_field, tuple(unknown))
+    reader = Reader(base, settings.dataset_text_field, tuple(unknown), normalize)
     keys = [entry.key for entry in entries]
     size = sum(entry.size for entry in entries)
     streaming = settings.streaming

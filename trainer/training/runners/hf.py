@@ -8,6 +8,7 @@ resumed. The Trainer decides neither.
 
 import contextlib
 import functools
+import math
 import typing
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from transformers.training_args import TrainingArguments
 from training import layout, model, random_state, sharded, untrusted
 from training.checkpoint import states
 from training.distributed import World, sharding
-from training.errors import StoppedError, UserError
+from training.errors import StoppedError, UserError, said_of
 from training.job import Job
 from training.optimizer import SCHEDULES, follow_settings
 from training.runners import prologue
@@ -64,6 +65,7 @@ def train(job: Job, world: World) -> bool:
                     data_collator=plan.collator,
                     processing_class=tokenizer,
                 )
+                trainer._loss_shifts_labels = True  # it would go by the name of the model's class
                 trainer.world = world
                 trainer.split = bool(plan.settings.sharded)
                 trainer.writers = states.group()
@@ -133,6 +135,8 @@ def arguments(settings: Settings, world: World, directory: Path, total: int) -> 
         "disable_tqdm": True,
     }
     given = dict(settings.training_arguments)
+    if given.get("lr_scheduler_type") == "constant":
+        given["lr_scheduler_type"] = SCHEDULES["constant"]  # the Trainer's one has no warmup
     if not world.gpu:
         given.pop("tf32", None)  # of GPUs alone
     try:
@@ -225,12 +229,24 @@ class StepTrainer(Trainer):
             self.processing_class.save_pretrained(folder)
             torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
-    def create_scheduler(self, *args, **kwargs):
+    def create_scheduler(self, num_training_steps: int, *args, **kwargs):
+        """Tried to its end: some schedules fail at the last step."""
+        said = "lr_scheduler_type does not go with lr_scheduler_kwargs"
         try:
-            return super().create_scheduler(*args, **kwargs)
-        except (TypeError, ValueError) as error:
-            said = str(error).splitlines()[0]
-            raise UserError(f"lr_scheduler_type does not go with lr_scheduler_kwargs: {said}") from None
+            schedule = super().create_scheduler(num_training_steps, *args, **kwargs)
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise UserError(f"{said}: {said_of(error)}") from None
+        said += " or warmup_steps"
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        for step in sorted({0, 1, warmup, warmup + 1, num_training_steps - 1, num_training_steps}):
+            for factor in getattr(schedule, "lr_lambdas", ()) if 0 <= step <= num_training_steps else ():
+                try:
+                    rate = self.args.learning_rate * factor(step)
+                except (ArithmeticError, TypeError, ValueError) as error:
+                    raise UserError(f"{said} at step {step}: {type(error).__name__}: {error}") from None
+                if isinstance(rate, complex) or not 0 <= rate < math.inf:
+                    raise UserError(f"{said}: they make a learning rate of {rate} at step {step}")
+        return schedule
 
     def get_batch_samples(self, *args, **kwargs):
         batches, items = super().get_batch_samples(*args, **kwargs)

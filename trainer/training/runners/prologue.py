@@ -27,7 +27,7 @@ from training.data.batches import Batch, Collator, evaluation_batches, training_
 from training.data.order import Order
 from training.data.texts import Data, prepare
 from training.distributed import World
-from training.errors import CRASH, UserError, cause_of
+from training.errors import UserError, is_of_what_was_asked, said_of
 from training.job import Job
 from training.progress import Progress
 from training.settings import Settings
@@ -103,7 +103,8 @@ class Run:
 
         entries = [Entry(key=key, size=size, etag=None) for key, size in self.world.on_rank_zero(found)]
         unknown = self.world.on_rank_zero(lambda: model.unknown_tokens(source))
-        return prepare(uri, entries, self.settings, self.directory / "data", self.world, unknown)
+        normalize = model.normalizer(source) if unknown else None
+        return prepare(uri, entries, self.settings, self.directory / "data", self.world, unknown, normalize)
 
     def fetch_best(self) -> Path | None:
         """Bring this submission's best checkpoint to each node; together. None where none was evaluated."""
@@ -181,12 +182,21 @@ def as_asked(steps: Steps) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, ImportError, LookupError, NotImplementedError, TypeError, ValueError) as error:
-        if isinstance(error, UserError) or not steps.first or cause_of(error) != CRASH:
+    except (
+        ArithmeticError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        if not steps.first or not is_of_what_was_asked(error):
             raise
         traceback.print_exc()
-        said = next(iter(str(error).splitlines()), "")
-        raise UserError(f"the model cannot be trained with these settings: {type(error).__name__}: {said}") from error
+        kind = type(error).__name__
+        said = said_of(error).removeprefix(f"{kind}: ")
+        raise UserError(f"the model cannot be trained with these settings: {kind}: {said}") from error
 
 
 def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Plan:
@@ -201,6 +211,8 @@ def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTra
     found = lengths.measure(texts, collator, run.world)
     if settings.warmup_steps >= total:
         logger.warning("warmup_steps %d take all %d steps: lr is not reached", settings.warmup_steps, total)
+    if collator.end is None:
+        logger.warning("tokenizer and config.json name no end token: no text gets one, and no end is learnt")
     if found.cut_tokens:
         logger.info("%s", found.sentence(settings.max_seq_len))
     progress = Progress(run.storage, run.job.submission, run.world.attempt, total, round(found.share, 4))

@@ -161,7 +161,7 @@ mod tests {
             (Hf, "lr", json!([1]), "type", "not a list"),
             (Hf, "lr", json!({"a": 1}), "type", "not an object"),
             (Hf, "max_steps", json!(0), "range", "must be a whole number of at least 1, not 0"),
-            (Hf, "batch_size", json!(2.5), "type", "must be a whole number of at least 1, not 2.5"),
+            (Hf, "batch_size", json!(2.5), "type", "must be a whole number of at least 1 and at most 1048576, not 2.5"),
             (Hf, "batch_size", json!(true), "type", "not true"),
             (Nemo, "scheduler", json!("lineal"), "format", "one of linear, cosine, constant, null, not \"lineal\""),
             (Hf, "dataset_text_field", json!(""), "format", "must be text that is not empty"),
