@@ -162,7 +162,7 @@ def test_a_restart_takes_what_was_taken_before():
         assert batch_sizes.choose(settings, "", 2, None, other) == fresh
 
 
-@pytest.mark.parametrize("framework", ["hf", "nemo", "meta"])
+@pytest.mark.parametrize("framework", ["hf", pytest.param("nemo", marks=pytest.mark.soak), "meta"])
 def test_as_many_texts_give_the_same_losses_whoever_shares_them(start, tmp_path, framework):
     """One process with seven texts at once, and three with three, two and two of them, one at a time."""
     make_tiny_model.make(tmp_path / "models" / "tiny")  # without dropout

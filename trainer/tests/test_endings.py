@@ -221,7 +221,8 @@ def test_when_one_process_is_told_before_the_first_step_none_makes_one(start, tm
 
 
 @pytest.mark.parametrize(
-    ("framework", "own"), [("hf", {}), in_soak("hf", {"sharded": False}), ("nemo", {"sharded": False}), ("meta", {})]
+    ("framework", "own"),
+    [in_soak("hf", {}), in_soak("hf", {"sharded": False}), ("nemo", {"sharded": False}), ("meta", {})],
 )
 def test_a_step_without_finite_gradients_changes_nothing_and_one_too_many_ends_the_job(start, tmp_path, framework, own):
     """One process alone has them: in micro-steps 3 and 7, of steps 2 and 4."""

@@ -180,7 +180,7 @@ def test_killed_it_ends_as_if_nothing_had_happened(run, straight, framework):
     one.finished(straight(framework, 2))
 
 
-@pytest.mark.parametrize("name", ["hf", "nemo whole"])
+@pytest.mark.parametrize("name", ["hf", pytest.param("nemo whole", marks=pytest.mark.soak)])
 def test_told_to_stop_it_goes_on_from_there(run, straight, name):
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201
@@ -269,10 +269,10 @@ in_soak = functools.partial(pytest.param, marks=pytest.mark.soak)
         ("hf whole", 2, "hf", 2),
         in_soak("hf", 2, "hf whole", 2),
         ("nemo", 2, "nemo", 1),
-        ("nemo", 1, "nemo", 2),
+        in_soak("nemo", 1, "nemo", 2),
         in_soak("nemo whole", 2, "nemo", 2),
-        ("nemo", 2, "nemo whole", 2),
-        ("meta", 2, "meta", 1),
+        in_soak("nemo", 2, "nemo whole", 2),
+        in_soak("meta", 2, "meta", 1),
         ("meta", 1, "meta", 2),
     ],
 )

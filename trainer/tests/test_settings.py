@@ -5,6 +5,7 @@ import re
 
 import pytest
 from alone import ALONE
+from transformers import TrainingArguments
 
 from training import configuration, settings, training_arguments
 from training.errors import UserError
@@ -314,6 +315,14 @@ def test_a_part_of_all_steps_is_counted_when_these_are_known():
 )
 def test_of_two_names_in_a_dump_one_says_it(given, name, value):
     assert getattr(settings.parse(json.dumps(given)), name) == value
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_dump_of_all_arguments_at_their_defaults_is_taken(framework):
+    dump = TrainingArguments(output_dir="out").to_dict()
+    del dump["accelerator_config"]  # a mapping, which submit's schema compares with nothing
+    assert len(dump) > 100
+    assert settings.parse(json.dumps(dump), framework=framework).num_epochs == 3.0
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -17,9 +17,12 @@ from training.distributed import sharding
 from training.errors import UserError
 from training.sharded import Split
 
+# What is given back is given back, as on a GPU; the C library would keep much of it for later.
+ENVIRONMENT = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
 
 def test_a_process_has_its_part_of_a_model_in_memory_and_no_more(tmp_path, model_dir):
-    """Of four: four bytes a weight by four. Each would have had a whole model, and more while it read it."""
+    """Of four: four bytes a weight by four, and a layer or two while its loss is tried. It had a whole model before."""
     folder = tmp_path / "large"
     make_tiny_model.make(folder)
     config = LlamaConfig(
@@ -28,12 +31,12 @@ def test_a_process_has_its_part_of_a_model_in_memory_and_no_more(tmp_path, model
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     script = Path(__file__).with_name("loading.py")
     command = [TORCHRUN, "--standalone", "--nproc-per-node=4", script, model_dir / "tiny", folder]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=ENVIRONMENT)
     found = re.findall(r"(\d+\.\d+) bytes of (\d+)", ended.stdout)
     assert len(found) == 4, ended.stderr
     for bytes_of_a_weight, weights in found:
         assert int(weights) > 150_000_000
-        assert float(bytes_of_a_weight) < 1.5
+        assert float(bytes_of_a_weight) < 2
 
 
 def test_the_peak_of_a_real_step_is_the_expected_one(tmp_path, model_dir):
@@ -45,9 +48,7 @@ def test_the_peak_of_a_real_step_is_the_expected_one(tmp_path, model_dir):
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     script = Path(__file__).with_name("peak.py")
     command = [TORCHRUN, "--standalone", "--nproc-per-node=2", script, model_dir / "tiny", folder]
-    # As a GPU's memory is counted: what is given back is given back.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=ENVIRONMENT)
     found = re.findall(r"^(\d+) of (\d+)$", ended.stdout, re.M)
     assert len(found) == 2, ended.stderr
     (plain, _), (again, _) = found

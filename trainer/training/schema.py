@@ -206,9 +206,9 @@ def refused_table() -> Iterator[str]:
     yield "|---|---|---|"
     for reason, names in training_arguments.refused():
         taken = [
-            f"{name} {' or '.join(map(json.dumps, training_arguments.HARMLESS[name]))}"
+            f"{name} {' or '.join(map(json.dumps, harmless))}"
             for name in names
-            if training_arguments.HARMLESS.get(name)
+            if (harmless := training_arguments.harmless(name, "hf"))
         ]
         yield f"| {', '.join(names)} | {reason} | {', '.join(taken)} |"
 

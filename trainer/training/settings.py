@@ -291,7 +291,7 @@ def checked(
                 continue  # what it has in a dump of all arguments
             if training_arguments.changes_nothing(name, value, everything, framework):
                 continue
-            if name in values and says_nothing(name, value):
+            if name in values and (says_nothing(name, value) or (value is False and values[name] is False)):
                 continue
             if name in values and not says_nothing(name, values[name]):
                 raise UserError(f"{where}{key} is given twice, as {keys[name]} too")

@@ -66,6 +66,8 @@ HARMLESS: dict[str, tuple[typing.Any, ...]] = {
     "metric_for_best_model": ("eval_loss", "loss"),
     "greater_is_better": (False,),
     "push_to_hub": (False,),
+    "hub_token": ("<HUB_TOKEN>",),  # what a dump has in the place of one
+    "include_for_metrics": ([],),
     "resume_from_checkpoint": (False,),
     "remove_unused_columns": (True, False),  # the data have one column
     "group_by_length": (False,),
@@ -101,6 +103,7 @@ HARMLESS_BESIDE_HF: dict[str, tuple[typing.Any, ...]] = {
     "use_liger_kernel": (False,),
     "tf32": (False,),
     "full_determinism": (False,),
+    "debug": ([], ""),
     "ddp_find_unused_parameters": (False,),
 }
 OF_BEST = ("metric_for_best_model", "greater_is_better")  # without load_best_model_at_end they decide nothing
@@ -232,9 +235,21 @@ def own(framework: str) -> list[str]:
 
 
 def harmless(name: str, framework: str) -> tuple[typing.Any, ...] | None:
-    """The values with which a name says what happens anyway: none when all do, None when it is no such name."""
+    """The values with which a name says what happens anyway: none when all do, None when it is no such name.
+
+    The default of a field that is no setting is one of them: a dump of all arguments has it.
+    """
     of_others = {} if framework == "hf" else HARMLESS_BESIDE_HF
-    return HARMLESS.get(name, of_others.get(name))
+    values = HARMLESS.get(name, of_others.get(name))
+    default = _defaults().get(name)
+    if (
+        values == ()
+        or default is None
+        or name in own(framework)
+        or any(is_same(default, value) for value in values or ())
+    ):
+        return values
+    return (*(values or ()), default)
 
 
 def changes_nothing(name: str, value: typing.Any, arguments: Mapping[str, typing.Any], framework: str) -> bool:
@@ -449,6 +464,19 @@ def _types(annotation: ast.expr) -> typing.Iterator[str]:
             yield from _types(annotation.value)
         case _:
             yield ast.unparse(annotation)
+
+
+@functools.cache
+def _defaults() -> dict[str, typing.Any]:
+    """The default of each field that is written down as a plain value."""
+    (arguments,) = (node for node in _classes() if node.name == "TrainingArguments")
+    found = {}
+    for node in arguments.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.value, ast.Call):
+            for keyword in node.value.keywords:
+                if keyword.arg == "default" and isinstance(keyword.value, ast.Constant):
+                    found[node.target.id] = keyword.value.value
+    return found
 
 
 @functools.cache
