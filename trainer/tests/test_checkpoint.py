@@ -44,7 +44,8 @@ def save(checkpoints, tmp_path, *steps, loss=1.5):
         (folder / "sub").mkdir(parents=True)
         (folder / "weights").write_text(f"{checkpoints.submission} {step}")
         (folder / "sub" / "rng").write_text("r")
-        checkpoints.save(folder, step=step, metrics={"loss": loss})
+        checkpoints.begin(folder, step=step, metrics={"loss": loss})
+        checkpoints.finish()
         assert not folder.exists()
 
 

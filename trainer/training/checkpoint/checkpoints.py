@@ -115,11 +115,6 @@ class Checkpoints:
         )
         return local_path(marker, directory)
 
-    def save(self, path: Path, *, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Save a local file or folder of each node as a checkpoint, and delete it there; together."""
-        self.begin(path, step=step, metrics=metrics)
-        self.finish()
-
     def begin(
         self,
         path: Path,
