@@ -15,7 +15,6 @@ import re
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from training.data.lengths import measure
 from training.data.texts import Reader, Texts
 from training.distributed import World
 from training.layout import FRAMEWORKS
+from training.signals import Stop
 
 sys.path.append(str(Path(__file__).parent / "tests"))
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def looking(megabytes: int) -> None:
-    world = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
+    world = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=Stop())
     collator = Collator(make_tiny_model.make_tokenizer(), 2048)
     print("| texts | of | lines read, CPU s/GB | cut off counted, CPU s |\n|---|---|---|---|")  # noqa: T201
     for name, size in SIZES.items():

@@ -16,7 +16,6 @@ import importlib
 import logging
 import os
 import sys
-import threading
 import traceback
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from training.job import Job, parse
 from training.place import Place
 from training.rank_log import RankLog
 from training.reserve import Reserve
-from training.signals import stop_at_sigterm
+from training.signals import Stop, stop_at_sigterm
 from training.storage import open_storage
 
 logger = logging.getLogger("training")
@@ -63,7 +62,7 @@ def settle_environment() -> None:
     os.environ["DISABLE_KUBEFLOW_INTEGRATION"] = "TRUE"
 
 
-def attempt(job: Job, place: Place, log: RankLog, stop: threading.Event, reserve: Reserve) -> int:
+def attempt(job: Job, place: Place, log: RankLog, stop: Stop, reserve: Reserve) -> int:
     """One attempt at the job. Returns the process's exit code."""
     ledger = Ledger(open_storage(job.prefix, "CHECKPOINT_BASE_URI"), job.submission, job.max_restarts)
     number = None
@@ -95,7 +94,8 @@ def attempt(job: Job, place: Place, log: RankLog, stop: threading.Event, reserve
     if finished:
         return 0
     logger.info("stopped before the last step, as told by SIGTERM")
-    last_words.leave(PREEMPTED, place.rank, "told to stop by SIGTERM before the last step; what was reached is saved")
+    message = "told to stop by SIGTERM before the last step; a restart resumes the newest checkpoint"
+    last_words.leave(PREEMPTED, place.rank, message)
     return STOPPED
 
 

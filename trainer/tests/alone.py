@@ -3,13 +3,13 @@
 import importlib
 import json
 import os
-import threading
 from unittest import mock
 
 from training import job
 from training.distributed import World
+from training.signals import Stop
 
-ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
+ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=Stop())
 
 
 def train_alone(store, model, data, framework, submission, **settings):

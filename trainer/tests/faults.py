@@ -62,6 +62,10 @@ class MortalStorage:
     def download(self, key, target):
         return self._call("download", key, lambda: self.inner.download(key, target))
 
+    def download_range(self, key, start, end, target, etag):
+        what = f"{key} {end - start}"
+        return self._call("range", what, lambda: self.inner.download_range(key, start, end, target, etag))
+
     def list(self, prefix):
         return self._call("list", prefix, lambda: self.inner.list(prefix))
 

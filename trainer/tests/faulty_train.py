@@ -3,7 +3,7 @@
 rank           the process that it happens to; all of them when it is not given
 kills_at       the number of the storage call at which the process is killed, `after` it or before
 slow           seconds that each upload takes
-stuck          how the keys begin whose download takes for ever; it says when it begins
+stuck          how the downloads begin that take for ever, by verb and key; it says when one begins
 fails_from     the number of the upload from which on all of them fail
 memory_at      the step at which a process asks for more memory than there is
 descriptors_at the step at which a process opens files until it may open no more
@@ -12,6 +12,7 @@ nan_at         the numbers of the micro-steps at which what the embedding gives 
 patience       seconds that a collective call waits; each download, and the upload of weights, takes longer
 told           that a process is told to stop when it has loaded the model
 disk_full      that a process cannot write its part of a sharded checkpoint
+fetched        a file to which is written how many bytes of the parts of a checkpoint each process fetches
 disk           a file to which each storage call appends how many bytes the working directories hold
 """
 
@@ -45,10 +46,13 @@ def on_call(verb, key):
         held = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
         with Path(FAULT["disk"]).open("a") as file:
             file.write(f"{held}\n")
-    if verb == "download" and HERE and "stuck" in FAULT and key.startswith(FAULT["stuck"]):
+    if verb == "range" and "fetched" in FAULT:
+        with Path(FAULT["fetched"]).open("a") as file:
+            file.write(f"{os.environ['RANK']} {key.rpartition(' ')[2]}\n")
+    if verb in ("download", "range") and HERE and "stuck" in FAULT and f"{verb} {key}".startswith(FAULT["stuck"]):
         print(f"stuck: {key}", file=sys.stderr)  # noqa: T201
         time.sleep(10**6)
-    if "patience" in FAULT and (verb == "download" or (verb, key[-17:]) == ("upload", "model.safetensors")):
+    if "patience" in FAULT and (verb in ("download", "range") or (verb, key[-17:]) == ("upload", "model.safetensors")):
         time.sleep(FAULT["patience"] + 2)
     if verb == "upload" and HERE:
         time.sleep(FAULT.get("slow", 0))

@@ -68,6 +68,13 @@ class Pods:
             assert time.monotonic() < deadline, f"no step {step} in time:\n{self.log}"
             time.sleep(0.002)
 
+    def wait_for_line(self, text):
+        deadline = time.monotonic() + 120
+        while text not in self.log:
+            assert self.processes[0].poll() is None, f"ended before {text!r}:\n{self.log}"
+            assert time.monotonic() < deadline, f"no {text!r} in time:\n{self.log}"
+            time.sleep(0.01)
+
     def ranks(self, node):
         """Process ids of the node's ranks."""
         pid = self.processes[node].pid

@@ -12,6 +12,7 @@ from training.attempts import Attempt, Ledger, RefusedError
 from training.distributed import World
 from training.errors import SupersededError
 from training.place import Place
+from training.signals import Stop
 from training.storage import Folder, WithheldError
 
 SUBMISSION, OTHER = (f"0198000{number}-0000-7000-8000-000000000000" for number in (1, 2))
@@ -47,7 +48,7 @@ class Told(World):
 
 
 def world(*pods):
-    told = Told(rank=0, size=len(pods), local_rank=0, node=0, gpu=False, stop=threading.Event())
+    told = Told(rank=0, size=len(pods), local_rank=0, node=0, gpu=False, stop=Stop())
     object.__setattr__(told, "values", list(enumerate(pods)))
     object.__setattr__(told, "on_rank_zero", lambda function: function())
     return told

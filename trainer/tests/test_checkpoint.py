@@ -13,6 +13,7 @@ from training.checkpoint.checkpoints import Checkpoints
 from training.checkpoint.marker import parse
 from training.distributed import World
 from training.errors import SupersededError, UserError
+from training.signals import Stop
 from training.storage import Folder, WithheldError
 
 OLD, OTHER, MINE = (f"0198000{number}-0000-7000-8000-000000000000" for number in (1, 2, 3))
@@ -30,9 +31,7 @@ def checkpoints(storage, tmp_path):
 
     def make(submission, keep_last=None):
         attempts[submission] += 1
-        world = World(
-            rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event(), attempt=attempts[submission]
-        )
+        world = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=Stop(), attempt=attempts[submission])
         return Checkpoints(storage, world, framework="hf", submission=submission, keep_last=keep_last)
 
     return make
@@ -497,6 +496,6 @@ def test_a_marker_goes_before_its_files(checkpoints, storage, tmp_path, monkeypa
 def test_a_checkpoint_comes_back_as_it_was_saved(checkpoints, tmp_path):
     trained(checkpoints, tmp_path, MINE, 10)
     one = checkpoints(MINE)
-    folder = one.download(one.choose(False), tmp_path / "resume")
+    folder = one.download(one.choose(False), tmp_path / "resume").path
     assert (folder / "weights").read_text() == f"{MINE} 10"
     assert (folder / "sub" / "rng").read_text() == "r"

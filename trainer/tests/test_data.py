@@ -1,7 +1,6 @@
 import itertools
 import json
 import random
-import threading
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,14 @@ from training.data.texts import HANDLES, OPEN, Reader, Streamed, Texts, prepare
 from training.distributed import World
 from training.errors import AccessDeniedError, UserError
 from training.settings import Settings
+from training.signals import Stop
 from training.storage import Folder
 
-ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
+ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=Stop())
 
 
 def processes(size):
-    return [
-        World(rank=rank, size=size, local_rank=rank, node=0, gpu=False, stop=threading.Event()) for rank in range(size)
-    ]
+    return [World(rank=rank, size=size, local_rank=rank, node=0, gpu=False, stop=Stop()) for rank in range(size)]
 
 
 def texts(tmp_path, content, field="text"):

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import pickle
 import socket
-import threading
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from pods import same
 from training import random_state
 from training.distributed import World
 from training.errors import RefusedError, StoppedError, SupersededError, UserError
+from training.signals import Stop
 
 SIZE = 3
 
@@ -58,7 +58,7 @@ def process(rank, port, results):
     """One of the processes; in it nothing can be unpickled while they talk."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group("cpu:gloo", rank=rank, world_size=SIZE)
-    world = World(rank=rank, size=SIZE, local_rank=rank, node=0, gpu=False, stop=threading.Event())
+    world = World(rank=rank, size=SIZE, local_rank=rank, node=0, gpu=False, stop=Stop())
     with pytest.MonkeyPatch.context() as patch:
 
         def unpickle(*_, **__):
@@ -115,6 +115,6 @@ def test_random_states_come_as_they_are(heard):
 
 
 def test_what_is_no_json_is_not_told():
-    alone = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
+    alone = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=Stop())
     with pytest.raises(TypeError):
         alone.gather(torch.ones(1))

@@ -91,6 +91,23 @@ def test_killed_stopped_and_finished_each_start_is_told_as_what_it_was(start, tm
     assert not list((tmp_path / "pods-2" / "tmp-0").glob("train-*")), "nor is anything of the work"
 
 
+@pytest.mark.parametrize(("processes", "grace", "saves"), [(0, "2", False), (2, "2", False), (0, "60", True)])
+def test_a_save_that_would_not_end_before_sigkill_is_not_begun(start, tmp_path, processes, grace, saves):
+    """The older one is complete, and is resumed. Each upload takes a second, and the files of a save two of them."""
+    store, fault = tmp_path / "store", faulty(slow=1)
+    fault["environment"] |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": grace}
+    with start(store, FIRST, processes=processes, max_steps=5000, save_steps=100, **fault) as pods:
+        pods.wait_for_line("saved step 100")
+        pods.processes[0].send_signal(signal.SIGTERM)
+        assert pods.end() == [1 if processes else 143]
+        reached = pods.steps()[-1]
+    assert reached % 100
+    assert newest_marker(store) == (reached if saves else 100)
+    assert (f"step {reached} is not saved: a save takes longer" in pods.log) is not saves
+    assert causes(store) == ["preempted"]
+    assert "a restart resumes the newest checkpoint" in message(tmp_path / "pods-0")
+
+
 def test_a_second_sigterm_ends_it_at_once(start, tmp_path):
     store = tmp_path / "store"
     with start(store, FIRST, processes=0, save_steps=1000, **faulty(slow=60)) as pods:
@@ -194,17 +211,48 @@ def test_a_sigterm_while_data_or_model_come_waits_for_neither(start, tmp_path, n
     assert {line["cause"] for node in range(nodes) for line in last_words(tmp_path / "pods-0", node)} == {"preempted"}
 
 
-@pytest.mark.parametrize("framework", ["hf", in_soak("nemo"), in_soak("meta")])
-def test_a_sigterm_while_a_checkpoint_comes_waits_for_none_and_loses_none(start, tmp_path, framework):
+WHOLE_FILES, PARTS = (0, "download checkpoints/"), (2, "range checkpoints/")
+
+
+@pytest.mark.parametrize(
+    ("framework", "processes", "stuck"),
+    [
+        ("hf", *WHOLE_FILES),
+        ("nemo", *PARTS),
+        in_soak("hf", *PARTS),
+        in_soak("meta", *PARTS),
+        in_soak("nemo", *WHOLE_FILES),
+        in_soak("meta", *WHOLE_FILES),
+    ],
+)
+def test_a_sigterm_while_a_checkpoint_comes_waits_for_none_and_loses_none(start, tmp_path, framework, processes, stuck):
     store = tmp_path / "store"
-    job = {"framework": framework, "processes": 0, "save_steps": 5}
+    job = {"framework": framework, "processes": processes, "save_steps": 5}
     with start(store, FIRST, max_steps=5, **job) as pods:
         assert pods.end() == [0], pods.log
     before = files(run_of(store, framework) / "checkpoints")
-    with start(store, FIRST, max_steps=10, **job, **faulty(stuck="checkpoints/")) as pods:
+    with start(store, FIRST, max_steps=10, **job, **faulty(stuck=stuck)) as pods:
         told_while_it_is_stuck(pods)
     assert causes(store, framework=framework) == ["finished", "preempted"]
     assert files(run_of(store, framework) / "checkpoints") == before
+
+
+@pytest.mark.parametrize("framework", ["hf", "nemo", "meta"])
+def test_a_process_fetches_its_own_part_of_a_checkpoint(start, tmp_path, framework):
+    """Of two processes each reads half of the weights and moments, and little else."""
+    store, fetched = tmp_path / "store", tmp_path / "fetched"
+    job = {"framework": framework, "save_steps": 5}
+    with start(store, FIRST, max_steps=5, **job) as pods:
+        assert pods.end() == [0], pods.log
+    with start(store, FIRST, max_steps=10, **job, **faulty(fetched=str(fetched))) as pods:
+        assert pods.end() == [0], pods.log
+        assert pods.steps()[0] == 6
+    parts = sum(file["size"] for file in marker(store, 5, framework)["files"] if file["path"].endswith(".distcp"))
+    of_ranks = [0, 0]
+    for line in fetched.read_text().splitlines():
+        rank, size = map(int, line.split())
+        of_ranks[rank] += size
+    assert all(0.4 * parts < size < 0.65 * parts for size in of_ranks), (of_ranks, parts)
 
 
 @pytest.mark.parametrize("framework", ["hf", "nemo", in_soak("meta")])

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from training import distributed
 from training.distributed import World
+from training.signals import Stop
 
 SIZE = 3
 
@@ -23,7 +24,7 @@ def store(monkeypatch):
 class Process(threading.Thread):
     def __init__(self, store, rank):
         super().__init__(daemon=True)
-        self.world = World(rank=rank, size=SIZE, local_rank=rank, node=0, gpu=False, stop=threading.Event())
+        self.world = World(rank=rank, size=SIZE, local_rank=rank, node=0, gpu=False, stop=Stop())
         self.store = store
         self.start()
 

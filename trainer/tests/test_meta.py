@@ -1,7 +1,5 @@
 """What is saved beside the training must not change with it."""
 
-import threading
-
 import torch
 
 from training import model
@@ -9,8 +7,9 @@ from training.distributed import World, sharding
 from training.runners import meta
 from training.settings import Settings
 from training.sharded import Split
+from training.signals import Stop
 
-ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event())
+ALONE = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=Stop())
 
 
 def tensors(value):

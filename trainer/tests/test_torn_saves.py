@@ -2,7 +2,6 @@
 none, and takes away nothing that the next start needs."""
 
 import itertools
-import threading
 
 import pytest
 from faults import DiedError, MortalStorage
@@ -11,6 +10,7 @@ from training import layout
 from training.checkpoint import snapshot
 from training.checkpoint.checkpoints import Checkpoints
 from training.distributed import World
+from training.signals import Stop
 from training.storage import Folder
 
 OLD, MINE = (f"0198000{number}-0000-7000-8000-000000000000" for number in (1, 2))
@@ -40,7 +40,7 @@ FORM = ("hf", False)
 
 
 def checkpoints(storage, submission=MINE, keep_last=None, attempt=99):
-    world = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=threading.Event(), attempt=attempt)
+    world = World(rank=0, size=1, local_rank=0, node=0, gpu=False, stop=Stop(), attempt=attempt)
     return Checkpoints(storage, world, framework=FORM[0], submission=submission, keep_last=keep_last)
 
 
@@ -110,7 +110,7 @@ def test_dying_between_any_two_calls_leaves_no_false_checkpoint(tmp_path, name):
         start = checkpoints(storage).choose(True)
         seen.add(start.step if start else 0)
         if start:
-            folder = checkpoints(storage).download(start, path / "resume")
+            folder = checkpoints(storage).download(start, path / "resume").path
             for file in FORMS[FORM]:
                 assert (folder / file).read_text() == f"{start.submission} {start.step} {file}"
         scenario(path / "again", storage, MINE, [steps[-1] + 10], attempt=3)

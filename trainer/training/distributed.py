@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import tempfile
-import threading
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from training import errors
 from training.background import in_background
 from training.errors import CheckpointError, KnownError, PeerLostError, StoppedError, UserError
 from training.place import Place
+from training.signals import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class World:
     local_rank: int
     node: int
     gpu: bool
-    stop: threading.Event  # this process was told to stop; ask any(), since all have to stop at the same step
+    stop: Stop  # this process was told to stop; ask any(), since all have to stop at the same step
     attempt: int = 1  # which start of its submission this is, as the ledger counts: the same for all processes
 
     def barrier(self) -> None:
@@ -147,7 +147,7 @@ def _heard(told: dict[str, typing.Any]) -> typing.Any:
 
 
 @contextlib.contextmanager
-def join(place: Place, gpus_per_node: int | None, num_nodes: int | None, stop: threading.Event) -> Iterator[World]:
+def join(place: Place, gpus_per_node: int | None, num_nodes: int | None, stop: Stop) -> Iterator[World]:
     """Meet the other processes that torchrun started, or be the only one."""
     if gpus_per_node == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that no library takes one

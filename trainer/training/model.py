@@ -1,4 +1,4 @@
-"""The model: how it is looked at and loaded, and how it is given away in the end."""
+"""The model: how it is looked at and loaded. export.py gives it away in the end."""
 
 import contextlib
 import inspect
@@ -11,10 +11,8 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from training import layout
 from training.data.batches import IGNORED, Batch, predicted
 from training.errors import UserError, is_of_what_was_asked, said_of
-from training.storage import Storage
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,6 +23,7 @@ if typing.TYPE_CHECKING:
     from training.sharded import Split
 
 
+OWN_NUMBERS = "own_dtype"  # where a model's configuration says in what numbers it came, while it is trained in others
 WRAPPERS = ("module.", "_orig_mod.", "model._orig_mod.", "base_model.model.")  # DDP, torch.compile, PEFT
 MOST_NAMED = 3
 SAFETENSORS = {
@@ -151,6 +150,7 @@ def load(
     from training import untrusted
 
     config, tokenizer = described(source)
+    own = numbers_of(config)
     with loading(source), untrusted.data_only(Path(source)):
         kinds = kinds_in_file(Path(source)) if weights else {}
         if split and weights:
@@ -176,9 +176,20 @@ def load(
     check_tokens(source, tokenizer, embeddings(network))
     if weights:
         check_loss(source, network)
+    setattr(network.config, OWN_NUMBERS, own)
     check_can_be_saved(source, network)
     network.train()  # it comes in evaluation mode
     return network, tokenizer
+
+
+def numbers_of(config: "PreTrainedConfig") -> str:
+    """What the weights of a model are, as torch calls it; float32 where its config.json does not say.
+
+    That of a checkpoint has them in fp32, and says what they were.
+    """
+    said = [getattr(config, OWN_NUMBERS, None), config.get_text_config().dtype, config.dtype]
+    names = (str(found).removeprefix("torch.") for found in said if found is not None)
+    return next((name for name in names if name in ("bfloat16", "float16", "float32")), "float32")
 
 
 def check_weights(
@@ -473,19 +484,3 @@ def evaluate(network: "PreTrainedModel", batches: "Iterable[Batch]", device: "to
 
 def to_device(batch: "Batch", device: "torch.device") -> "Batch":
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def export(
-    network: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    target: Path,
-    storage: Storage,
-    submission: str,
-    weights: "dict[str, torch.Tensor] | None" = None,
-) -> None:
-    """Keep the trained model as a Hugging Face folder; the weights are given where the model is sharded."""
-    network.save_pretrained(target, state_dict=weights)
-    tokenizer.save_pretrained(target)
-    for path in sorted(target.iterdir()):
-        storage.upload(path, layout.model_prefix(submission) + path.name)
-    logger.info("exported the model to %s", layout.model_prefix(submission))

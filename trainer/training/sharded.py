@@ -144,13 +144,3 @@ def layers(network: PreTrainedModel) -> dict[str, str]:
     if not found:
         raise UserError(f"a {network.config.model_type} has no layers by which it could be split: say sharded false")
     return {replace_layer_number_by_wildcard(name): "free_full_weight" for name in found}
-
-
-def whole_weights(network: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The weights on the CPU of rank 0, nothing elsewhere; together. Of tied ones there is one copy."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    names = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    again = names - {name for name, _ in network.named_parameters()}
-    return {name: weight for name, weight in weights.items() if name not in again}

@@ -3,17 +3,40 @@
 import os
 import signal
 import threading
+import time
 
 from training.errors import STOPPED
 
+GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # the seconds after which torchrun kills what it has told to stop
 
-def stop_at_sigterm() -> threading.Event:
+
+class Stop(threading.Event):
+    """Set when this process is told to stop. It remembers when that was."""
+
+    def __init__(self, grace: float | None = None) -> None:
+        """`grace` is how long the process may go on after that, in seconds; None where nobody says."""
+        super().__init__()
+        self.grace = grace
+        self.deadline: float | None = None  # by time.monotonic()
+
+    def set(self) -> None:
+        if self.grace is not None and self.deadline is None:
+            self.deadline = time.monotonic() + self.grace
+        super().set()
+
+    def left(self) -> float | None:
+        """Seconds until the process is killed; None where nobody knows, or nobody has told it to stop."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+
+def stop_at_sigterm() -> Stop:
     """Set at the first SIGTERM from now on, so that the work can be saved.
 
     A handler of Python's runs only when the main thread is back from what it waits for in C, another process perhaps.
     So a thread of its own is told, by a pipe into which Python writes each signal's number at once.
     """
-    stop = threading.Event()
+    grace = os.environ.get(GRACE, "")
+    stop = Stop(float(grace) if grace.isdecimal() else None)
     told, tell = os.pipe()
     os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)

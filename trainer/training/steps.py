@@ -117,10 +117,15 @@ class Steps:
         stop, due, saving = self.world.any(
             self.world.stop.is_set(), self.world.rank == 0 and self.progress.due(), self.checkpoints.pending()
         )
-        if not saving:
+        if stop or not saving:
             self.checkpoints.finish()
         evaluate = bool(self.settings.eval_steps) and not stop and (last or step % (self.settings.eval_steps or 1) == 0)
-        save = last or stop or step % self.settings.save_steps == 0
+        save = last or step % self.settings.save_steps == 0
+        if stop and not last:
+            (too_late,) = self.world.any(self.checkpoints.too_late(self.world.stop.left()))
+            save = not too_late
+            if too_late:
+                logger.info("step %d is not saved: a save takes longer than is left until SIGKILL", step)
         report = self.first or last or stop or due
         log = report or step % self.settings.logging_steps == 0
         if not self.skips:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,11 @@ from training.errors import AccessDeniedError, StorageError, UserError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # begins what a clone without Git LFS has for a file
 PART = ".part"  # ends the name of a local file that is still being written
+CHUNK = 2**20  # bytes that are read of a body at a time
 TRIES = 5  # of what botocore itself does not try again
 PASSING = ("InternalError", "ServiceUnavailable", "SlowDown")  # what S3 says of single objects it did not delete
+
+Got = typing.TypeVar("Got")
 
 
 class ConflictError(StorageError):
@@ -84,6 +87,13 @@ class Storage(typing.Protocol):
 
     def download(self, key: str, target: Path) -> None:
         """Raises FileNotFoundError; makes the folders that the target needs."""
+
+    def download_range(self, key: str, start: int, end: int, target: Path, etag: str | None) -> None:
+        """Bring the bytes from `start` to before `end` to the same place in a file that is there.
+
+        Raises FileNotFoundError, and StorageError where the object is another one than that of the ETag.
+        """
+        ...
 
     def stat(self, key: str) -> Entry:
         """One object's entry. Raises FileNotFoundError."""
@@ -153,6 +163,12 @@ class Folder:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _meanings(key):
             shutil.copyfile(self.root / key, target)
+
+    def download_range(self, key: str, start: int, end: int, target: Path, etag: str | None) -> None:
+        with _meanings(key), (self.root / key).open("rb") as source, target.open("r+b") as part:
+            source.seek(start)
+            part.seek(start)
+            part.write(source.read(end - start))
 
     def stat(self, key: str) -> Entry:
         with _meanings(key):
@@ -231,14 +247,22 @@ class Bucket:
 
     def _get(self, key: str) -> tuple[bytes, str]:
         """The body and its ETag."""
+
+        def get() -> tuple[bytes, str]:
+            answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
+            return answer["Body"].read(), answer["ETag"]
+
+        return self._whole(key, get)
+
+    def _whole(self, key: str, get: Callable[[], Got]) -> Got:
+        """What is read of an object. A connection that breaks in the middle of it is tried again."""
         from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError
 
         with self._meanings(key):
             for attempt in range(TRIES):
                 try:
-                    answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
-                    return answer["Body"].read(), answer["ETag"]
-                except (FlexibleChecksumError, HTTPClientError, IncompleteReadError):  # in the middle of the body
+                    return get()
+                except (FlexibleChecksumError, HTTPClientError, IncompleteReadError):
                     if attempt == TRIES - 1:
                         raise
                     time.sleep(0.1 * 2**attempt)
@@ -280,6 +304,23 @@ class Bucket:
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._meanings(key):
             self.client.download_file(self.bucket, self.prefix + key, str(target))
+
+    def download_range(self, key: str, start: int, end: int, target: Path, etag: str | None) -> None:
+        with target.open("r+b") as part:
+
+            def get() -> None:
+                wanted = {"Range": f"bytes={start}-{end - 1}"} | ({"IfMatch": etag} if etag else {})
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, **wanted)
+                part.seek(start)
+                for body in answer["Body"].iter_chunks(CHUNK):
+                    part.write(body)
+                if part.tell() != end:
+                    raise StorageError(f"{key} ends at byte {part.tell()}, and is needed up to {end}")
+
+            try:
+                self._whole(key, get)
+            except FileExistsError:
+                raise StorageError(f"{key} is not what it was") from None
 
     def stat(self, key: str) -> Entry:
         with self._meanings(key):

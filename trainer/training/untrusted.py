@@ -152,9 +152,21 @@ def _is_zip(file: typing.IO[bytes]) -> bool:
 # === sharded folders ===
 
 
-def load_sharded(state: dict[str, typing.Any], path: Path) -> None:
-    """Fill a state from a folder of torch.distributed.checkpoint; together. Raises UserError where it holds code."""
-    dcp.load(state, storage_reader=_Reader(path), planner=_Planner())
+Ranges = dict[Path, list[tuple[int, int]]]  # of files, each from its first byte to before its last
+
+
+Fetch = typing.Callable[[typing.Callable[[], Ranges]], None]
+
+
+def load_sharded(state: dict[str, typing.Any], path: Path, fetch: Fetch) -> None:
+    """Fill a state from a folder of torch.distributed.checkpoint; together. Raises UserError where it holds code.
+
+    Only `.metadata` has to be there before. `fetch` is called together: it brings the ranges of the other files that
+    this process's function says.
+    """
+    reader = _Reader(path)
+    fetch(lambda: reader.ranges(state))
+    dcp.load(state, storage_reader=reader, planner=_Planner())
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -178,6 +190,26 @@ class _Reader(dcp.FileSystemReader):
         self.metadata = read_metadata(path)  # not first in the middle of a load, which would look for another one
         self.reading: tuple[Path, int, int] | None = None  # a file, and the beginning and length of the part of it
 
+    def ranges(self, state: dict[str, typing.Any]) -> Ranges:
+        """What this process reads to fill a state. Where it cannot be filled, load() says why."""
+        planner = _Planner()
+        planner.set_up_planner(state, self.metadata, is_coordinator=False)
+        found: Ranges = {}
+        try:
+            items = planner.create_local_plan().items
+        except (RuntimeError, ValueError):
+            items = []
+        for item in items:
+            place = self._place(item)
+            found.setdefault(self.folder / place.relative_path, []).append((place.offset, place.offset + place.length))
+        return found
+
+    def _place(self, item: ReadItem) -> _StorageInfo:
+        place = self.metadata.storage_data.get(item.storage_index)
+        if place is None:
+            raise refusal(self.folder / ".metadata", f"does not say where {item.storage_index.fqn} is")
+        return place
+
     def read_metadata(self) -> Metadata:
         return dataclasses.replace(self.metadata, storage_meta=StorageMeta(load_id=self.load_id))
 
@@ -190,8 +222,7 @@ class _Reader(dcp.FileSystemReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> "torch.futures.Future[None]":
         for item in plan.items:
-            if item.storage_index not in self.metadata.storage_data:
-                raise refusal(self.folder / ".metadata", f"does not say where {item.storage_index.fqn} is")
+            self._place(item)
         try:
             return super().read_data(plan, planner)
         except (KnownError, OSError):

@@ -7,6 +7,7 @@ A framework that can write while it trains goes on training between them.
 import dataclasses
 import logging
 import shutil
+import time
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from training.background import in_background
 from training.checkpoint import snapshot
 from training.checkpoint.marker import Marker, best_step, rebuilt
-from training.checkpoint.resume import checkpoint_to_resume, download_files, local_path
+from training.checkpoint.resume import Download, checkpoint_to_resume
 from training.checkpoint.retention import Retention
 from training.checkpoint.saving import Saver
 from training.owner import Owner
@@ -24,6 +25,8 @@ if typing.TYPE_CHECKING:
     import concurrent.futures
 
     from training.distributed import World
+
+LONGER = 1.25  # a save may take than the last one
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +38,8 @@ class Saving:
     step: int
     path: Path  # of its file or folder on this node
     metrics: Mapping[str, float | None]
-    sizes: "concurrent.futures.Future[dict[str, int]]"  # in bytes, by key: of what this process has uploaded
+    began: float  # by time.monotonic()
+    uploaded: "concurrent.futures.Future[tuple[dict[str, int], float]]"  # bytes by key, of this process, and until when
 
 
 class Checkpoints:
@@ -70,6 +74,7 @@ class Checkpoints:
         )
         self.parent: dict[str, typing.Any] | None = None  # submission and step that this submission resumed
         self.saving: Saving | None = None
+        self.took: float | None = None  # seconds of the last save of this attempt, from begin() to its marker
 
     def choose(self, resume: bool, step: int | None = None) -> Marker | None:
         """The checkpoint to resume, None to start from scratch; together. The rule is checkpoint_to_resume()'s."""
@@ -108,12 +113,11 @@ class Checkpoints:
         step = best_step({step: marker.metrics for step, marker in complete.items()})
         return None if step is None else complete[step]
 
-    def download(self, marker: Marker, directory: Path) -> Path:
-        """Download a checkpoint's files below `directory` on each node; together. Returns its file or folder."""
-        self.world.agreed(
-            lambda: download_files(self.storage, marker, directory) if self.world.local_rank == 0 else None
-        )
-        return local_path(marker, directory)
+    def download(self, marker: Marker, directory: Path) -> Download:
+        """Download a checkpoint's files below `directory` on each node, but for the processes' parts; together."""
+        download = Download(self.storage, marker, directory, self.world)
+        download.whole_files()
+        return download
 
     def begin(
         self,
@@ -132,26 +136,36 @@ class Checkpoints:
         self.finish()
         self.world.barrier()  # a framework that writes by itself has now written in each process of the node
 
-        def write_and_upload() -> dict[str, int]:
+        def write_and_upload() -> tuple[dict[str, int], float]:
             write()
-            return self.saver.upload(path, step, rank=self.world.rank, local_rank=self.world.local_rank)
+            sizes = self.saver.upload(path, step, rank=self.world.rank, local_rank=self.world.local_rank)
+            return sizes, time.monotonic()
 
-        self.saving = Saving(step=step, path=path, metrics=metrics, sizes=in_background(write_and_upload))
+        began = time.monotonic()
+        self.saving = Saving(
+            step=step, path=path, metrics=metrics, began=began, uploaded=in_background(write_and_upload)
+        )
+
+    def too_late(self, left: float | None) -> bool:
+        """Whether a save would not end within so many seconds, and this attempt has saved one that stays."""
+        return left is not None and self.took is not None and left < LONGER * self.took
 
     def pending(self) -> bool:
         """Whether this process still writes or uploads. When no process does, finish() does not wait."""
-        return self.saving is not None and not self.saving.sizes.done()
+        return self.saving is not None and not self.saving.uploaded.done()
 
     def finish(self) -> None:
         """Wait for the checkpoint that was begun, if any, and commit it; together."""
         if self.saving is None:
             return
         saving, self.saving = self.saving, None
-        sizes = self.world.gather(self.world.together(saving.sizes.result))
-        uploaded = {key: size for of_process in sizes for key, size in of_process.items()}
+        sizes, until = self.world.together(saving.uploaded.result)
+        uploaded = {key: size for of_process in self.world.gather(sizes) for key, size in of_process.items()}
+        commits = time.monotonic()
         self.world.on_rank_zero(
             lambda: self.saver.commit(saving.step, uploaded, metrics=saving.metrics, parent=self.parent)
         )
+        self.took = until - saving.began + time.monotonic() - commits
         if self.world.local_rank == 0:
             # Where rank 0 alone writes, other nodes have nothing.
             shutil.rmtree(saving.path) if saving.path.is_dir() else saving.path.unlink(missing_ok=True)

@@ -1,19 +1,27 @@
-"""Which checkpoint a submission resumes, and downloading its files."""
+"""Which checkpoint a submission resumes, and how it comes to a node."""
 
 import concurrent.futures
 import logging
 import posixpath
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from training import layout
 from training.checkpoint.lineage import in_order
 from training.checkpoint.marker import File, Marker
+from training.checkpoint.saving import PART
 from training.checkpoint.snapshot import Snapshot
 from training.errors import StorageError, UserError
 from training.storage import Storage
 
-DOWNLOADS = 8  # at a time
+DOWNLOADS = 8  # at a time, of a process
+LARGEST = 64 * 2**20  # bytes of a request for a part of a file
+GAP = 2**14  # bytes that are rather read than made a reason for another request
 NAMED = 10  # steps, at most, in the message that refuses one
+
+if typing.TYPE_CHECKING:
+    from training.distributed import World
 
 logger = logging.getLogger(__name__)
 
@@ -49,22 +57,73 @@ def exactly(step: int, found: Snapshot) -> Marker:
     raise UserError(f"RESUME is step-{step}, but {wrong}: submit the job again {instead}")
 
 
-def download_files(storage: Storage, marker: Marker, directory: Path) -> None:
-    """Download a checkpoint's files below a directory: local_path() says where they are."""
-
-    def download(file: File) -> None:
-        target = directory / file.path
-        storage.download(layout.CHECKPOINTS + file.path, target)
-        if target.stat().st_size != file.size:
-            raise StorageError(f"{file.path} has {target.stat().st_size} bytes, its marker says {file.size}")
-
-    with concurrent.futures.ThreadPoolExecutor(DOWNLOADS) as pool:
-        list(pool.map(download, files_of(marker)))
+Ranges = Mapping[Path, Sequence[tuple[int, int]]]  # of local files, each from its first byte to before its last
 
 
-def local_path(marker: Marker, directory: Path) -> Path:
-    """The file or folder that download_files() leaves below a directory."""
-    return directory / posixpath.commonpath([file.path for file in files_of(marker)])
+class Download:
+    """A checkpoint on its way to a node. What is split over processes comes by the parts that each of them needs."""
+
+    def __init__(self, storage: Storage, marker: Marker, directory: Path, world: "World") -> None:
+        self.storage = storage
+        self.world = world
+        self.directory = directory
+        self.files = {directory / file.path: file for file in files_of(marker)}
+
+    @property
+    def path(self) -> Path:
+        """The file or folder that it is."""
+        return self.directory / posixpath.commonpath([file.path for file in self.files.values()])
+
+    def whole_files(self) -> None:
+        """Bring all files but those that have the processes' parts; together."""
+
+        def download(target: Path) -> None:
+            file = self.files[target]
+            self.storage.download(layout.CHECKPOINTS + file.path, target)
+            if target.stat().st_size != file.size:
+                raise StorageError(f"{file.path} has {target.stat().st_size} bytes, its marker says {file.size}")
+
+        whole = [(target,) for target in self.files if not PART.fullmatch(target.name)]
+        self.world.agreed(lambda: self._at_once(download, whole) if self.world.local_rank == 0 else None)
+
+    def ranges(self, wanted: Callable[[], Ranges]) -> None:
+        """Bring these bytes of the processes' parts; together. The rest of each file is a hole."""
+
+        def download(target: Path, start: int, end: int) -> None:
+            file = self.files[target]
+            self.storage.download_range(layout.CHECKPOINTS + file.path, start, end, target, file.etag)
+
+        def download_all() -> None:
+            requests = []
+            for target, ranges in wanted().items():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("ab") as file:  # which another process of the node may have made
+                    file.truncate(self.files[target].size)
+                requests += [(target, *request) for request in in_requests(ranges)]
+            self._at_once(download, requests)
+
+        self.world.agreed(download_all)
+
+    @staticmethod
+    def _at_once(download: Callable[..., None], what: Iterable[tuple[typing.Any, ...]]) -> None:
+        with concurrent.futures.ThreadPoolExecutor(DOWNLOADS) as pool:
+            list(pool.map(lambda one: download(*one), what))
+
+
+def in_requests(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges of a file as few requests of a size that several connections share out well."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if joined and start - joined[-1][1] <= GAP:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return [
+        (begin, min(begin + LARGEST, end))
+        for start, end in joined
+        for begin in range(start, end, LARGEST)
+        if begin < end
+    ]
 
 
 def files_of(marker: Marker) -> tuple[File, ...]:

@@ -70,18 +70,18 @@ def write_parts(state: State, folder: Path, among: "dist.ProcessGroup | None") -
 # === what a training goes on from ===
 
 
-def read_weights(network: nn.Module, folder: Path, key: str) -> None:
+def read_weights(network: nn.Module, folder: Path, key: str, fetch: untrusted.Fetch) -> None:
     """Fill the weights, whole or in parts, from what a folder has under that key; together. Raises UserError."""
     state = {key: get_model_state_dict(network)}
-    untrusted.load_sharded(state, folder)
+    untrusted.load_sharded(state, folder, fetch)
     set_model_state_dict(network, state[key])
 
 
-def read_moments(network: nn.Module, optimizer: Optimizer, folder: Path, key: str) -> None:
+def read_moments(network: nn.Module, optimizer: Optimizer, folder: Path, key: str, fetch: untrusted.Fetch) -> None:
     """As read_weights(), of what the optimizer keeps."""
     state = {key: get_optimizer_state_dict(network, optimizer)}
     check_same_moments(optimizer, moments_in(untrusted.read_metadata(folder), key), names_of(state[key]))
-    untrusted.load_sharded(state, folder)
+    untrusted.load_sharded(state, folder, fetch)
     set_optimizer_state_dict(network, optimizer, state[key])
 
 

@@ -19,10 +19,12 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_callback import PrinterCallback, TrainerState
 from transformers.training_args import TrainingArguments
 
-from training import layout, model, random_state, sharded, untrusted
+from training import layout, model, random_state, untrusted
 from training.checkpoint import states
+from training.checkpoint.resume import Download
 from training.distributed import World, sharding
 from training.errors import StoppedError, UserError, said_of
+from training.export import export
 from training.job import Job
 from training.optimizer import SCHEDULES, follow_settings
 from training.runners import prologue
@@ -37,14 +39,14 @@ def train(job: Job, world: World) -> bool:
     with prologue.open_run(job, world) as run, sharding(world) if run.settings.sharded else contextlib.nullcontext():
         resume = run.fetch_checkpoint()  # a checkpoint has the model too
         if resume:
-            check_state(resume)
-        source = str(resume) if resume else run.fetch_model()
+            check_state(resume.path)
+        source = str(resume.path) if resume else run.fetch_model()
         texts = run.read(source)
         run = run.settled(source)
-        in_parts = resume and (resume / WEIGHTS[0]).is_dir()
+        in_parts = resume and (resume.path / WEIGHTS[0]).is_dir()
         network, tokenizer = model.load(source, run.split, weights=not in_parts)
         if resume and in_parts:
-            states.read_weights(network, resume / WEIGHTS[0], WEIGHTS[1])
+            states.read_weights(network, resume.path / WEIGHTS[0], WEIGHTS[1], resume.ranges)
         if run.start and run.start.submission != job.submission:
             config = run.fetch_model(files=["config.json"])
             run.check_same_model(model.shapes_of_config(config), model.shapes(network))
@@ -69,6 +71,7 @@ def train(job: Job, world: World) -> bool:
                 trainer.world = world
                 trainer.split = bool(plan.settings.sharded)
                 trainer.writers = states.group()
+                trainer.resumed = resume
                 trainer.remove_callback(PrinterCallback)
                 trainer.batches = plan.batches()
                 trainer.add_callback(AfterStep(trainer, plan, run.directory / "work"))
@@ -85,17 +88,11 @@ def train(job: Job, world: World) -> bool:
             best = run.fetch_best() if plan.settings.load_best_model_at_end else None
         except StoppedError:
             return False  # the next start exports
-        if best and (best / WEIGHTS[0]).is_dir():
-            states.read_weights(network, best / WEIGHTS[0], WEIGHTS[1])
-        elif best and world.rank == 0:
-            network, _ = model.load(str(best))
-        is_whole = best and not (best / WEIGHTS[0]).is_dir()  # and rank 0 has it
-        weights = sharded.whole_weights(network) if plan.settings.sharded and not is_whole else None
-        world.together(
-            lambda: model.export(network, tokenizer, run.directory / "export", run.storage, job.submission, weights)
-            if world.rank == 0
-            else None
-        )
+        if best and (best.path / WEIGHTS[0]).is_dir():
+            states.read_weights(network, best.path / WEIGHTS[0], WEIGHTS[1], best.ranges)
+        elif best:
+            network, _ = model.load(str(best.path), run.split)
+        export(network, tokenizer, run.directory / "export", run.storage, job.submission, world)
         return True
 
 
@@ -157,6 +154,7 @@ class StepTrainer(Trainer):
     world: World
     split: bool
     writers: typing.Any
+    resumed: Download | None
     kept: states.State
     step_loss: torch.Tensor | float = 0.0
     tokens: torch.Tensor | float = 0.0
@@ -190,7 +188,7 @@ class StepTrainer(Trainer):
             return
         folder, optimizer = Path(checkpoint), self.optimizer.optimizer  # accelerate wraps it
         if (folder / MOMENTS[0]).is_dir():
-            states.read_moments(self.model, optimizer, folder / MOMENTS[0], MOMENTS[1])
+            states.read_moments(self.model, optimizer, folder / MOMENTS[0], MOMENTS[1], self.resumed.ranges)
         else:
             saved = untrusted.load(folder / OPTIMIZER_NAME)
             check_same_optimizer(optimizer, saved)

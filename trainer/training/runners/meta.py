@@ -13,11 +13,12 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from transformers import PreTrainedModel
 
-from training import layout, model, optimizer, random_state, sharded, untrusted
+from training import layout, model, optimizer, random_state, untrusted
 from training.checkpoint import states
 from training.data.batches import Batch, predicted
 from training.distributed import World, sharding
 from training.errors import UserError
+from training.export import export
 from training.job import Job
 from training.runners import prologue
 from training.settings import Settings
@@ -32,14 +33,14 @@ def train(job: Job, world: World) -> bool:
         run = run.settled(source)
         network, tokenizer = model.load(source, run.split, weights=not resume)
         if resume:
-            run.check_same_model(model.shapes(network), model.saved_shapes(resume, "model"))
+            run.check_same_model(model.shapes(network), model.saved_shapes(resume.path, "model"))
         plan = prologue.make_plan(run, texts, network, tokenizer)
 
         steps, reached, total = plan.steps, plan.reached, plan.total
         with prologue.as_asked(steps):
             training = Training(network, plan.settings, world, total)
             if resume:
-                training.load(resume)
+                training.load(resume.path, resume.ranges)
             else:
                 random_state.begin(plan.settings.seed, world)
             if reached < total:
@@ -66,12 +67,7 @@ def train(job: Job, world: World) -> bool:
 
         if reached < total:
             return False
-        weights = sharded.whole_weights(network)
-        world.together(
-            lambda: model.export(network, tokenizer, run.directory / "export", run.storage, job.submission, weights)
-            if world.rank == 0
-            else None
-        )
+        export(network, tokenizer, run.directory / "export", run.storage, job.submission, world)
         return True
 
 
@@ -132,7 +128,7 @@ class Training:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(state, path)
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, fetch: untrusted.Fetch) -> None:
         """Resume a checkpoint of any number of processes; together."""
         options = StateDictOptions(full_state_dict=path.is_file())
         if path.is_file():
@@ -145,7 +141,7 @@ class Training:
             world_size = next(int(key.partition("of")[2].partition(".")[0]) for key in keys if key.startswith("random"))
             if world_size == self.world.size:
                 state[self._random_key()] = random_state.state(self.world)
-            untrusted.load_sharded(state, path)
+            untrusted.load_sharded(state, path, fetch)
         set_state_dict(
             self.network,
             self.optimizer,

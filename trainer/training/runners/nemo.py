@@ -19,11 +19,13 @@ from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from transformers import PreTrainedModel
 
-from training import layout, model, optimizer, random_state, sharded, untrusted
+from training import layout, model, optimizer, random_state, untrusted
 from training.checkpoint import states
+from training.checkpoint.resume import Download
 from training.data.batches import Batch, predicted
 from training.distributed import World, sharding
 from training.errors import UserError
+from training.export import export
 from training.job import Job
 from training.runners import prologue
 from training.settings import Settings
@@ -42,7 +44,7 @@ def train(job: Job, world: World) -> bool:
         run = run.settled(source)
         network, tokenizer = model.load(source, run.split, weights=not resume)
         if resume:
-            run.check_same_model(model.shapes(network), model.saved_shapes(resume, "state_dict", "network."))
+            run.check_same_model(model.shapes(network), model.saved_shapes(resume.path, "state_dict", "network."))
         plan = prologue.make_plan(run, texts, network, tokenizer)
 
         steps, reached, total = plan.steps, plan.reached, plan.total
@@ -51,7 +53,8 @@ def train(job: Job, world: World) -> bool:
         after_step = AfterStep(steps, plan.held_out, run.directory / "work")
         trainer = lightning_trainer(plan.settings, world, total, after_step, run.directory / "lightning")
         with prologue.as_asked(steps), untrusted.data_only(run.directory / "resume"):
-            trainer.fit(module, batches, ckpt_path=resume, weights_only=True)
+            trainer.strategy.resumed = resume
+            trainer.fit(module, batches, ckpt_path=resume and resume.path, weights_only=True)
         run.checkpoints.finish()
         if reached < total:
             reached = trainer.global_step
@@ -61,12 +64,7 @@ def train(job: Job, world: World) -> bool:
 
         if reached < total:
             return False
-        weights = sharded.whole_weights(network) if plan.settings.sharded else None
-        world.together(
-            lambda: model.export(network, tokenizer, run.directory / "export", run.storage, job.submission, weights)
-            if world.rank == 0
-            else None
-        )
+        export(network, tokenizer, run.directory / "export", run.storage, job.submission, world)
         return True
 
 
@@ -115,14 +113,15 @@ class Resumable:
 
     restore_checkpoint_after_setup = True  # when the optimizer is there
     lightning_restore_optimizer = False
+    resumed: Download | None = None
     kept: states.State = {}  # noqa: RUF012  set as a whole
 
     def load_checkpoint(self, checkpoint_path, weights_only=None):
         path, module = Path(checkpoint_path), self.lightning_module
         (adamw,) = self.optimizers
         if path.is_dir():
-            states.read_weights(module, path, "state_dict")
-            states.read_moments(module, adamw, path, "optimizer_0")
+            states.read_weights(module, path, "state_dict", self.resumed.ranges)
+            states.read_moments(module, adamw, path, "optimizer_0", self.resumed.ranges)
             return untrusted.load(path / _METADATA_FILENAME)
         state = untrusted.load(path)
         states.set_weights(module, state.pop("state_dict"))

@@ -22,6 +22,7 @@ from training import batch_sizes, configuration, model, model_files
 from training.batch_sizes import Chosen
 from training.checkpoint.checkpoints import Checkpoints
 from training.checkpoint.marker import Marker
+from training.checkpoint.resume import Download
 from training.data import lengths, listing
 from training.data.batches import Batch, Collator, evaluation_batches, training_batches
 from training.data.order import Order
@@ -86,8 +87,8 @@ class Run:
             precision=self.settings.precision or "fp32",
         )
 
-    def fetch_checkpoint(self) -> Path | None:
-        """Bring the checkpoint to resume to each node; together. Returns its file or folder; None from scratch."""
+    def fetch_checkpoint(self) -> Download | None:
+        """Begin to bring the checkpoint to resume to each node; together. None from scratch."""
         return self.checkpoints.download(self.start, self.directory / "resume") if self.start else None
 
     def read(self, source: str) -> Data:
@@ -106,8 +107,8 @@ class Run:
         normalize = model.normalizer(source) if unknown else None
         return prepare(uri, entries, self.settings, self.directory / "data", self.world, unknown, normalize)
 
-    def fetch_best(self) -> Path | None:
-        """Bring this submission's best checkpoint to each node; together. None where none was evaluated."""
+    def fetch_best(self) -> Download | None:
+        """As fetch_checkpoint(), of this submission's best one. None where none was evaluated."""
         best = self.checkpoints.best()
         if best is None:
             logger.warning("no step of this submission has an eval_loss: the last one is exported")
