@@ -6,7 +6,9 @@ import re
 from unittest import mock
 
 import pytest
+import torch
 from pods import FIRST, run_of
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 import make_tiny_model
 from training import batch_sizes, fit, model
@@ -124,6 +126,25 @@ def test_128_texts_at_once_are_taken_in_several_micro_steps(described):
     assert (settled.global_batch_size, settled.batch_size, settled.gradient_accumulation) == (1024, 2, 64)
 
 
+def test_after_an_attempt_that_ran_out_of_memory_the_next_takes_less(described, caplog):
+    """Its mathematics are the same, and torch's tracker knows nothing of how CUDA's memory is cut up."""
+    settings = Settings(global_batch_size=128, max_seq_len=2048, precision="bf16", sharded=True)
+    with mock.patch.object(batch_sizes, "ask", side_effect=AssertionError("nobody is asked")):
+        found = dataclasses.replace(
+            batch_sizes.choose(settings, "", 8, None), memory=80 * 10**9, batch_size=3, peak=7e10
+        )
+        taken = []
+        for _ in range(4):
+            found = batch_sizes.choose(settings, "", 8, 80 * 10**9, found, ran_out=True)
+            taken.append((found.batch_size, found.gradient_checkpointing))
+        assert taken == [(2, False), (1, False), (1, True), (1, True)]
+        assert batch_sizes.choose(settings, "", 8, 80 * 10**9, found) == found, "which stays"
+    assert "the last attempt ran out of memory: this one takes 2 texts at a time" in caplog.text
+    with mock.patch.object(batch_sizes, "ask", return_value=None) as asked:
+        batch_sizes.choose(dataclasses.replace(settings, max_seq_len=4096), "", 8, 80 * 10**9, found)
+    assert asked.called, "of longer texts"
+
+
 def test_what_does_not_fit_is_a_sentence(described):
     with pytest.raises(UserError, match=r"^this training does not fit: 405\.9 billion parameters take 812 GB a GPU"):
         batch_sizes.choose(Settings(max_seq_len=64, precision="bf16", sharded=True), described("405B"), 8, 80 * 10**9)
@@ -179,3 +200,29 @@ def test_as_many_texts_give_the_same_losses_whoever_shares_them(start, tmp_path,
         assert written["batches"]["batch_size"] == batch_size
     assert len(losses[1]) == 4
     assert losses[3] == pytest.approx(losses[1], abs=2e-4)
+
+
+def test_the_loss_that_balances_experts_counts_once_in_a_step(tmp_path):
+    """Models add it to the loss of each batch, and a step takes the sum: eight micro-steps had eight times of it."""
+    make_tiny_model.make(tmp_path / "model")
+    small = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    experts = {"num_local_experts": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "output_router_logits": True}
+    AutoModelForCausalLM.from_config(MixtralConfig(**small, **experts)).save_pretrained(tmp_path / "model")
+    network, _ = model.load(str(tmp_path / "model"))
+    texts = torch.randint(0, 512, (8, 12), generator=torch.Generator().manual_seed(1))
+
+    def of_step(batches):
+        """The part of a step's loss that balances the experts."""
+        found = [
+            network(input_ids=batch, labels=batch, num_items_in_batch=88, use_cache=False)
+            for batch in texts.chunk(batches)
+        ]
+        logits = torch.cat([one.logits for one in found])[:, :-1].flatten(0, 1)
+        words = torch.nn.functional.cross_entropy(logits, texts[:, 1:].flatten())
+        return float(sum(one.loss for one in found) - words)
+
+    once = of_step(1)
+    assert of_step(8) > 7 * once > 0, "as the model has it"
+    model.share_router_loss(network, 8)
+    assert of_step(8) == pytest.approx(once, rel=0.2)
+    assert network.config.router_aux_loss_coef == MixtralConfig().router_aux_loss_coef

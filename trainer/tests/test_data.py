@@ -12,7 +12,7 @@ from training.data import lengths
 from training.data.batches import IGNORED, Collator, evaluation_batches, predicted, training_batches
 from training.data.listing import find
 from training.data.order import Order
-from training.data.texts import HANDLES, OPEN, Reader, Streamed, Texts, prepare
+from training.data.texts import HANDLES, Reader, Streamed, Texts, prepare
 from training.distributed import World
 from training.errors import AccessDeniedError, UserError
 from training.settings import Settings
@@ -36,9 +36,9 @@ def rows(*values):
     return "".join(json.dumps({"text": value}) + "\n" for value in values)
 
 
-def prepared(uri, directory, **settings):
+def prepared(uri, directory, streams=None, **settings):
     directory.mkdir()
-    return prepare(uri, find(uri), Settings(**settings), directory, ALONE)
+    return prepare(uri, find(uri), Settings(**settings), directory, ALONE, streams=streams)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -110,7 +110,7 @@ def test_what_is_streamed_is_on_disk_for_a_while_only(tmp_path):
     assert list((tmp_path / "here").iterdir()) == [], "what was counted is gone"
     for number in range(len(found)):
         assert found[number]
-        assert len(list((tmp_path / "here").iterdir())) <= OPEN
+        assert len(list((tmp_path / "here").iterdir())) <= 2
 
 
 @pytest.mark.parametrize("uri", ["none.jsonl", "none/", "shards"])
@@ -203,12 +203,11 @@ def test_a_step_has_the_same_texts_however_they_are_shared(many, size, micro_bat
         assert sum(map(len, shares)) == 16
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
         assert all(len(order.batch(step, micro)) <= micro_batch for order in orders for micro in micro_steps)
-        if isinstance(many, Texts):
-            alone = Order(many, settled(1, global_batch_size=16, batch_size=16), ALONE)
-            assert [text for share in shares for text in share] == alone.batch(step, 0)
+        alone = Order(many, settled(1, global_batch_size=16, batch_size=16), ALONE)
+        assert [text for share in shares for text in share] == alone.batch(step, 0)
 
 
-@pytest.fixture(params=[False, True], ids=["on disk", "streamed"])
+@pytest.fixture(params=[0, 1, 3, 7], ids=["on disk", "streamed", "in 3 streams", "in 7 streams"])
 def many(request, tmp_path):
     """97 texts in 7 objects of many sizes."""
     chance = random.Random(3)
@@ -217,7 +216,7 @@ def many(request, tmp_path):
     folder.mkdir()
     for number, (begin, end) in enumerate(itertools.pairwise(cuts)):
         (folder / str(number)).write_text(rows(*(f"text {text}" for text in range(begin, end))))
-    return prepared(f"file://{folder}/", tmp_path / "here", streaming=request.param)
+    return prepared(f"file://{folder}/", tmp_path / "here", request.param)
 
 
 def test_a_batch_does_not_depend_on_what_came_before(many):
@@ -233,23 +232,23 @@ def test_a_batch_does_not_depend_on_what_came_before(many):
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_an_epoch_has_every_text(many, size):
     orders = [Order(many, settled(size, batch_size=4), world) for world in processes(size)]
-    if isinstance(many, Texts):
-        texts = [text for step in range(3 * 97) for order in orders for text in order.batch(step, 0)]
-        for epoch in range(3):
-            assert sorted(texts[97 * epoch :][:97]) == list(range(97)), "each once, and then the next epoch"
-    else:
-        objects = [
-            {many.ends.index(next(end for end in many.ends if end > text)) for text in own} for own in owned(orders)
-        ]
-        assert set.union(*objects) == set(range(7))
-        assert sum(map(len, objects)) == 7, "each object is one process's"
+    texts = [text for step in range(3 * 97) for order in orders for text in order.batch(step, 0)]
+    for epoch in range(3):
+        assert sorted(texts[97 * epoch :][:97]) == list(range(97)), "each once, and then the next epoch"
 
 
-def owned(orders):
-    """Every text that a process would have in a long enough epoch."""
-    for order in orders:
-        order.batch(0, 0)
-    return [{order.order.text(place) for place in range(800)} for order in orders]
+@pytest.mark.parametrize(("size", "open_at_once"), [(4, 1), (2, 2), (1, 4), (8, 1)])
+def test_a_process_reads_few_objects_at_a_time(tmp_path, size, open_at_once):
+    """In 4 streams, with the 4 processes that began it and with others: 12 objects of 32 texts, and steps of 16."""
+    (tmp_path / "shards").mkdir()
+    for number in range(12):
+        (tmp_path / "shards" / f"{number:02d}").write_text(rows(*(f"{number} {text}" for text in range(32))))
+    found = prepared(f"file://{tmp_path}/shards/", tmp_path / "here", 4)
+    for world in processes(size):
+        order = Order(found, settled(size, global_batch_size=16, batch_size=16 // size), world)
+        of_steps = [{text // 32 for text in order.batch(step, 0)} for step in range(24)]
+        assert max(map(len, of_steps)) == open_at_once
+        assert len(set.union(*of_steps)) == max(3, 12 // size), "of its share of them, in an epoch"
 
 
 def test_each_epoch_seed_and_process_has_its_own(many):

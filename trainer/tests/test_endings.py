@@ -311,6 +311,18 @@ def test_the_process_that_fails_says_why_and_the_other_that_it_only_follows(star
     assert says.partition(";")[0] in log(store, 1, rank)
 
 
+def test_after_running_out_of_memory_the_same_steps_are_taken_in_smaller_pieces(start, tmp_path):
+    losses = {}
+    for name, starts in {"straight": [{}], "again": [faulty(memory_at=3), {}]}.items():
+        for how in starts:
+            with start(tmp_path / name, FIRST, processes=0, max_steps=4, batch_size=5, **how) as pods:
+                assert pods.end() == [0 if not how else 1], pods.log
+        losses[name] = [float(loss) for loss in re.findall(r"step \d+/4 loss (\S+)", pods.log)]
+    assert causes(tmp_path / "again") == ["out_of_memory", "finished"]
+    assert "the last attempt ran out of memory: this one takes 3 texts at a time" in pods.log
+    assert losses["again"] == pytest.approx(losses["straight"], rel=0.02), "but for the dropout"
+
+
 def test_a_process_that_fails_waits_for_no_upload(start, tmp_path):
     with start(tmp_path / "store", FIRST, framework="meta", save_steps=3, **faulty(error_at=5, slow=60)) as pods:
         pods.wait_for_step(3)

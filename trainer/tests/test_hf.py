@@ -92,6 +92,22 @@ def test_the_exported_model_is_the_last_checkpoints(straight):
     assert same(exported, state(store, 60)["weights"])
 
 
+def test_an_export_and_a_checkpoint_are_described_as_the_model_was(straight, model_dir):
+    """The Trainer turns the cache off, which makes generation slow and which nobody has asked for."""
+    store, _ = straight
+    given, *saved = (
+        json.loads((folder / "config.json").read_bytes())
+        for folder in (
+            model_dir / "tiny",
+            run_of(store) / "model" / FIRST,
+            run_of(store) / marker(store, 60)["metadata"]["hf_checkpoint_dir"],
+        )
+    )
+    assert given["use_cache"]
+    for found in saved:
+        assert {name: found.get(name) for name in given} == given
+
+
 def test_a_plain_trainer_resumes_the_folder_that_the_marker_names(straight, model_dir):
     store, _ = straight
     folder = run_of(store) / marker(store, 60)["metadata"]["hf_checkpoint_dir"]

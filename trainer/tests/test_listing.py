@@ -9,7 +9,7 @@ import moto
 import pytest
 
 from training import layout
-from training.data.listing import base_of, find, matches, pin
+from training.data.listing import base_of, find, matches, pin, streams_before
 from training.errors import UserError
 from training.storage import Entry, open_storage
 
@@ -111,14 +111,19 @@ def test_the_objects_are_pinned_at_the_first_start(tmp_path, folder, caplog):
     """After a report of a run that went on with a file that was added meanwhile."""
     storage = open_storage(f"file://{tmp_path}/run")
     uri = folder("2026-11-01.jsonl", "2026-11-03.jsonl")
-    pin(storage, SUBMISSION, uri, find(uri))
+    pin(storage, SUBMISSION, uri, find(uri), 2)
     pinned = json.loads(storage.read(layout.data_key(SUBMISSION)))
-    assert pinned == {"uri": uri, "objects": {"2026-11-01.jsonl": [14, None], "2026-11-03.jsonl": [14, None]}}
+    assert pinned == {
+        "uri": uri,
+        "streams": 2,
+        "objects": {"2026-11-01.jsonl": [14, None], "2026-11-03.jsonl": [14, None]},
+    }
     pin(storage, SUBMISSION, uri, find(uri))
 
     # What was added since is left out.
     folder("2026-11-02.jsonl")
-    kept = pin(storage, SUBMISSION, uri, find(uri))
+    kept, streams = pin(storage, SUBMISSION, uri, find(uri), 3)
+    assert streams == 2, "as it began"
     assert [entry.key for entry in kept] == ["2026-11-01.jsonl", "2026-11-03.jsonl"]
     assert (
         "1 objects were added since this submission began, such as 2026-11-02.jsonl: they are left out" in caplog.text
@@ -132,8 +137,23 @@ def test_the_objects_are_pinned_at_the_first_start(tmp_path, folder, caplog):
         f"DATASET_URI {uri} is not what this submission began with: 1 gone (2026-11-03.jsonl), 1 changed "
         "(2026-11-01.jsonl). Put it back as it was, or submit the job again, with resume to train on with the new data"
     )
-    assert len(pin(storage, SUBMISSION.replace("1", "2"), uri, find(uri))) == 2
+    assert len(pin(storage, SUBMISSION.replace("1", "2"), uri, find(uri))[0]) == 2
     assert json.loads(storage.read(layout.data_key(SUBMISSION))) == pinned
+
+
+def test_another_submission_takes_over_in_how_many_streams_the_data_are_read(tmp_path, folder):
+    storage = open_storage(f"file://{tmp_path}/run")
+    uri = folder("1.jsonl")
+    assert streams_before(storage, SUBMISSION, uri) is None
+    pin(storage, SUBMISSION, uri, find(uri), 2)
+    assert streams_before(storage, SUBMISSION, uri) == 2
+    assert streams_before(storage, SUBMISSION, f"{uri}other/") is None, "of other data"
+    for other in (None, True, -1, 2**20, "2", [2]):
+        storage.write(layout.data_key(SUBMISSION), json.dumps({"uri": uri, "streams": other, "objects": {}}).encode())
+        assert streams_before(storage, SUBMISSION, uri) is None
+        if other is not None:
+            with pytest.raises(UserError, match="cannot be read"):
+                pin(storage, SUBMISSION, uri, find(uri), 2)
 
 
 def test_the_pin_is_what_the_specification_says(tmp_path):
@@ -145,7 +165,7 @@ def test_the_pin_is_what_the_specification_says(tmp_path):
     pin(storage, SUBMISSION, said["uri"], entries)
     assert json.loads(storage.read(layout.data_key(SUBMISSION))) == said
     storage.write(layout.data_key(SUBMISSION), example.encode())
-    assert pin(storage, SUBMISSION, said["uri"], entries) == entries
+    assert pin(storage, SUBMISSION, said["uri"], entries) == (entries, said["streams"])
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"objects": []}', b'{"objects": {"a": 5}}', b"[" * 9999])

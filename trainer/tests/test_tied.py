@@ -4,10 +4,15 @@ import json
 import re
 
 import pytest
+from alone import ALONE
 from pods import FIRST, exported
 from safetensors.torch import load_file, save_file
 
 import make_tiny_model
+from training import model
+from training.distributed import sharding
+from training.errors import UserError
+from training.sharded import Split
 
 
 @pytest.fixture
@@ -21,6 +26,24 @@ def tied(tmp_path):
     del weights["lm_head.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder.parent
+
+
+@pytest.mark.parametrize("split", [Split(processes=1, device="cpu", precision="fp32"), None])
+def test_weights_that_config_json_ties_and_the_file_does_not_are_refused(tmp_path, split):
+    """Some tools leave such a file. One of the two would be thrown away, or both trained, and nobody told."""
+    make_tiny_model.make(tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"tie_word_embeddings": True}))
+    with sharding(ALONE):
+        with pytest.raises(
+            UserError, match=r"ties lm_head\.weight to model\.embed_tokens\.weight, and its file has other"
+        ):
+            model.load(str(tmp_path / "model"), split)
+        weights = load_file(tmp_path / "model/model.safetensors")
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        save_file(weights, tmp_path / "model/model.safetensors", {"format": "pt"})
+        network, _ = model.load(str(tmp_path / "model"), split)
+    assert network.lm_head.weight is network.model.embed_tokens.weight
 
 
 def test_tied_weights_are_trained_as_one_and_exported_once(start, tmp_path, tied):

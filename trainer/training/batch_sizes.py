@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 class Chosen:
     """How a process takes its texts of a step, and what that depends on."""
 
+    max_seq_len: int
+    precision: str
+    sharded: bool
     processes: int
     memory: int | None  # bytes of the smallest GPU; None without GPUs
     texts: int  # of a process in a step, at most
@@ -63,17 +66,26 @@ def most_at_once(settings: Settings, texts: int, *, gpu: bool) -> int:
 
 
 def choose(
-    settings: Settings, config: str, processes: int, memory: int | None, earlier: Chosen | None = None
+    settings: Settings,
+    config: str,
+    processes: int,
+    memory: int | None,
+    earlier: Chosen | None = None,
+    *,
+    ran_out: bool = False,
 ) -> Chosen:
     """How the processes take their texts; `config` is a folder with the model's config.json.
 
-    What an earlier attempt has taken stays, unless it had other processes, GPUs or settings. Raises UserError where
-    nothing fits.
+    What an earlier attempt has taken stays, unless it had other processes, GPUs or settings, or the last attempt
+    `ran_out` of memory with it. Raises UserError where nothing fits.
     """
     texts = math.ceil(texts_of_a_step(settings, processes) / processes)
     most = most_at_once(settings, texts, gpu=memory is not None)
     checkpointing = settings.gradient_checkpointing
     plain = Chosen(
+        max_seq_len=settings.max_seq_len or 0,
+        precision=settings.precision or "fp32",
+        sharded=bool(settings.sharded),
         processes=processes,
         memory=memory,
         texts=texts,
@@ -87,6 +99,8 @@ def choose(
         gradient_checkpointing=earlier.gradient_checkpointing if checkpointing is None else checkpointing,
         peak=earlier.peak,
     )
+    if earlier and same and ran_out:
+        return lesser(earlier, checkpointing)
     if earlier and same and (memory is None or earlier.peak is not None):
         return earlier
     if memory is None:
@@ -114,6 +128,22 @@ def choose(
         gradient_checkpointing=way["gradient_checkpointing"],
         peak=way["peak"],
     )
+
+
+def lesser(taken: Chosen, checkpointing: bool | None) -> Chosen:
+    """A way that takes less memory and has the same mathematics; the same way where there is none."""
+    if taken.batch_size > 1:
+        taken = dataclasses.replace(taken, batch_size=math.ceil(taken.batch_size / 2))
+    elif checkpointing is None and not taken.gradient_checkpointing:
+        taken = dataclasses.replace(taken, gradient_checkpointing=True)
+    else:
+        return taken
+    logger.warning(
+        "the last attempt ran out of memory: this one takes %d texts at a time%s",
+        taken.batch_size,
+        ", with gradient_checkpointing" if taken.gradient_checkpointing else "",
+    )
+    return taken
 
 
 def ask(

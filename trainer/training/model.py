@@ -172,6 +172,7 @@ def load(
                 network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     if weights:
         check_weights(source, found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"])
+        check_tied(source, network)
         check_numbers(source, network, kinds)
     check_tokens(source, tokenizer, embeddings(network))
     if weights:
@@ -219,6 +220,21 @@ def check_weights(
         if unexpected and all(name.startswith(prefix) for name in unexpected):
             said.append(f"a wrapper has left `{prefix}` before the names: save the model that it wraps")
     raise UserError(f"the model in {source} is not what config.json describes: {'; '.join(said)}")
+
+
+def check_tied(source: str, network: "PreTrainedModel") -> None:
+    """Raises UserError where config.json ties weights that the file has as different ones.
+
+    transformers then leaves them untied, and where the model is split one of them would be thrown away.
+    """
+    from training.sharded import without_weights
+
+    tied = without_weights(network.config).all_tied_weights_keys
+    for name in sorted(tied.keys() - network.all_tied_weights_keys.keys()):
+        raise UserError(
+            f"the model in {source} is not what config.json describes: it ties {name} to {tied[name]}, and its file "
+            "has other numbers for each: say tie_word_embeddings false there, or leave one of them out"
+        )
 
 
 def kinds_in_file(folder: Path) -> dict[str, str]:
@@ -379,6 +395,17 @@ def check_same(model_id: str, mine: Shapes, saved: Shapes, step: int) -> None:
                 f"MODEL_ID {model_id} is another model than the one of step {step}, from which this job goes on: "
                 f"{name} is {here}, and there {there}"
             )
+
+
+def share_router_loss(network: "PreTrainedModel", batches: int) -> None:
+    """Let the loss that balances experts count once in a step of so many batches, over micro-steps and processes.
+
+    Models add it to each batch's loss, whose sum a step takes. The model's configuration stays as it is.
+    """
+    for module in network.modules():
+        weight = vars(module).get("router_aux_loss_coef")
+        if isinstance(weight, float | int):
+            module.router_aux_loss_coef = weight / batches
 
 
 def takes_items(network: "PreTrainedModel") -> bool:

@@ -98,7 +98,7 @@ class Settings:
     streaming: Annotated[
         bool | None,
         "each process has its own objects of an epoch, two at a time on disk; else all data are on each node's disk. "
-        "Needs an object for each process, and reads all of them once at the start",
+        "All objects are read once at the start",
         "from 16 GiB on",
     ] = None
     precision: Annotated[str | None, "arithmetic; weights are fp32 always", "bf16 on a GPU that has it, else fp32"] = (

@@ -80,9 +80,20 @@ def read_weights(network: nn.Module, folder: Path, key: str, fetch: untrusted.Fe
 def read_moments(network: nn.Module, optimizer: Optimizer, folder: Path, key: str, fetch: untrusted.Fetch) -> None:
     """As read_weights(), of what the optimizer keeps."""
     state = {key: get_optimizer_state_dict(network, optimizer)}
-    check_same_moments(optimizer, moments_in(untrusted.read_metadata(folder), key), names_of(state[key]))
+    metadata = untrusted.read_metadata(folder)
+    check_same_moments(optimizer, moments_in(metadata, key), names_of(state[key]))
+    leave_out_untrained(state[key], metadata, key)
     untrusted.load_sharded(state, folder, fetch)
-    set_optimizer_state_dict(network, optimizer, state[key])
+    set_optimizer_state_dict(network, optimizer, state[key], options=StateDictOptions(strict=False))
+
+
+def leave_out_untrained(state: State, metadata: Metadata, key: str) -> None:
+    """Leave out the weights of which a folder has no moments: none of the steps before it had gradients of them."""
+    saved = tuple(metadata.state_dict_metadata)
+    of_weights = state["state"]
+    for name in list(of_weights):
+        if not any(entry.startswith(f"{key}.state.{name}.") for entry in saved):
+            del of_weights[name]
 
 
 def set_weights(network: nn.Module, found: Mapping[str, typing.Any]) -> None:
@@ -102,9 +113,16 @@ def set_moments(network: nn.Module, optimizer: Optimizer, found: Mapping[str, ty
     if not theirs and not optimizer.state:
         return  # as sgd, which keeps nothing
     check_same_moments(optimizer, theirs, names_of(get_optimizer_state_dict(network, optimizer)))
-    set_optimizer_state_dict(
-        network, optimizer, by_name(found, network, optimizer), options=StateDictOptions(full_state_dict=True)
-    )
+    whole = by_name(found, network, optimizer)
+    set_optimizer_state_dict(network, optimizer, whole, options=StateDictOptions(full_state_dict=True, strict=False))
+    forget_untrained(network, optimizer, whole)
+
+
+def forget_untrained(network: nn.Module, optimizer: Optimizer, found: Mapping[str, typing.Any]) -> None:
+    """Take away the zeros that torch gives to weights of which a state, by their names, has nothing."""
+    for name, weight in network.named_parameters():
+        if name not in found["state"]:
+            optimizer.state.pop(weight, None)
 
 
 def by_name(found: Mapping[str, typing.Any], network: nn.Module, optimizer: Optimizer) -> State:

@@ -8,11 +8,12 @@ twice, and on others never.
 import json
 import logging
 import re
+import typing
 from collections.abc import Iterable, Sequence
 
 from training import layout
 from training.errors import AccessDeniedError, UserError
-from training.storage import Entry, Storage, open_storage
+from training.storage import Entry, Storage, WithheldError, open_storage
 
 VARIABLE = "DATASET_URI"
 NAMED = 3  # objects, at most, of each kind of change
@@ -118,27 +119,31 @@ def example(key: str) -> str:
 # === that they stay so ===
 
 
-def pin(storage: Storage, submission: str, uri: str, entries: Sequence[Entry]) -> list[Entry]:
-    """The objects that a submission trains on: those of its first start, at which they are written down.
+def pin(
+    storage: Storage, submission: str, uri: str, entries: Sequence[Entry], streams: int = 0
+) -> tuple[list[Entry], int]:
+    """What a submission trains on, and in how many streams: as at its first start, at which that is written down.
 
-    What was added since is left out. Raises UserError where one of them is gone or changed.
+    What was added since is left out. Raises UserError where one of the objects is gone or changed.
     """
     found = {entry.key: [entry.size, entry.etag] for entry in entries}
-    body = json.dumps({"uri": uri, "objects": found}, indent=1).encode()
+    body = json.dumps({"uri": uri, "streams": streams, "objects": found}, indent=1).encode()
     key = layout.data_key(submission)
     try:
         storage.write(key, body, only_if_absent=True)
-        return list(entries)
+        return list(entries), streams
     except FileExistsError:
         pinned = storage.read(key)
     try:
-        before = {key: [size, etag] for key, (size, etag) in json.loads(pinned)["objects"].items()}
-        said = changes(before, found)
+        said = json.loads(pinned)
+        before = {key: [size, etag] for key, (size, etag) in said["objects"].items()}
+        streams = whole(said.get("streams", streams))
+        differ = changes(before, found)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{key} cannot be read; it lists the objects that this submission began with") from None
-    if said:
+    if differ:
         raise UserError(
-            f"{VARIABLE} {uri} is not what this submission began with: {said}. Put it back as it was, or submit the "
+            f"{VARIABLE} {uri} is not what this submission began with: {differ}. Put it back as it was, or submit the "
             "job again, with resume to train on with the new data"
         )
     if added := sorted(found.keys() - before.keys()):
@@ -148,7 +153,23 @@ def pin(storage: Storage, submission: str, uri: str, entries: Sequence[Entry]) -
             len(added),
             added[0],
         )
-    return [entry for entry in entries if entry.key in before]
+    return [entry for entry in entries if entry.key in before], streams
+
+
+def streams_before(storage: Storage, submission: str, uri: str) -> int | None:
+    """In how many streams an earlier submission read the same objects; None where nobody knows."""
+    try:
+        said = json.loads(storage.read(layout.data_key(submission)))
+        return whole(said["streams"]) if said["uri"] == uri else None
+    except (FileNotFoundError, WithheldError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def whole(found: typing.Any) -> int:
+    """Raises ValueError for what is no number of streams."""
+    if type(found) is not int or not 0 <= found < 2**20:
+        raise ValueError(f"{found!r} is no number of streams")
+    return found
 
 
 def changes(before: dict[str, list[object]], after: dict[str, list[object]]) -> str:

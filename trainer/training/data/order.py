@@ -1,6 +1,7 @@
 """The order of the texts: which ones a process has in a micro-step."""
 
 import bisect
+import functools
 import math
 import typing
 from collections.abc import Iterator, Sequence
@@ -26,9 +27,8 @@ class Order:
     share it, nor on how they cut their shares into micro-steps. A process with fewer texts than others has empty
     micro-steps at the end.
 
-    Streamed data are dealt by objects. A process has its objects of the epoch one after the other, and their number of
-    texts differs a little from its share. Texts above the share are not used in that epoch. A process with fewer texts
-    begins with its objects again.
+    Streamed data have another order: the places of a step are cut into as many streams as the submission began with
+    processes, and each stream has objects of its own, one after the other. So a process reads few of them at a time.
     """
 
     def __init__(self, data: Data, settings: "Settings", world: "World") -> None:
@@ -38,13 +38,13 @@ class Order:
         self.batch_size = settings.batch_size
         self.accumulation = settings.gradient_accumulation
         self.texts = settings.global_batch_size  # of a step
-        self.streamed = isinstance(data, Streamed)
+        self.streams = min(data.streams, self.texts) if isinstance(data, Streamed) else 0
         *sizes, last = (size for size in data.sizes() if size)
         self.held_out = held_out(sum(sizes), last) if settings.eval_steps else []
         # For each held-out text, how many texts before it are not held out.
         self.gaps = [number - place for place, number in enumerate(self.held_out)]
         self.sizes = [*sizes, last - len(self.held_out)]
-        if not sum(self.sizes) or (self.streamed and not self.sizes[-1]):
+        if not sum(self.sizes):
             raise UserError("eval_steps holds a text of the last object out, and that has no other to train on")
         self.epoch: int | None = None
         self.order: _Shuffled | _Streams
@@ -68,17 +68,16 @@ class Order:
         """The numbers of the texts of a step's micro-step; steps and micro-steps are counted from 0."""
         first, end = (rank * self.texts // self.world.size for rank in (self.world.rank, self.world.rank + 1))
         mine = range(first, end)[micro_step * self.batch_size :][: self.batch_size]
-        if not self.streamed:
-            return [self._number(*divmod(step * self.texts + place, sum(self.sizes))) for place in mine]
-        own = end - first  # by which this process's place in its objects moves
-        of_epoch = math.ceil(sum(self.sizes) * own / self.texts)
-        return [self._number(*divmod(step * own + place - first, of_epoch)) for place in mine]
+        return [self._number(*divmod(step * self.texts + place, sum(self.sizes))) for place in mine]
 
     def _number(self, epoch: int, place: int) -> int:
-        """The number of the text that a process has at a place of an epoch."""
+        """The number of the text at a place of an epoch."""
         if epoch != self.epoch:
-            kind = _Streams if self.streamed else _Shuffled
-            self.order, self.epoch = kind(self.sizes, self.seed, epoch, self.world), epoch
+            if self.streams:
+                self.order = _Streams(self.sizes, self.seed, epoch, self.streams, self.texts)
+            else:
+                self.order = _Shuffled(self.sizes, self.seed, epoch)
+            self.epoch = epoch
         index = self.order.text(place)
         return index + bisect.bisect(self.gaps, index)  # of those that are not held out it is the index-th
 
@@ -107,7 +106,7 @@ def held_out(first: int, size: int) -> list[int]:
 class _Shuffled:
     """An epoch in which every process may have any text."""
 
-    def __init__(self, sizes: Sequence[int], seed: int, epoch: int, world: "World") -> None:
+    def __init__(self, sizes: Sequence[int], seed: int, epoch: int) -> None:
         self.order = shuffled(sum(sizes), seed, epoch)
 
     def text(self, place: int) -> int:
@@ -115,25 +114,36 @@ class _Shuffled:
 
 
 class _Streams:
-    """An epoch in which each object belongs to one process."""
+    """An epoch in which a range of the places of each step belongs to a stream, and a range of the texts too."""
 
-    def __init__(self, sizes: Sequence[int], seed: int, epoch: int, world: "World") -> None:
+    def __init__(self, sizes: Sequence[int], seed: int, epoch: int, streams: int, of_step: int) -> None:
         ends = running_total(sizes)
         self.starts = [end - size for end, size in zip(ends, sizes, strict=True)]
         self.sizes = sizes
         self.seeds = (seed, epoch)
-        self.objects = shuffled(len(sizes), seed, epoch)[world.rank :: world.size].tolist()
+        self.objects = shuffled(len(sizes), seed, epoch).tolist()
         self.ends = running_total([sizes[number] for number in self.objects])
-        self.current: tuple[int, torch.Tensor] | None = None
+        self.of_step = of_step
+        self.firsts = [number * of_step // streams for number in range(streams)]  # of each stream's places in a step
+        self.widths = [end - first for first, end in zip(self.firsts, [*self.firsts[1:], of_step], strict=True)]
+        steps, rest = divmod(self.ends[-1], of_step)
+        of_streams = [
+            steps * width + min(max(rest - first, 0), width)
+            for first, width in zip(self.firsts, self.widths, strict=True)
+        ]
+        self.before = [end - size for end, size in zip(running_total(of_streams), of_streams, strict=True)]
+        self.order_of = functools.lru_cache(streams + 1)(self._order_of)
 
     def text(self, place: int) -> int:
-        place %= self.ends[-1]
+        step, of_step = divmod(place, self.of_step)
+        stream = bisect.bisect(self.firsts, of_step) - 1
+        place = self.before[stream] + step * self.widths[stream] + of_step - self.firsts[stream]
         turn = bisect.bisect(self.ends, place)
         number = self.objects[turn]
-        if self.current is None or self.current[0] != number:
-            self.current = number, shuffled(self.sizes[number], *self.seeds, number)
-        before = self.ends[turn] - self.sizes[number]
-        return self.starts[number] + int(self.current[1][place - before])
+        return self.starts[number] + int(self.order_of(number)[place - (self.ends[turn] - self.sizes[number])])
+
+    def _order_of(self, number: int) -> "torch.Tensor":
+        return shuffled(self.sizes[number], *self.seeds, number)
 
 
 def shuffled(size: int, *seeds: int) -> "torch.Tensor":

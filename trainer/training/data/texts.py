@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import json
 import logging
+import math
 import os
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +37,6 @@ OTHER_FORMATS = {
     LFS_POINTER: "a pointer of Git LFS instead of the file",
 }
 HANDLES = 64  # files that a process has open at a time; a thousand descriptors are all that many machines give
-OPEN = 2  # streamed objects that a process has on its disk at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +129,22 @@ class Texts(Sequence[str]):
 class Streamed(Sequence[str]):
     """The same texts. Only the objects that are being read are on disk."""
 
-    def __init__(self, reader: Reader, keys: Sequence[str], sizes: Sequence[int], directory: Path, rank: int) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        keys: Sequence[str],
+        sizes: Sequence[int],
+        directory: Path,
+        world: "World",
+        streams: int,
+    ) -> None:
+        """`streams` is in how many ranges the objects are read at a time, over all processes."""
         self.reader = reader
+        self.streams = streams
+        self.room = math.ceil(streams / world.size) + 1  # for objects: a process's share may begin within a range
         self.keys = keys
         self.directory = directory
-        self.rank = rank
+        self.rank = world.rank
         self.counts = sizes
         self.ends = running_total(sizes)
         self.process = os.getpid()
@@ -144,7 +155,8 @@ class Streamed(Sequence[str]):
 
     def part(self, rank: int, size: int) -> Sequence[int]:
         """Those of one object: each other one would have to be downloaded for it."""
-        return range(self.ends[rank] - self.counts[rank], self.ends[rank])
+        number = rank % len(self.counts)
+        return range(self.ends[number] - self.counts[number], self.ends[number])
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -158,7 +170,7 @@ class Streamed(Sequence[str]):
             self.process = os.getpid()
             self.opened.clear()
         if number not in self.opened:
-            while len(self.opened) >= OPEN:
+            while len(self.opened) >= self.room:
                 _, oldest = self.opened.popitem(last=False)
                 remove(oldest)
             path = self.directory / f"streamed-{self.rank}-{self.process}-{number}"
@@ -180,21 +192,22 @@ def prepare(
     world: "World",
     unknown: Sequence[str] = (),
     normalize: Callable[[str], str] | None = None,
+    streams: int | None = None,
 ) -> Data:
     """Bring the objects of a data set to this process, and read each line once; together.
 
     They are downloaded to each node's disk, or streamed. Streamed data are only counted here: each process reads a part
-    of the objects. `unknown` are tokens that the model does not have: a text with one is refused, also where it has it
-    only when it is normalized.
+    of the objects. `streams` is how many of them are read at a time, as streams_of() says where nobody else does.
+
+    `unknown` are tokens that the model does not have. A text with one is refused, also where it has it only when it is
+    normalized.
     """
     base = base_of(uri)
     reader = Reader(base, settings.dataset_text_field, tuple(unknown), normalize)
     keys = [entry.key for entry in entries]
-    size = sum(entry.size for entry in entries)
-    streaming = settings.streaming
-    if streaming is None:
-        streaming = size > STREAMED and len(keys) >= world.size
-    if not streaming:
+    if streams is None:
+        streams = streams_of(entries, settings, world)
+    if not streams:
         paths = [directory / f"{number:06d}.jsonl" for number in range(len(keys))]
         sizes_by_path = dict(zip(paths, (entry.size for entry in entries), strict=True))
         world.agreed(lambda: download(base, keys, paths, sizes_by_path) if world.local_rank == 0 else None)
@@ -205,15 +218,24 @@ def prepare(
         sizes = world.agreed(lambda: count(reader, keys[world.rank :: world.size], directory, world.rank))
         counted = {key: count for counts in sizes for key, count in counts.items()}
         keys = [key for key in keys if counted[key]]
-        if len(keys) < world.size:
-            raise UserError(
-                f"streaming gives each process objects of its own, but {VARIABLE} {uri} has {len(keys)} with texts"
-                f" for {world.size} processes: set streaming to false, or split the data"
-            )
-        data = Streamed(reader, keys, [counted[key] for key in keys], directory, world.rank)
+        if not keys:
+            raise UserError(f"{VARIABLE} {uri} holds no texts")
+        data = Streamed(reader, keys, [counted[key] for key in keys], directory, world, streams)
     if not len(data):
         raise UserError(f"{VARIABLE} {uri} holds no texts")
     return data
+
+
+def streams_of(entries: Sequence[Entry], settings: "Settings", world: "World") -> int:
+    """In how many streams a submission reads its objects; 0 where all of them come to each node's disk.
+
+    A process has its own, and reads no object that another one reads, where there are enough of them.
+    """
+    size = sum(entry.size for entry in entries)
+    streaming = settings.streaming
+    if streaming is None:
+        streaming = size > STREAMED and len(entries) >= world.size
+    return min(world.size, len(entries)) if streaming else 0
 
 
 def download(base: str, keys: Sequence[str], paths: Sequence[Path], sizes: Mapping[Path, int] | None = None) -> None:

@@ -7,6 +7,7 @@ resumed. The Trainer decides neither.
 """
 
 import contextlib
+import copy
 import functools
 import math
 import typing
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import PreTrainedConfig, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME, Trainer
 from transformers.trainer_callback import PrinterCallback, TrainerState
 from transformers.training_args import TrainingArguments
@@ -58,6 +59,7 @@ def train(job: Job, world: World) -> bool:
                 f"{plan.settings.global_batch_size} must be as large, and whole micro-steps"
             )
         steps, reached, total = plan.steps, plan.reached, plan.total
+        own_config = copy.deepcopy(network.config)  # the Trainer changes it
         if reached < total:
             with prologue.as_asked(steps), untrusted.data_only(run.directory / "resume"):
                 trainer = StepTrainer(
@@ -67,6 +69,7 @@ def train(job: Job, world: World) -> bool:
                     data_collator=plan.collator,
                     processing_class=tokenizer,
                 )
+                trainer.own_config = own_config
                 trainer._loss_shifts_labels = True  # it would go by the name of the model's class
                 trainer.world = world
                 trainer.split = bool(plan.settings.sharded)
@@ -84,6 +87,7 @@ def train(job: Job, world: World) -> bool:
 
         if reached < total:
             return False
+        network.config = own_config
         try:
             best = run.fetch_best() if plan.settings.load_best_model_at_end else None
         except StoppedError:
@@ -155,6 +159,7 @@ class StepTrainer(Trainer):
     split: bool
     writers: typing.Any
     resumed: Download | None
+    own_config: PreTrainedConfig
     kept: states.State
     step_loss: torch.Tensor | float = 0.0
     tokens: torch.Tensor | float = 0.0
@@ -222,7 +227,7 @@ class StepTrainer(Trainer):
             self.model.save_pretrained(folder, state_dict=kept[WEIGHTS[0]])
             torch.save(kept[MOMENTS[0]], folder / OPTIMIZER_NAME)
         if self.args.should_save:
-            self.model.config.save_pretrained(folder)
+            self.own_config.save_pretrained(folder)
             self.model.generation_config.save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
             torch.save(self.args, folder / TRAINING_ARGS_NAME)

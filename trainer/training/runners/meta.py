@@ -4,13 +4,19 @@ Weights, gradients and optimizer are split over the processes. A checkpoint is w
 on. One process writes a file; several write a folder, each its own part.
 """
 
+import dataclasses
 import functools
 import typing
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from transformers import PreTrainedModel
 
 from training import layout, model, optimizer, random_state, untrusted
@@ -137,18 +143,17 @@ class Training:
         else:
             weights, moments = get_state_dict(self.network, self.optimizer)
             state = {"model": weights, "optimizer": moments, "scaler": self.scaler.state_dict(), "step": 0}
-            keys = untrusted.read_metadata(path).state_dict_metadata
+            metadata = untrusted.read_metadata(path)
+            states.leave_out_untrained(moments, metadata, "optimizer")
+            keys = metadata.state_dict_metadata
             world_size = next(int(key.partition("of")[2].partition(".")[0]) for key in keys if key.startswith("random"))
             if world_size == self.world.size:
                 state[self._random_key()] = random_state.state(self.world)
             untrusted.load_sharded(state, path, fetch)
-        set_state_dict(
-            self.network,
-            self.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-            options=options,
-        )
+        set_model_state_dict(self.network, state["model"], options=options)
+        options = dataclasses.replace(options, strict=False)  # there are weights that nothing has trained
+        set_optimizer_state_dict(self.network, self.optimizer, state["optimizer"], options=options)
+        states.forget_untrained(self.network, self.optimizer, state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         optimizer.follow_settings(self.optimizer, self.schedule, self.settings, state["step"])

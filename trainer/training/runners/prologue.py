@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from training import batch_sizes, configuration, model, model_files
+from training.attempts import Ledger
 from training.batch_sizes import Chosen
 from training.checkpoint.checkpoints import Checkpoints
 from training.checkpoint.marker import Marker
@@ -26,9 +27,9 @@ from training.checkpoint.resume import Download
 from training.data import lengths, listing
 from training.data.batches import Batch, Collator, evaluation_batches, training_batches
 from training.data.order import Order
-from training.data.texts import Data, prepare
+from training.data.texts import Data, prepare, streams_of
 from training.distributed import World
-from training.errors import UserError, is_of_what_was_asked, said_of
+from training.errors import OUT_OF_MEMORY, UserError, is_of_what_was_asked, said_of
 from training.job import Job
 from training.progress import Progress
 from training.settings import Settings
@@ -61,12 +62,20 @@ class Run:
             memory = min(self.world.gather(own))
 
         def choose() -> dict[str, typing.Any]:
-            earlier = batch_sizes.pinned(self.storage, self.job.submission) if self.world.attempt > 1 else None
-            return dataclasses.asdict(batch_sizes.choose(settings, source, self.world.size, memory, earlier))
+            again = self.world.attempt > 1
+            earlier = batch_sizes.pinned(self.storage, self.job.submission) if again else None
+            ran_out = again and self._before() == OUT_OF_MEMORY
+            chosen = batch_sizes.choose(settings, source, self.world.size, memory, earlier, ran_out=ran_out)
+            return dataclasses.asdict(chosen)
 
         first = self.world.rank == 0
         chosen = Chosen(**self.world.agreed(lambda: choose() if first else None)[0])
         return dataclasses.replace(self, settings=batch_sizes.complete(settings, chosen), chosen=chosen)
+
+    def _before(self) -> str | None:
+        """The cause by which the attempt before this one has ended."""
+        attempts = Ledger(self.storage, self.job.submission, 0).read()
+        return next((attempt.cause for attempt in reversed(attempts) if attempt.attempt < self.world.attempt), None)
 
     def fetch_model(self, files: Sequence[str] | None = None) -> str:
         """Bring the job's model, or those of its files, to each node; together. Returns its folder."""
@@ -95,17 +104,23 @@ class Run:
         """The texts, each of them looked at with the tokenizer of a model's folder; together."""
         uri = self.job.dataset_uri
 
-        def found() -> list[tuple[str, int]]:
+        def found() -> tuple[list[tuple[str, int]], int]:
             # Rank 0 lists the objects for all processes, since some may be added or deleted meanwhile. What an earlier
             # attempt has trained on is not refused for its names.
             entries = listing.find(uri, several_splits=self.world.attempt > 1)
-            entries = listing.pin(self.storage, self.job.submission, uri, entries)
-            return [(entry.key, entry.size) for entry in entries]
+            # A submission that resumes another one goes on in its order, with as many processes or others.
+            resumed = self.start.submission if self.start else None
+            streams = listing.streams_before(self.storage, resumed, uri) if resumed else None
+            if streams is None or self.settings.streaming not in (None, bool(streams)):
+                streams = streams_of(entries, self.settings, self.world)
+            entries, streams = listing.pin(self.storage, self.job.submission, uri, entries, streams)
+            return [(entry.key, entry.size) for entry in entries], streams
 
-        entries = [Entry(key=key, size=size, etag=None) for key, size in self.world.on_rank_zero(found)]
+        listed, streams = self.world.on_rank_zero(found)
+        entries = [Entry(key=key, size=size, etag=None) for key, size in listed]
         unknown = self.world.on_rank_zero(lambda: model.unknown_tokens(source))
         normalize = model.normalizer(source) if unknown else None
-        return prepare(uri, entries, self.settings, self.directory / "data", self.world, unknown, normalize)
+        return prepare(uri, entries, self.settings, self.directory / "data", self.world, unknown, normalize, streams)
 
     def fetch_best(self) -> Download | None:
         """As fetch_checkpoint(), of this submission's best one. None where none was evaluated."""
@@ -208,6 +223,7 @@ def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTra
     settings = settings.in_steps(total)
     if run.world.rank == 0:
         configuration.write(run.storage, run.job, settings, run.world, total, run.chosen)
+    model.share_router_loss(network, settings.gradient_accumulation * run.world.size)
     collator = Collator(tokenizer, settings.max_seq_len, model.embeddings(network))
     found = lengths.measure(texts, collator, run.world)
     if settings.warmup_steps >= total:
