@@ -15,12 +15,12 @@ import make_tiny_model
 from training import export, model
 from training.storage import Folder
 
-SMALL = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+SMALL = {"vocab_size": 512, "hidden_size": 48, "intermediate_size": 144, "num_attention_heads": 4}
 MODELS = {
     "bf16": (LlamaConfig(**SMALL, num_hidden_layers=3, tie_word_embeddings=False), torch.bfloat16),
     "tied": (LlamaConfig(**SMALL, num_hidden_layers=3, tie_word_embeddings=True), torch.float16),
     "experts": (
-        MixtralConfig(**SMALL, num_hidden_layers=2, num_local_experts=4, num_key_value_heads=2),
+        MixtralConfig(**SMALL, num_hidden_layers=2, num_local_experts=2, num_key_value_heads=2),
         torch.bfloat16,
     ),
     "old": (GPT2Config(vocab_size=512, n_embd=64, n_layer=2, n_head=4), torch.float32),
@@ -44,12 +44,12 @@ def weights_of(folder):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Folders of models, and a store of what two processes have exported of them."""
+    """Folders of models, and a store of what three processes have exported of them."""
     root = tmp_path_factory.mktemp("exported")
     for name, (config, dtype) in MODELS.items():
         make(root / "models" / name, config, dtype)
     script = Path(__file__).with_name("exporting.py")
-    command = [TORCHRUN, "--standalone", "--nproc-per-node=2", script, root / "models", root / "store"]
+    command = [TORCHRUN, "--standalone", "--nproc-per-node=3", script, root / "models", root / "store"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 0, ended.stderr
     return root
@@ -57,11 +57,11 @@ def exported(tmp_path_factory):
 
 @pytest.mark.parametrize("form", ["split", "whole"])
 @pytest.mark.parametrize("name", MODELS)
-def test_two_processes_export_what_the_model_came_as(exported, name, form):
+def test_three_processes_export_what_the_model_came_as(exported, name, form):
     """In its own numbers and under its own names, in several files that they share out."""
     given, folder = exported / "models" / name, exported / "store/model" / f"{name}-{form}"
     (_, before), (files, after) = weights_of(given), weights_of(folder)
-    assert len(files) > 2
+    assert len(files) > 1
     index = json.loads((folder / "model.safetensors.index.json").read_bytes())["weight_map"]
     assert set(index.values()) == {file.name for file in files}
     assert {name: file.name for file in files for name in load_file(file)} == index

@@ -110,7 +110,9 @@ def test_dying_between_any_two_calls_leaves_no_false_checkpoint(tmp_path, name):
         start = checkpoints(storage).choose(True)
         seen.add(start.step if start else 0)
         if start:
-            folder = checkpoints(storage).download(start, path / "resume").path
+            download = checkpoints(storage).download(start, path / "resume")
+            download.ranges(lambda found=download: {target: [(0, file.size)] for target, file in found.files.items()})
+            folder = download.path
             for file in FORMS[FORM]:
                 assert (folder / file).read_text() == f"{start.submission} {start.step} {file}"
         scenario(path / "again", storage, MINE, [steps[-1] + 10], attempt=3)

@@ -24,13 +24,16 @@ from training.errors import KnownError
 if typing.TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from training.sharded import Split
+
 GB = 1e9
 CONTEXT = 3 * GB  # of CUDA and NCCL
 USABLE = 15 / 16  # of a GPU's memory; the rest is lost between blocks of other sizes
 MOMENTS = 8  # bytes a weight that AdamW keeps
 GRADIENT = 4  # bytes a weight, in fp32
+BUCKETS = 4  # bytes a weight, of DDP
 STATE = 16  # bytes a weight: fp32 weights and gradients, and moments
-SHORT = (4, 8)  # layers that are followed
+SHORT = 4  # layers that are followed at least, and once more as many
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,7 @@ class Way:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
     parameters: int
+    share: int  # of them, of the process that has most
     ways: list[Way]  # all that were looked at
     chosen: Way | None
     refusal: str | None  # one sentence, where nothing fits
@@ -76,9 +80,8 @@ class Model:
         self.config = config
         self.wanted = wanted
         self.layers = getattr(config.get_text_config(), "num_hidden_layers", 0) or 0
-        self.parameters = parameters(config)
-        self.share = wanted.processes if wanted.sharded else 1  # of the weights, among whom
-        self.state = STATE * self.parameters / self.share
+        self.parameters, self.share = parameters(config, wanted)
+        self.state = STATE * self.share
         self.peaks: dict[tuple[int, bool], float] = {}
 
     def way(self, micro_batch: int, gradient_checkpointing: bool) -> Way:
@@ -87,7 +90,7 @@ class Model:
             self.peaks[key] = self._peak(*key)
         micro_steps = math.ceil(self.wanted.texts / micro_batch)
         # After the first micro-step there are gradients from the beginning.
-        gradients = 0 if micro_steps == 1 else GRADIENT * self.parameters / self.share
+        gradients = 0 if micro_steps == 1 else GRADIENT * self.share
         return Way(
             micro_batch=micro_batch,
             micro_steps=micro_steps,
@@ -96,32 +99,28 @@ class Model:
         )
 
     def _peak(self, micro_batch: int, gradient_checkpointing: bool) -> float:
-        one, other = SHORT
+        one, other = short(self.config)
         if self.layers > other:
             few, more = (
                 followed(shortened(self.config, layers), self.wanted, micro_batch, gradient_checkpointing)
-                for layers in SHORT
+                for layers in (one, other)
             )
             peak = more + (more - few) / (other - one) * (self.layers - other)
         else:
             peak = followed(self.config, self.wanted, micro_batch, gradient_checkpointing)
-        return peak + added(self.parameters, self.wanted) + CONTEXT
+        return peak + self.share * added(self.wanted) + CONTEXT
 
 
-def added(parameters: int, wanted: Wanted) -> float:
-    """Bytes that the tracker does not see, but for CUDA's own."""
-    if wanted.sharded:
-        return parameters * MOMENTS / wanted.processes
-    casts = 2 if wanted.precision != "fp32" else 0  # which autocast keeps of each weight
-    buckets = 4 if wanted.processes > 1 else 0  # of DDP
-    return parameters * (MOMENTS + casts + buckets)
+def added(wanted: Wanted) -> float:
+    """Bytes for each weight of a process that the tracker does not see."""
+    return MOMENTS + (BUCKETS if not wanted.sharded and wanted.processes > 1 else 0)
 
 
 def choose(config: "PreTrainedConfig", wanted: Wanted) -> Answer:
     """The largest micro-batch that fits; with checkpointing only where not even one text fits without."""
     model = Model(config, wanted)
     if model.state + CONTEXT > wanted.usable:
-        return Answer(parameters=model.parameters, ways=[], chosen=None, refusal=too_large(model))
+        return Answer(parameters=model.parameters, share=model.share, ways=[], chosen=None, refusal=too_large(model))
     allowed = wanted.gradient_checkpointing
     looked: list[Way] = []
     for checkpointing in (False, True) if allowed is None else (allowed,):
@@ -129,8 +128,10 @@ def choose(config: "PreTrainedConfig", wanted: Wanted) -> Answer:
             way = model.way(size, checkpointing)
             looked.append(way)
             if way.peak <= wanted.usable:
-                return Answer(parameters=model.parameters, ways=looked, chosen=way, refusal=None)
-    return Answer(parameters=model.parameters, ways=looked, chosen=None, refusal=too_long(model, looked[-1]))
+                return Answer(parameters=model.parameters, share=model.share, ways=looked, chosen=way, refusal=None)
+    return Answer(
+        parameters=model.parameters, share=model.share, ways=looked, chosen=None, refusal=too_long(model, looked[-1])
+    )
 
 
 def sizes(texts: int, most: int | None = None) -> Iterator[int]:
@@ -182,10 +183,26 @@ def enough(total: float, each: float) -> int:
 # === following a model ===
 
 
-def parameters(config: "PreTrainedConfig") -> int:
+def parameters(config: "PreTrainedConfig", wanted: Wanted) -> tuple[int, int]:
+    """How many weights the model has, and how many of them the process that has most."""
     from training.sharded import without_weights
 
-    return sum(weight.numel() for weight in without_weights(config).parameters())
+    weights, split = list(without_weights(config).parameters()), split_of(wanted)
+    return sum(weight.numel() for weight in weights), sum(map(split.share, weights))
+
+
+def split_of(wanted: Wanted) -> "Split":
+    from training.sharded import Split
+
+    return Split(processes=wanted.processes if wanted.sharded else 1, device="cpu", precision=wanted.precision)
+
+
+def short(config: "PreTrainedConfig") -> tuple[int, int]:
+    """Two numbers of layers. From one to the other come layers of each kind, as often as in the whole model."""
+    kinds = getattr(config.get_text_config(), "layer_types", None) or []
+    period = next((every for every in range(1, len(kinds)) if kinds[every:] == kinds[:-every]), 1)
+    one = period * math.ceil(SHORT / period)
+    return one, 2 * one
 
 
 def shortened(config: "PreTrainedConfig", layers: int) -> "PreTrainedConfig":
@@ -206,30 +223,36 @@ def followed(config: "PreTrainedConfig", wanted: Wanted, micro_batch: int, gradi
     import torch.distributed as dist
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+    from torch.distributed._tools.mem_tracker import MemTracker
     from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from transformers import AutoModelForCausalLM
 
-    from training.sharded import Split
-
-    processes = wanted.processes if wanted.sharded else 1
-    split = Split(processes=processes, device="cpu", precision=wanted.precision)
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+    split = split_of(wanted)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=split.processes)
     try:
-        mesh = init_device_mesh("cpu", (processes,))
+        mesh = init_device_mesh("cpu", (split.processes,))
         with FakeTensorMode():
             network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
             if gradient_checkpointing:
                 network.activation_checkpointing_enable({"use_reentrant": False})
-            split.shard(network, mesh)
             network.train()
-            tracker = FSDPMemTracker(network, torch.optim.AdamW(network.parameters()))
             texts = torch.zeros((micro_batch, wanted.seq_len), dtype=torch.long)
             # As it is made of a batch that has padding; transformers would look into it.
             mask = torch.ones((micro_batch, 1, wanted.seq_len, wanted.seq_len), dtype=torch.bool)
-            tracker.track_inputs((texts, mask))
+            if wanted.sharded:
+                split.shard(network, mesh)
+                tracker: MemTracker = FSDPMemTracker(network, torch.optim.AdamW(network.parameters()))
+                tracker.track_inputs((texts, mask))
+            else:
+                tracker = MemTracker()
+                tracker.track_external(network, texts, mask)
+            # A model that is not split has fp32 weights, and autocast makes of them what it computes with.
+            casts = not wanted.sharded and wanted.precision != "fp32"
             with tracker:
-                network(input_ids=texts, labels=texts, attention_mask=mask, use_cache=False).loss.backward()
+                with torch.autocast("cpu", torch.bfloat16, enabled=casts):
+                    loss = network(input_ids=texts, labels=texts, attention_mask=mask, use_cache=False).loss
+                loss.backward()
             return sum(sizes["Total"] for sizes in tracker.get_tracker_snapshot("peak").values())
     finally:
         dist.destroy_process_group()
@@ -281,8 +304,7 @@ def wanted_by(arguments: argparse.Namespace) -> Wanted:
 
 
 def table(answer: Answer, wanted: Wanted) -> Iterator[str]:
-    share = wanted.processes if wanted.sharded else 1
-    state = answer.parameters * STATE / share / GB
+    state = answer.share * STATE / GB
     yield (
         f"{answer.parameters / GB:.2f} billion parameters on {wanted.processes} GPUs of {wanted.memory / GB:g} GB, of "
         f"which {wanted.usable / GB:.1f} GB are used; weights, gradients and optimizer take {state:.1f} GB a GPU"

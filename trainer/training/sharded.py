@@ -7,21 +7,28 @@ of the files, so that a host never holds a whole model for each of its processes
 import contextlib
 import dataclasses
 import logging
+import math
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.distributed import DistributedConfig, mixin
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 from transformers.distributed.utils import TransformersDeviceMesh
 from transformers.initialization import no_init_weights
 
 from training.errors import UserError
+
+UNEVEN = 1.25  # times its share that a process may have of a weight
 
 ARITHMETIC = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,6 +57,7 @@ class Split:
         with self._splitting():
             network, found = type(made).from_pretrained(source, distributed_config=self._plan(made), **read)
         network.config.distributed_config = None  # an export is whole
+        check_experts(source, network)
         return network, found
 
     def make(self, config: PreTrainedConfig) -> PreTrainedModel:
@@ -79,17 +87,42 @@ class Split:
 
     def shard(self, network: PreTrainedModel, mesh: DeviceMesh | None = None) -> None:
         """Split a model whose weights are there, as load() does."""
-        mesh, plan = mesh or init_device_mesh(self.device, (self.processes,)), layers(network)
+        plan = layers(network)
+        how: dict[str, typing.Any] = {
+            "mesh": mesh or init_device_mesh(self.device, (self.processes,)),
+            "mp_policy": self.policy,
+            "shard_placement_fn": self._dimension,
+        }
         for name, module in network.named_modules():
             if replace_layer_number_by_wildcard(name) in plan:
-                fully_shard(module, mesh=mesh, mp_policy=self.policy)
+                fully_shard(module, **how)
         head = network.get_output_embeddings()
         embedding = network.get_input_embeddings()
         if head is not None and head.weight is not embedding.weight:
-            fully_shard(embedding, mesh=mesh, mp_policy=self.policy)
-            fully_shard(head, mesh=mesh, mp_policy=self.policy, reshard_after_forward=False)
-        fully_shard(network, mesh=mesh, mp_policy=self.policy)
+            fully_shard(embedding, **how)
+            fully_shard(head, **how, reshard_after_forward=False)
+        fully_shard(network, **how)
         network._is_distributed_loading_by_transformers = True  # so that its Trainer wraps it in nothing
+
+    def share(self, weight: torch.Tensor) -> int:
+        """How many numbers of a weight the process has that has most."""
+        if self._dimension(weight) is not None:
+            return weight.numel() // self.processes
+        rows = weight.shape[0] if weight.ndim else 1
+        return math.ceil(rows / self.processes) * (weight.numel() // max(rows, 1))
+
+    def _dimension(self, weight: torch.Tensor) -> Shard | None:
+        """The dimension in which a weight is split; None is the first one.
+
+        All experts of a layer are one weight, and fewer than the processes may be. FSDP2 splits other dimensions than
+        the first one into equal parts only. Files have the experts apart, and some in two halves, which transformers
+        puts together in the middle dimension: so the last one is tried first.
+        """
+        rows, *others = weight.shape
+        if math.ceil(rows / self.processes) * self.processes <= UNEVEN * rows:
+            return None
+        fitting = (at for at, size in enumerate(others, 1) if size % self.processes == 0)
+        return next((Shard(at) for at in sorted(fitting, reverse=True)), None)
 
     @contextlib.contextmanager
     def _splitting(self) -> Iterator[None]:
@@ -144,3 +177,29 @@ def layers(network: PreTrainedModel) -> dict[str, str]:
     if not found:
         raise UserError(f"a {network.config.model_type} has no layers by which it could be split: say sharded false")
     return {replace_layer_number_by_wildcard(name): "free_full_weight" for name in found}
+
+
+def check_experts(source: str, network: PreTrainedModel) -> None:
+    """Raises UserError where transformers has put together parts of experts that do not belong together; together.
+
+    It cuts what it reads before it puts it together, which is right for some ways to do so. One weight of each kind is
+    compared with the file.
+    """
+    first: dict[str, tuple[str, DTensor]] = {}
+    for name, weight in network.named_parameters():
+        if isinstance(weight, DTensor) and any(isinstance(at, Shard) and at.dim for at in weight.placements):
+            first.setdefault(replace_layer_number_by_wildcard(name), (name, weight))
+    wholes = {name: weight.full_tensor().detach().cpu() for name, weight in first.values()}
+    if not wholes:
+        return
+    saved = revert_weight_conversion(network, wholes)
+    for file in sorted(Path(source).glob("*.safetensors")):
+        with safe_open(file, "pt") as found:
+            for name in saved.keys() & set(found.keys()):
+                if torch.equal(found.get_tensor(name).float(), saved[name].float()):
+                    del saved[name]
+    if saved:
+        raise UserError(
+            f"the experts of a {network.config.model_type} cannot be split over more processes than there are experts: "
+            f"{min(saved)} would not be what its file has. Take fewer processes"
+        )

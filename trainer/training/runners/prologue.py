@@ -9,6 +9,7 @@ counts the steps and the tokens that are cut off, and writes the configuration.
 import contextlib
 import dataclasses
 import logging
+import os
 import traceback
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from training import batch_sizes, configuration, model, model_files
+from training import batch_sizes, configuration, host_memory, model, model_files
 from training.attempts import Ledger
 from training.batch_sizes import Chosen
 from training.checkpoint.checkpoints import Checkpoints
@@ -230,6 +231,9 @@ def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTra
         logger.warning("warmup_steps %d take all %d steps: lr is not reached", settings.warmup_steps, total)
     if collator.end is None:
         logger.warning("tokenizer and config.json name no end token: no text gets one, and no end is learnt")
+    # The first process saves for all of them where each has all weights.
+    copies = 1 if not settings.sharded else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    run.world.agreed(lambda: host_memory.check(model.trained_here(network), copies))
     if found.cut_tokens:
         logger.info("%s", found.sentence(settings.max_seq_len))
     progress = Progress(run.storage, run.job.submission, run.world.attempt, total, round(found.share, 4))

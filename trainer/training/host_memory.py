@@ -1,0 +1,30 @@
+"""Whether the memory of a pod is large enough for a save, of which the kernel would let nobody speak."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from training.errors import UserError
+
+GB = 1e9
+COPY = 12  # bytes a weight that a save copies to the host: fp32 weights and AdamW's moments
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of cgroups v2 and v1
+
+
+def limit() -> int:
+    """Bytes that the processes of this pod may have together: its own limit, or the machine's memory."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in map(Path, LIMITS):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(path.read_text()))  # without a limit v2 says max, and v1 a number beyond all memory
+    return min(found)
+
+
+def check(weights: int, processes: int) -> None:
+    """Raises UserError where a node cannot hold the copies of so many weights that each of its processes makes."""
+    needed, there = COPY * weights * processes, limit()
+    if needed > there:
+        raise UserError(
+            f"a checkpoint is copied to the memory of the host before it is written, {needed / GB:.1f} GB on this "
+            f"node, and the pod may have {there / GB:.1f} GB: raise memory_per_node_gb, or take more nodes"
+        )
