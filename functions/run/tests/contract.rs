@@ -1,28 +1,32 @@
-//! Runs `tests/contract/*.json`, which the trainer runs too. An operation that this language does not know fails, and so
-//! does one of its operations that has no vector.
+//! Runs `tests/contract/*.json`, which the trainer runs too. An operation that this language does not know fails, unless its
+//! file says that it is the trainer's alone, and so does one of this language's operations that has no vector.
 
 #![expect(clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt::Display, str::FromStr};
 
 use serde_json::{Value, json};
 use training_run::{
     attempt::{Attempt, AttemptError},
-    layout::{self, RunKey, RunPrefix},
+    layout::{self, RunKey, RunPrefix, S3Uri},
     lineage::{Known, Lineage, Preference, candidates},
     marker::{File, Marker, MarkerError},
-    names::{Framework, RunId, Step, Submission},
+    names::{Framework, JobName, Namespace, RunId, Step, Submission},
     owner::{Owner, Write},
     progress::Progress,
 };
 
 type Operation = (&'static str, fn(&Value) -> Value);
 
+/// The vectors of a file, less those of operations that the trainer alone has.
 fn vectors(file: &str) -> Vec<Value> {
     let path = format!("{}/../../tests/contract/{file}", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let document: Value = serde_json::from_str(&text).expect("the vectors are JSON");
-    document["vectors"].as_array().expect("a list of vectors").clone()
+    let mut document: Value = serde_json::from_str(&text).expect("the vectors are JSON");
+    let Value::Array(mut vectors) = document["vectors"].take() else { panic!("{path}: no list of vectors") };
+    let trainer_only = document["trainer_only"].as_array().cloned().unwrap_or_default();
+    vectors.retain(|vector| !trainer_only.contains(&vector["op"]));
+    vectors
 }
 
 fn run(file: &str, operations: &[Operation]) {
@@ -55,9 +59,12 @@ fn run_prefix(input: &Value) -> Value {
     RunPrefix::new(&base, &run_id, framework).to_string().into()
 }
 
+fn step(input: &Value) -> Step {
+    Step::new(input["step"].as_u64().expect("a number")).expect("a step")
+}
+
 fn marker_key(input: &Value) -> Value {
-    let step = Step::new(input["step"].as_u64().expect("a number")).expect("a step");
-    RunKey::Marker(step).relative().into()
+    RunKey::Marker(step(input)).relative().into()
 }
 
 fn parse_marker_key(input: &Value) -> Value {
@@ -100,6 +107,18 @@ fn data_key(input: &Value) -> Value {
 
 fn owner_key(_: &Value) -> Value {
     RunKey::Owner.relative().into()
+}
+
+fn record_key(input: &Value) -> Value {
+    let base = text(input, "checkpoint_base_uri").parse().expect("a base");
+    let namespace = text(input, "namespace").parse().expect("a namespace");
+    let job = text(input, "job").parse().expect("a job's name");
+    layout::job_record_key(&base, &namespace, &job, &submission(input)).into()
+}
+
+/// A name as it is kept; null where it is none.
+fn name<T: FromStr + Display>(input: &Value) -> Value {
+    json!(text(input, "text").parse::<T>().ok().map(|name| name.to_string()))
 }
 
 fn parse(input: &Value) -> Value {
@@ -219,6 +238,22 @@ fn progress_is_passed_on_as_the_trainer_writes_it() {
 }
 
 #[test]
+fn names_are_the_trainers() {
+    run(
+        "names.json",
+        &[
+            ("run_id", name::<RunId>),
+            ("framework", name::<Framework>),
+            ("namespace", name::<Namespace>),
+            ("job", name::<JobName>),
+            ("id", name::<Submission>),
+            ("s3_uri", name::<S3Uri>),
+            ("checkpoint_prefix", name::<RunPrefix>),
+        ],
+    );
+}
+
+#[test]
 fn the_layout_is_the_trainers() {
     run(
         "layout.json",
@@ -234,6 +269,7 @@ fn the_layout_is_the_trainers() {
             ("config_keys", config_keys),
             ("data_key", data_key),
             ("owner_key", owner_key),
+            ("record_key", record_key),
         ],
     );
 }
