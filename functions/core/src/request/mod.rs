@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 use training_run::{
-    layout::S3Uri,
+    layout::{S3Uri, UriError},
     names::{Framework, JobName, Namespace, RunId},
 };
 
@@ -259,9 +259,8 @@ fn read_base(body: &mut Reader, rules: &Rules) -> Option<S3Uri> {
         body.refuse("/checkpoint_base_uri", "too_long", detail);
         return None;
     }
-    // Below them lies what belongs to another run, or to the platform.
-    if uri.key().split('/').any(|segment| segment.starts_with("framework=") || segment == "_jobs") {
-        body.refuse("/checkpoint_base_uri", "reserved", "must not have a segment `framework=...` or `_jobs`");
+    if uri.has_reserved_segment() {
+        body.refuse("/checkpoint_base_uri", "reserved", UriError::Reserved.to_string());
         return None;
     }
     if rules.runs_base_uris.iter().any(|base| uri.is_within(base)) {
