@@ -8,6 +8,8 @@ use std::{collections::BTreeSet, fmt::Display, str::FromStr};
 use serde_json::{Value, json};
 use training_run::{
     attempt::{Attempt, AttemptError},
+    digest::Digest,
+    entry::{IndexEntry, IndexError},
     layout::{self, RunKey, RunPrefix, S3Uri},
     lineage::{Known, Lineage, Preference, candidates},
     marker::{File, Marker, MarkerError},
@@ -254,6 +256,65 @@ fn names_are_the_trainers() {
             ("id", name::<Submission>),
             ("s3_uri", name::<S3Uri>),
             ("checkpoint_prefix", name::<RunPrefix>),
+        ],
+    );
+}
+
+fn entry(input: &Value) -> Value {
+    let prefix = text(input, "prefix").parse().expect("a prefix");
+    let marker = Marker::parse(text(input, "marker").as_bytes()).expect("a marker");
+    let listing: Vec<File> = serde_json::from_value(input["listing"].clone()).expect("a listing");
+    let entry = IndexEntry::new(&prefix, &marker, text(input, "marker_etag").to_owned(), &listing);
+    String::from_utf8(entry.to_body()).expect("text").into()
+}
+
+/// The names of the marker's metrics that its entry has.
+fn kept(input: &Value) -> Value {
+    json!(Marker::parse(&body(input)).expect("a marker").metrics.keys().collect::<Vec<_>>())
+}
+
+/// The same in whatever run, and whatever files are there.
+fn digest(input: &Value) -> Value {
+    let prefix = "s3://bucket/r/framework=hf".parse().expect("a prefix");
+    let marker = Marker::parse(&body(input)).expect("a marker");
+    Digest::of(&IndexEntry::new(&prefix, &marker, String::new(), &[])).to_string().into()
+}
+
+fn read_entry(input: &Value) -> Value {
+    match IndexEntry::parse_at(&body(input), step(input)) {
+        Ok(_) => "read".into(),
+        Err(IndexError::Format(_)) => "refused".into(),
+        Err(IndexError::Newer(_)) => "newer".into(),
+        Err(other) => panic!("no body is at fault for this: {other:?}"),
+    }
+}
+
+fn entry_key(input: &Value) -> Value {
+    RunKey::IndexEntry(step(input)).relative().into()
+}
+
+fn parse_entry_key(input: &Value) -> Value {
+    let prefix: RunPrefix = "s3://bucket/r/framework=hf".parse().expect("a prefix");
+    json!(prefix.index_step(&format!("r/framework=hf/{}", text(input, "key"))))
+}
+
+fn digest_key(input: &Value) -> Value {
+    RunKey::IndexDigest(step(input), text(input, "name")).relative().into()
+}
+
+/// Nothing of the trainer's reads or writes the index.
+#[test]
+fn the_index_is_what_the_format_says() {
+    run(
+        "index.json",
+        &[
+            ("entry", entry),
+            ("kept", kept),
+            ("digest", digest),
+            ("read", read_entry),
+            ("entry_key", entry_key),
+            ("parse_entry_key", parse_entry_key),
+            ("digest_key", digest_key),
         ],
     );
 }
