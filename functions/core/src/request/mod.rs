@@ -1,6 +1,14 @@
 //! The body of POST /train: parsed into a [`TrainingJobRequest`], or refused with every violated rule at once.
 //!
 //! What the API server, the operator's webhook or the kubelet would refuse later is refused here.
+//!
+//! ```text
+//! bytes ─> strict_json ─> object ─┬─> fingerprint
+//!                                 └─> reader: each field by its line in fields ─> TrainingJobRequest, or all violations
+//!                                        rules, environment, image, resume: of single values
+//!                                        extra_args: against the schemas of the trainer's settings
+//! ```
+//! `job::manifest` makes the job of it.
 
 mod environment;
 pub mod extra_args;
