@@ -5,6 +5,12 @@
 
 The secret then holds {"tokens": [entry, ...]}, at most 200 of them; the functions see a change within 45 seconds. To
 rotate a token, add the new entry, hand out the new token, and remove the old entry when nobody uses it any more.
+
+The single token, {"token": "..."}, as the stack makes it, needs nothing of this program. To rotate it, store a new version
+of the secret. The token of the version before counts until the next one, so after a leak rotate twice:
+
+    aws secretsmanager put-secret-value --secret-id <TokenSecretArn> \\
+        --secret-string '{"token": "'$(openssl rand -hex 32)'"}'
 """
 
 import argparse

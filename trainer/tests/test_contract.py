@@ -1,18 +1,24 @@
-"""The vectors that trainer and control plane share. An operation that this side does not know fails, and so does one
-of its operations that has no vector."""
+"""The vectors that trainer and control plane share. An operation that this side does not know fails, unless its file
+says that it is the control plane's alone, and so does one of this side's operations that has no vector."""
 
 import json
 import tempfile
+import types
 from pathlib import Path
 
 import pytest
 
-from training import attempts, layout, owner, progress
+from training import attempts, job, layout, owner, progress
 from training.checkpoint import marker
-from training.checkpoint.lineage import in_line, lineage
+from training.checkpoint.lineage import in_line, in_order, lineage
+from training.checkpoint.resume import checkpoint_to_resume
+from training.checkpoint.snapshot import Snapshot
+from training.errors import RefusedError, SupersededError, UserError
+from training.place import Place
 from training.storage import Entry, Folder
 
 CONTRACT = Path(__file__).parents[2] / "tests" / "contract"
+SUBMISSION = "01980000-0000-7000-8000-000000000001"
 
 
 def parse(value):
@@ -96,14 +102,71 @@ def superseded(value):
     return sorted({one.step for one in checkpoints(value)} - set(steps_in_line(value)))
 
 
+def resumed_step(value):
+    """Of checkpoints with one file each, which is there where the checkpoint is said to be complete."""
+    resume, step = job.start({"resume": value["resume"]}, "resume")
+    markers, listing = [], []
+    for checkpoint in value["checkpoints"]:
+        path = f"checkpoint-{checkpoint['step']}/a"
+        files = [{"path": path, "size": 1}]
+        body = {"framework": "hf", "saved_at": 1.0, "files": files, **checkpoint}
+        markers.append(marker.parse(json.dumps(body).encode()))
+        if checkpoint["complete"]:
+            listing.append(Entry(key=layout.CHECKPOINTS + path, size=1, etag=None))
+    found = Snapshot(listing=listing, markers=markers)
+    try:
+        chosen = checkpoint_to_resume(found, value["submission"], resume=resume, step=step)
+    except UserError:
+        return "refused"
+    return chosen and chosen.step
+
+
 def read_attempt(value):
     """As the ledger reads an entry, whatever it is."""
-    submission = "01980000-0000-7000-8000-000000000001"
     with tempfile.TemporaryDirectory() as folder:
         storage = Folder(Path(folder))
-        storage.write(layout.attempt_key(submission, 1), body_of(value))
-        (found,) = attempts.Ledger(storage, submission, 0).read()
+        storage.write(layout.attempt_key(SUBMISSION, 1), body_of(value))
+        (found,) = attempts.Ledger(storage, SUBMISSION, 0).read()
     return {"cause": found.cause, "rank": found.rank, "message": found.message}
+
+
+def next_attempt(value):
+    """A start as rank 0 of all these pods does it, and what it has made of the entries before."""
+    pods, number = value["pods"], None
+    place = Place(
+        rank=0,
+        size=len(pods),
+        local_rank=0,
+        node=0,
+        nodes=len(pods),
+        pod=pods[0],
+        under_torchrun=len(pods) > 1,
+        pod_has_uid=True,
+    )
+    world = types.SimpleNamespace(gather=lambda _: list(enumerate(pods)), on_rank_zero=lambda function: function())
+    with tempfile.TemporaryDirectory() as folder:
+        storage, refused = Folder(Path(folder)), None
+        for before, entry in enumerate(value["entries"], 1):
+            storage.write(layout.attempt_key(SUBMISSION, before), json.dumps({**entry, "started_at": 1.0}).encode())
+        ledger = attempts.Ledger(storage, SUBMISSION, value["max_restarts"])
+        try:
+            number = ledger.meet(world, place, ledger.start(place))
+        except RefusedError as error:
+            refused = error.cause
+        except SupersededError:
+            refused = "superseded"
+        causes = [attempt.cause for attempt in ledger.read() if attempt.attempt != number]
+    return {"causes": causes, "refused": refused}
+
+
+def name_of_owner(field, value):
+    """A name as an owner with it is read; null where the owner is refused."""
+    body = {"submission": SUBMISSION, "namespace": "training", "job": "hf-r", field: value["text"]}
+    try:
+        found = owner.parse(json.dumps(body).encode())
+    except ValueError:
+        return None
+    return found["submission"] if field == "submission" else value["text"]
 
 
 OPERATIONS = {
@@ -119,6 +182,15 @@ OPERATIONS = {
         "config_keys": lambda value: layout.config_keys(**value),
         "data_key": lambda value: layout.data_key(**value),
         "owner_key": lambda value: layout.owner_key(**value),
+        "files_prefix": lambda value: layout.checkpoint_prefix(**value),
+        "tensorboard_prefix": lambda value: layout.tensorboard_prefix(**value),
+    },
+    "names.json": {
+        "run_id": lambda value: value["text"] if job.RUN_ID.fullmatch(value["text"]) else None,
+        "framework": lambda value: value["text"] if value["text"] in layout.FRAMEWORKS else None,
+        "namespace": lambda value: name_of_owner("namespace", value),
+        "job": lambda value: name_of_owner("job", value),
+        "id": lambda value: name_of_owner("submission", value),
     },
     "marker.json": {
         "parse": parse,
@@ -129,17 +201,25 @@ OPERATIONS = {
         "complete": complete,
     },
     "owner.json": {"read": read_owner, "write": write},
-    "lineage.json": {"in_line": steps_in_line, "superseded": superseded},
+    "lineage.json": {
+        "in_line": steps_in_line,
+        "superseded": superseded,
+        "in_order": lambda value: [one.step for one in in_order(checkpoints(value))],
+        "resume": resumed_step,
+    },
     "attempts.json": {
         "number": lambda value: layout.parse_attempt_key(f"attempts/x/{value['name']}"),
         "read": read_attempt,
+        "next": next_attempt,
     },
     "progress.json": {"report": lambda value: progress.snapshot(**value)},
 }
+DOCUMENTS = {file: json.loads((CONTRACT / file).read_text(encoding="utf-8")) for file in OPERATIONS}
 VECTORS = [
     (file, vector)
-    for file in OPERATIONS
-    for vector in json.loads((CONTRACT / file).read_text(encoding="utf-8"))["vectors"]
+    for file, document in DOCUMENTS.items()
+    for vector in document["vectors"]
+    if vector["op"] not in document.get("control_plane_only", [])
 ]
 
 

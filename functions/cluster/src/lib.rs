@@ -4,6 +4,9 @@
 //! DescribeCluster ─> endpoint, CA ─┐
 //! credentials ─> presigned token ──┴─> kube client ─> PyTorchJobs, pods ─> ClusterError says what an answer means
 //! ```
+//! The domain's objects: a [`Cluster`] is one that is signed in to, [`Jobs`] are the calls about one namespace's jobs, an
+//! [`Effect`] says whether a write is done or only checked, and a [`Moment`] is a time whose age counts on while Lambda
+//! freezes the function.
 
 mod access;
 mod error;

@@ -3,6 +3,8 @@
 //! ```text
 //! request ─> boundary ─> handler: route, token, work ─> Result<Answer, Failure> ─> boundary ─> response and one log line
 //! ```
+//! The domain's objects: a [`token::TokenCheck`] knows the secret and says who calls, an [`Answer`] is a good answer, and a
+//! [`Failure`] a problem with the cause that is logged and never shown.
 
 pub mod answer;
 pub mod boundary;

@@ -44,6 +44,9 @@ pub enum UriError {
     /// A segment of the key is empty, `.` or `..`, or has a character that S3 cannot list.
     #[error("must not have empty, `.` or `..` segments, control characters or U+FFFE and U+FFFF in its key")]
     Segment,
+    /// A segment of a base is one of the platform's.
+    #[error("must not have a segment `framework=...` or `_jobs`")]
+    Reserved,
     /// Longer than S3 allows.
     #[error("must have a key of at most 900 bytes")]
     TooLong,
@@ -113,6 +116,13 @@ impl S3Uri {
     pub fn join(&self, path: &str) -> Self {
         let key = if self.key.is_empty() { path.to_owned() } else { format!("{}/{path}", self.key) };
         Self { bucket: self.bucket.clone(), key }
+    }
+
+    /// Whether a segment of the key is one of the platform's, so that this is no base of runs: below `framework=...` lies
+    /// what belongs to a run, and below `_jobs` the records.
+    #[must_use]
+    pub fn has_reserved_segment(&self) -> bool {
+        self.key.split('/').any(|segment| segment.starts_with("framework=") || segment == "_jobs")
     }
 
     /// Whether this URI is `base` or lies below it, by whole segments.
@@ -296,6 +306,9 @@ impl FromStr for RunPrefix {
         let (base, run_id) = run.rsplit_once('/').unwrap_or(("", run));
         let _: RunId = run_id.parse().map_err(|_| UriError::Segment)?;
         let base = S3Uri { bucket: uri.bucket.clone(), key: base.to_owned() };
+        if base.has_reserved_segment() {
+            return Err(UriError::Reserved);
+        }
         Ok(Self { base, framework, uri })
     }
 }

@@ -5,14 +5,26 @@
 //! ```text
 //! base ─── record            which job was made for a submission
 //! run ──── owner             which submission may write
-//!  ├── submission ─ attempts, progress, logs, model
+//!  ├── submission ─ attempts, progress, logs, config and data, model
 //!  └── step ─────── marker ─> checkpoint (its files) ─> entry and digest of the index
 //!                      └──── lineage: which checkpoints count, and from which one a submission resumes
 //! S3 event ─> the marker that may have changed
 //! ```
-//! The domain's objects: [`names::RunId`], [`names::Submission`] and [`names::Step`] name things; [`layout::RunPrefix`] and
-//! [`layout::RunKey`] say where they lie; [`owner::Owner`], [`owner::JobRecord`], [`marker::Marker`], [`entry::IndexEntry`],
-//! [`digest::Digest`], [`attempt::Attempt`] and [`progress::Progress`] are what lies there; [`lineage::candidates`] chooses.
+//! The domain's objects:
+//!
+//! - [`names::RunId`], [`names::Framework`], [`names::Namespace`], [`names::JobName`], [`names::Submission`] and
+//!   [`names::Step`] name things.
+//! - [`layout::S3Uri`] is a base or another place in S3; [`layout::RunPrefix`] and [`layout::RunKey`] say where a run's
+//!   objects lie.
+//! - [`owner::Owner`] says whose a run is, and [`owner::JobRecord`] that a job was created. An [`owner::Claimant`] is a
+//!   request that would own the run, an [`owner::LeaseState`] whether it may, and an [`owner::Write`] whether a trainer may
+//!   write.
+//! - [`marker::Marker`] is a checkpoint: its [`marker::File`]s, its [`marker::State`], and the [`marker::Parent`] that was
+//!   resumed. [`entry::IndexEntry`] and [`digest::Digest`] are what the index has of it, and [`lineage::Lineage`] which
+//!   checkpoints count; [`lineage::candidates`] orders them.
+//! - [`attempt::Attempt`] is a start of a submission, and [`progress::Progress`] how far it is. What the trainer alone
+//!   reads, such as `config/<submission>/data.json`, has a key here and no type.
+//! - [`s3_event::Delivery`] is what the indexer is invoked with, and [`s3_event::MarkerEvent`] one marker that it names.
 
 pub mod attempt;
 pub mod digest;

@@ -1,28 +1,34 @@
-//! Runs `tests/contract/*.json`, which the trainer runs too. An operation that this language does not know fails, and so
-//! does one of its operations that has no vector.
+//! Runs `tests/contract/*.json`, which the trainer runs too. An operation that this language does not know fails, unless its
+//! file says that it is the trainer's alone, and so does one of this language's operations that has no vector.
 
 #![expect(clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt::Display, str::FromStr};
 
 use serde_json::{Value, json};
 use training_run::{
     attempt::{Attempt, AttemptError},
-    layout::{self, RunKey, RunPrefix},
+    digest::Digest,
+    entry::{IndexEntry, IndexError},
+    layout::{self, RunKey, RunPrefix, S3Uri},
     lineage::{Known, Lineage, Preference, candidates},
     marker::{File, Marker, MarkerError},
-    names::{Framework, RunId, Step, Submission},
+    names::{Framework, JobName, Namespace, RunId, Step, Submission},
     owner::{Owner, Write},
     progress::Progress,
 };
 
 type Operation = (&'static str, fn(&Value) -> Value);
 
+/// The vectors of a file, less those of operations that the trainer alone has.
 fn vectors(file: &str) -> Vec<Value> {
     let path = format!("{}/../../tests/contract/{file}", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let document: Value = serde_json::from_str(&text).expect("the vectors are JSON");
-    document["vectors"].as_array().expect("a list of vectors").clone()
+    let mut document: Value = serde_json::from_str(&text).expect("the vectors are JSON");
+    let Value::Array(mut vectors) = document["vectors"].take() else { panic!("{path}: no list of vectors") };
+    let trainer_only = document["trainer_only"].as_array().cloned().unwrap_or_default();
+    vectors.retain(|vector| !trainer_only.contains(&vector["op"]));
+    vectors
 }
 
 fn run(file: &str, operations: &[Operation]) {
@@ -55,9 +61,12 @@ fn run_prefix(input: &Value) -> Value {
     RunPrefix::new(&base, &run_id, framework).to_string().into()
 }
 
+fn step(input: &Value) -> Step {
+    Step::new(input["step"].as_u64().expect("a number")).expect("a step")
+}
+
 fn marker_key(input: &Value) -> Value {
-    let step = Step::new(input["step"].as_u64().expect("a number")).expect("a step");
-    RunKey::Marker(step).relative().into()
+    RunKey::Marker(step(input)).relative().into()
 }
 
 fn parse_marker_key(input: &Value) -> Value {
@@ -100,6 +109,18 @@ fn data_key(input: &Value) -> Value {
 
 fn owner_key(_: &Value) -> Value {
     RunKey::Owner.relative().into()
+}
+
+fn record_key(input: &Value) -> Value {
+    let base = text(input, "checkpoint_base_uri").parse().expect("a base");
+    let namespace = text(input, "namespace").parse().expect("a namespace");
+    let job = text(input, "job").parse().expect("a job's name");
+    layout::job_record_key(&base, &namespace, &job, &submission(input)).into()
+}
+
+/// A name as it is kept; null where it is none.
+fn name<T: FromStr + Display>(input: &Value) -> Value {
+    json!(text(input, "text").parse::<T>().ok().map(|name| name.to_string()))
 }
 
 fn parse(input: &Value) -> Value {
@@ -209,13 +230,93 @@ fn the_ledger_is_read_as_the_trainer_reads_it() {
 /// Nothing here writes progress: what the trainer writes is read whole, and passed on as it is.
 #[test]
 fn progress_is_passed_on_as_the_trainer_writes_it() {
-    let vectors = vectors("progress.json");
-    assert!(!vectors.is_empty());
-    for vector in vectors {
-        assert_eq!(vector["op"], "report", "the operation is not known here");
-        let progress = Progress::parse(vector["output"].to_string().as_bytes()).expect("a progress object");
-        assert_eq!(json!(progress), vector["output"], "{}", vector["case"]);
+    let mut seen = BTreeSet::new();
+    for vector in vectors("progress.json") {
+        let (operation, input, output) = (text(&vector, "op"), &vector["input"], &vector["output"]);
+        let read = match operation {
+            "report" => Progress::parse(output.to_string().as_bytes()),
+            "read" => Progress::parse(&body(input)),
+            other => panic!("the operation `{other}` is not known here"),
+        };
+        assert_eq!(&read.map_or("refused".into(), |progress| json!(progress)), output, "{}", vector["case"]);
+        seen.insert(operation.to_owned());
     }
+    assert_eq!(Vec::from_iter(seen), ["read", "report"]);
+}
+
+#[test]
+fn names_are_the_trainers() {
+    run(
+        "names.json",
+        &[
+            ("run_id", name::<RunId>),
+            ("framework", name::<Framework>),
+            ("namespace", name::<Namespace>),
+            ("job", name::<JobName>),
+            ("id", name::<Submission>),
+            ("s3_uri", name::<S3Uri>),
+            ("checkpoint_prefix", name::<RunPrefix>),
+        ],
+    );
+}
+
+fn entry(input: &Value) -> Value {
+    let prefix = text(input, "prefix").parse().expect("a prefix");
+    let marker = Marker::parse(text(input, "marker").as_bytes()).expect("a marker");
+    let listing: Vec<File> = serde_json::from_value(input["listing"].clone()).expect("a listing");
+    let entry = IndexEntry::new(&prefix, &marker, text(input, "marker_etag").to_owned(), &listing);
+    String::from_utf8(entry.to_body()).expect("text").into()
+}
+
+/// The names of the marker's metrics that its entry has.
+fn kept(input: &Value) -> Value {
+    json!(Marker::parse(&body(input)).expect("a marker").metrics.keys().collect::<Vec<_>>())
+}
+
+/// The same in whatever run, and whatever files are there.
+fn digest(input: &Value) -> Value {
+    let prefix = "s3://bucket/r/framework=hf".parse().expect("a prefix");
+    let marker = Marker::parse(&body(input)).expect("a marker");
+    Digest::of(&IndexEntry::new(&prefix, &marker, String::new(), &[])).to_string().into()
+}
+
+fn read_entry(input: &Value) -> Value {
+    match IndexEntry::parse_at(&body(input), step(input)) {
+        Ok(_) => "read".into(),
+        Err(IndexError::Format(_)) => "refused".into(),
+        Err(IndexError::Newer(_)) => "newer".into(),
+        Err(other) => panic!("no body is at fault for this: {other:?}"),
+    }
+}
+
+fn entry_key(input: &Value) -> Value {
+    RunKey::IndexEntry(step(input)).relative().into()
+}
+
+fn parse_entry_key(input: &Value) -> Value {
+    let prefix: RunPrefix = "s3://bucket/r/framework=hf".parse().expect("a prefix");
+    json!(prefix.index_step(&format!("r/framework=hf/{}", text(input, "key"))))
+}
+
+fn digest_key(input: &Value) -> Value {
+    RunKey::IndexDigest(step(input), text(input, "name")).relative().into()
+}
+
+/// Nothing of the trainer's reads or writes the index.
+#[test]
+fn the_index_is_what_the_format_says() {
+    run(
+        "index.json",
+        &[
+            ("entry", entry),
+            ("kept", kept),
+            ("digest", digest),
+            ("read", read_entry),
+            ("entry_key", entry_key),
+            ("parse_entry_key", parse_entry_key),
+            ("digest_key", digest_key),
+        ],
+    );
 }
 
 #[test]
@@ -234,6 +335,7 @@ fn the_layout_is_the_trainers() {
             ("config_keys", config_keys),
             ("data_key", data_key),
             ("owner_key", owner_key),
+            ("record_key", record_key),
         ],
     );
 }

@@ -1,4 +1,5 @@
-//! The logs that the trainer has written into the runs bucket: for each rank and attempt the bytes of its parts.
+//! The logs that the trainer has written into the runs bucket: for each rank and attempt the bytes of its parts. Whether the
+//! archive is read at all is decided in `training_core::job::log_source`.
 //!
 //! A part may hold a line or 4 MiB: what was printed in ten seconds, or of older trainers all that fits. So an answer reads
 //! from the end, more at once each time, and never more than 1,000 parts and an answer's bytes.

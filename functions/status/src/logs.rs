@@ -1,5 +1,6 @@
 //! GET /train/{name}/logs: what a pod of the job prints, as long as the cluster has it, and after that what the trainer has
-//! written of it into the bucket.
+//! written of it into the bucket. Which of the two is read is decided in `training_core::job::log_source`; here both are
+//! read, the second by `archive`.
 
 use std::{error::Error, fmt::Display, time::Duration};
 

@@ -62,7 +62,8 @@ impl Store {
         let after = before.map(|step| prefix.key(&RunKey::IndexEntry(step)));
         let Listed { keys, after } = self.index_keys(prefix, limit, after).await?;
         let next = after.and_then(|key| prefix.index_step(&key));
-        Ok(IndexPage { entries: self.entries(prefix, keys, |entry| entry).await?, next })
+        let steps = keys.iter().filter_map(|key| prefix.index_step(key)).collect();
+        Ok(IndexPage { entries: self.entries(prefix, steps, |entry| entry).await?, next })
     }
 
     /// Which of a run's checkpoints belong to its newest submission.
@@ -144,7 +145,7 @@ impl Store {
         let mut trace = Trace::of(&owner);
         trace.go_on(highest.parent.as_ref());
         while let Some((submission, step)) = trace.asks() {
-            let found = self.entries(prefix, vec![prefix.key(&RunKey::IndexEntry(step))], |entry| entry).await?;
+            let found = self.entries(prefix, vec![step], |entry| entry).await?;
             let teller = found.into_iter().find(|entry| entry.submission.as_ref() == Some(submission));
             let Some(teller) = teller else { return Ok(None) };
             trace.go_on(teller.parent.as_ref());
@@ -172,7 +173,7 @@ impl Store {
         for step in entries {
             match digests.remove(&step).flatten() {
                 Some(digest) => known.push(digest),
-                None => untold.push(prefix.key(&RunKey::IndexEntry(step))),
+                None => untold.push(step),
             }
         }
         known.extend(self.entries(prefix, untold, |entry| Known::of(&entry, metric)).await?);
@@ -238,32 +239,33 @@ impl Store {
         }
     }
 
-    /// The entries behind some keys, each made small as soon as it is read. In place of one that is none the marker is read,
+    /// The entries of some steps, each made small as soon as it is read. In place of one that is refused the marker is read,
     /// from which an entry is made: whoever spoils one hides no checkpoint, and stops no reader.
     async fn entries<T>(
         &self,
         prefix: &RunPrefix,
-        keys: Vec<String>,
+        steps: Vec<Step>,
         keep: impl Fn(IndexEntry) -> T,
     ) -> Result<Vec<T>, StoreError> {
         let (bucket, keep) = (prefix.bucket(), &keep);
-        stream::iter(keys)
-            .map(|key| async move {
+        stream::iter(steps)
+            .map(|step| async move {
+                let key = prefix.key(&RunKey::IndexEntry(step));
                 let entry = match self.read(bucket, &key, MAX_STATEMENT_BYTES).await? {
-                    Read::Object(object) => IndexEntry::parse(&object.body),
+                    Read::Object(object) => IndexEntry::parse_at(&object.body, step),
                     Read::Nothing => return Ok(None), // deleted since it was listed
                     Read::TooLarge(_) => Err(IndexError::Format(StatementError::TooLarge)),
                     Read::Withheld(_) => Err(IndexError::Withheld),
                 };
-                match (entry, prefix.index_step(&key)) {
-                    (Ok(entry), _) => Ok(Some(keep(entry))),
-                    (Err(IndexError::Format(_) | IndexError::Withheld), Some(step)) => {
+                match entry {
+                    Ok(entry) => Ok(Some(keep(entry))),
+                    Err(IndexError::Format(_) | IndexError::Withheld) => {
                         Ok(match Box::pin(self.snapshot(prefix, step)).await?.found {
                             Found::Checkpoint(entry) => Some(keep(entry)),
                             Found::Nothing | Found::Unusable(_) => None,
                         })
                     }
-                    (Err(error), _) => Err(StoreError::new("read", bucket, &key, Box::new(error))),
+                    Err(error) => Err(StoreError::new("read", bucket, &key, Box::new(error))),
                 }
             })
             .buffered(PARALLEL_READS)
@@ -335,7 +337,10 @@ mod tests {
     #[tokio::test]
     async fn an_entry_that_is_none_is_made_from_its_marker() {
         let key = prefix().key(&RunKey::IndexEntry(step(20)));
-        for garbage in ["{", "[]", &format!("{{\"a\":{}", "[".repeat(9999)), &" ".repeat(3 * MAX_STATEMENT_BYTES)] {
+        let of_another_step =
+            Bucket::holding(run()).body(&prefix().key(&RunKey::IndexEntry(step(10)))).expect("an entry");
+        let deep = format!("{{\"a\":{}", "[".repeat(9999));
+        for garbage in ["{", "[]", &deep, &" ".repeat(3 * MAX_STATEMENT_BYTES), &of_another_step] {
             let bucket = Bucket::holding(run());
             bucket.write(&key, garbage);
             let store = bucket.store();

@@ -8,6 +8,8 @@
 //!        ├─ log: the newest parts of an archived log
 //!        └─ provenance: which job a run's owner and record confirm
 //! ```
+//! The domain's objects: a [`Store`] is a client of the bucket; a [`Snapshot`] is what stands at a step now, and its
+//! [`Found`] says whether that is a checkpoint, with the entry that the index should have.
 
 mod checkpoints;
 mod entries;

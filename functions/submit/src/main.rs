@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! request ─> handler ─┬─ submission: core's protocol says which call is next ─> lease ─> owner, record (bucket)
-//!                     │                                                      ├─> start ─> checkpoint to resume (bucket)
+//!                     │                                                      ├─> start ─> checkpoint to resume, or run_exists (bucket)
 //!                     │                                                      └─> name, dry run, create, delete (cluster)
 //!                     └─ change: cancel, suspend, resume ─> cluster
 //! ```

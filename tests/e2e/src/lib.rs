@@ -1,5 +1,11 @@
 //! What the end-to-end tests share: a caller of the running twin, an operator with kubectl's rights, and patience.
 //!
+//! ```text
+//! test ─> World ─┬─ twin ────────────> HTTP API, bucket          generate, malformed: bodies by chance
+//!                ├─ kubectl, cluster ─> API server               webhook: one that denies
+//!                ├─ wait_for_status ──> until it is so           logs: what the functions logged
+//!                └─ runtime ──────────> a function's bootstrap, behind a relay that measures
+//! ```
 //! Tests run beside each other against one twin and are told apart by run id. They fail when no twin is up.
 
 pub mod cluster;

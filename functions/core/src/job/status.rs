@@ -440,7 +440,7 @@ mod tests {
             tokens_per_second: None,
             eta_seconds: None,
             cut_off: None,
-            updated_at: Value::Null,
+            updated_at: 1.5,
         }
     }
 

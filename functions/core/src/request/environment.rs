@@ -1,5 +1,6 @@
 //! Which environment variables a request may set: all but those that the platform sets, and those by which `env` would be
-//! a shell in the pod or a way for the trainer's credentials out of it.
+//! a shell in the pod or a way for the trainer's credentials out of it. What the pod gets, the platform's variables included,
+//! is built in `job/manifest.rs`.
 //!
 //! Sources: sudo's `env_delete`, glibc's `unsecvars`, the manuals of the programs that a training image has, and what
 //! torch, transformers and botocore read. `tests/contract/environment.json` has the trick of each name, and the trainer's

@@ -2,7 +2,10 @@
 //! people. The reader takes names, bounds and defaults from here, the fingerprint what says nothing, and the crate
 //! `openapi` makes the schema and docs/reference/request-fields.md of it.
 //!
-//! A field is read only where it stands here, and one that stands here and that nobody reads is refused as unknown.
+//! A field is read only where it stands here, and one that stands here and that nobody reads is refused as unknown. So a new
+//! field needs more than its line here: a field of `TrainingJobRequest` and its `read_...` (`mod.rs`), its place in the job
+//! (`job/manifest.rs`), and one in the example of `openapi` (`functions/openapi/src/examples.rs`). Then run `make openapi`.
+//!
 //! What a schema cannot say (which buckets, images and secrets the deployment allows, sizes in bytes, reserved names, the
 //! name's length by the number of pods) stands in the descriptions.
 

@@ -1,6 +1,14 @@
 //! The body of POST /train: parsed into a [`TrainingJobRequest`], or refused with every violated rule at once.
 //!
 //! What the API server, the operator's webhook or the kubelet would refuse later is refused here.
+//!
+//! ```text
+//! bytes ─> strict_json ─> object ─┬─> fingerprint
+//!                                 └─> reader: each field by its line in fields ─> TrainingJobRequest, or all violations
+//!                                        rules, environment, image, resume: of single values
+//!                                        extra_args: against the schemas of the trainer's settings
+//! ```
+//! `job::manifest` makes the job of it.
 
 mod environment;
 pub mod extra_args;
@@ -21,7 +29,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 use training_run::{
-    layout::S3Uri,
+    layout::{S3Uri, UriError},
     names::{Framework, JobName, Namespace, RunId},
 };
 
@@ -259,9 +267,8 @@ fn read_base(body: &mut Reader, rules: &Rules) -> Option<S3Uri> {
         body.refuse("/checkpoint_base_uri", "too_long", detail);
         return None;
     }
-    // Below them lies what belongs to another run, or to the platform.
-    if uri.key().split('/').any(|segment| segment.starts_with("framework=") || segment == "_jobs") {
-        body.refuse("/checkpoint_base_uri", "reserved", "must not have a segment `framework=...` or `_jobs`");
+    if uri.has_reserved_segment() {
+        body.refuse("/checkpoint_base_uri", "reserved", UriError::Reserved.to_string());
         return None;
     }
     if rules.runs_base_uris.iter().any(|base| uri.is_within(base)) {

@@ -1,6 +1,7 @@
 //! Submitting: from a request to exactly one job in the cluster, however often it is sent and whatever is cut off. The
 //! protocol (`training_core::job::protocol`) says which call comes next; here it is made: what is asked of the cluster in
-//! this file, who may write into the run in `lease`, and from which checkpoint the job starts in `start`.
+//! this file, who may write into the run in `lease`, and from which checkpoint the job starts in `start`, which refuses a run
+//! that is trained already (409 `run_exists`).
 
 mod lease;
 mod start;

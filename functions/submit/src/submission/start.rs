@@ -1,4 +1,5 @@
-//! From which checkpoint the job starts, looked up where the request names one that must be there.
+//! From which checkpoint the job starts, looked up where the request names one that must be there. A request that does not
+//! say how to go on from a run's checkpoints is refused here: 409 `run_exists`.
 
 use training_core::{
     api::problem::Code,

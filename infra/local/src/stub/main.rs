@@ -1,6 +1,10 @@
 //! The image `stub`: a training job without training. It counts steps, writes the progress object that the trainer would
 //! write, and ends as it is told to, for tests with many jobs.
 //!
+//! ```text
+//! TRAINING_EXTRA_ARGS_JSON ─> Orders ─> steps, one line each ─┬─> progress object (rank 0, where the job names a run)
+//!                                                             └─> message ─> termination log, exit code
+//! ```
 //! `TRAINING_EXTRA_ARGS_JSON` says how: `{"seconds": 1, "steps": 10, "exit_code": 0, "message": "...", "stop_seconds": 0}`,
 //! all optional. The message goes where a container leaves its last words. SIGTERM ends it with exit code 143, after
 //! `stop_seconds`.
@@ -10,7 +14,6 @@ use std::{env, fs::OpenOptions, io::Write as _, process::ExitCode, time::Duratio
 use anyhow::Context as _;
 use aws_config::BehaviorVersion;
 use serde::Deserialize;
-use serde_json::json;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{self, Instant},
@@ -127,7 +130,7 @@ impl ProgressObject {
             tokens_per_second: None,
             eta_seconds: Some(step_time.mul_f64(f64::from(remaining)).as_secs_f64()),
             cut_off: None,
-            updated_at: json!(now()?),
+            updated_at: now()?,
         };
         let key = self.prefix.key(&RunKey::Progress(&self.submission));
         let body = serde_json::to_vec(&progress)?;
