@@ -13,6 +13,7 @@ from pathlib import Path
 
 from training import layout
 from training.data.batches import IGNORED, Batch, predicted
+from training.disk import Disk
 from training.errors import UserError, is_of_what_was_asked, said_of
 from training.storage import Storage
 
@@ -484,6 +485,8 @@ def export(
     weights: "dict[str, torch.Tensor] | None" = None,
 ) -> None:
     """Keep the trained model as a Hugging Face folder; the weights are given where the model is sharded."""
+    size = sum(weight.numel() * weight.element_size() for weight in (weights or network.state_dict()).values())
+    Disk.here().require(size, "the exported model")
     network.save_pretrained(target, state_dict=weights)
     tokenizer.save_pretrained(target)
     for path in sorted(target.iterdir()):

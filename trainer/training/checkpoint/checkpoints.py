@@ -11,12 +11,15 @@ import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from training import work
 from training.background import in_background
 from training.checkpoint import snapshot
 from training.checkpoint.marker import Marker, best_step, rebuilt
-from training.checkpoint.resume import checkpoint_to_resume, download_files, local_path
+from training.checkpoint.resume import checkpoint_to_resume, download_files, entry_of, files_of, local_path
 from training.checkpoint.retention import Retention
 from training.checkpoint.saving import Saver
+from training.disk import Disk, size_of
+from training.errors import DiskFullError
 from training.owner import Owner
 from training.storage import Storage
 
@@ -70,6 +73,8 @@ class Checkpoints:
         )
         self.parent: dict[str, typing.Any] | None = None  # submission and step that this submission resumed
         self.saving: Saving | None = None
+        self.size_on_node = 0  # bytes that a checkpoint has on this node's disk, as far as it is known
+        self.resumed: Path | None = None  # the files of the checkpoint that was resumed, until the next one is saved
 
     def choose(self, resume: bool, step: int | None = None) -> Marker | None:
         """The checkpoint to resume, None to start from scratch; together. The rule is checkpoint_to_resume()'s."""
@@ -110,9 +115,13 @@ class Checkpoints:
 
     def download(self, marker: Marker, directory: Path) -> Path:
         """Download a checkpoint's files below `directory` on each node; together. Returns its file or folder."""
-        self.world.agreed(
-            lambda: download_files(self.storage, marker, directory) if self.world.local_rank == 0 else None
-        )
+
+        def download() -> None:
+            missing = work.prepare(directory, {directory / file.path: entry_of(file) for file in files_of(marker)})
+            Disk.here().require(missing, f"the checkpoint of step {marker.step}")
+            download_files(self.storage, marker, directory)
+
+        self.world.agreed(lambda: download() if self.world.local_rank == 0 else None)
         return local_path(marker, directory)
 
     def begin(
@@ -130,13 +139,33 @@ class Checkpoints:
         finishes the previous one.
         """
         self.finish()
-        self.world.barrier()  # a framework that writes by itself has now written in each process of the node
+        if self.resumed and self.world.local_rank == 0:
+            # All have read it by now. A container that starts again before this has it still; two take twice the disk.
+            shutil.rmtree(self.resumed, ignore_errors=True)
+        self.resumed = None
+        self.check_room(f"the checkpoint of step {step}")
+        # A framework that writes by itself has now written in each process of the node.
 
         def write_and_upload() -> dict[str, int]:
             write()
             return self.saver.upload(path, step, rank=self.world.rank, local_rank=self.world.local_rank)
 
         self.saving = Saving(step=step, path=path, metrics=metrics, sizes=in_background(write_and_upload))
+
+    def check_room(self, what: str) -> None:
+        """Raises DiskFullError in all processes where one node's disk has no room for a checkpoint; together."""
+        size = self.size_on_node - (size_of(self.resumed) if self.resumed else 0)
+
+        def lacks() -> str | None:
+            try:
+                Disk.here().require(max(size, 0), what)
+            except DiskFullError as error:
+                return str(error)
+            return None
+
+        for lacking in self.world.gather(lacks() if self.world.local_rank == 0 else None):
+            if lacking is not None:
+                raise DiskFullError(lacking)
 
     def pending(self) -> bool:
         """Whether this process still writes or uploads. When no process does, finish() does not wait."""

@@ -5,12 +5,12 @@ import logging
 import posixpath
 from pathlib import Path
 
-from training import layout
+from training import layout, work
 from training.checkpoint.lineage import in_order
 from training.checkpoint.marker import File, Marker
 from training.checkpoint.snapshot import Snapshot
-from training.errors import StorageError, UserError
-from training.storage import Storage
+from training.errors import UserError
+from training.storage import Entry, Storage
 
 DOWNLOADS = 8  # at a time
 NAMED = 10  # steps, at most, in the message that refuses one
@@ -53,13 +53,15 @@ def download_files(storage: Storage, marker: Marker, directory: Path) -> None:
     """Download a checkpoint's files below a directory: local_path() says where they are."""
 
     def download(file: File) -> None:
-        target = directory / file.path
-        storage.download(layout.CHECKPOINTS + file.path, target)
-        if target.stat().st_size != file.size:
-            raise StorageError(f"{file.path} has {target.stat().st_size} bytes, its marker says {file.size}")
+        work.bring(storage, entry_of(file), directory / file.path)
 
     with concurrent.futures.ThreadPoolExecutor(DOWNLOADS) as pool:
         list(pool.map(download, files_of(marker)))
+
+
+def entry_of(file: File) -> Entry:
+    """What the bucket has of a checkpoint's file, as its marker says."""
+    return Entry(key=layout.CHECKPOINTS + file.path, size=file.size, etag=file.etag)
 
 
 def local_path(marker: Marker, directory: Path) -> Path:

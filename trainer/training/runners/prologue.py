@@ -9,6 +9,7 @@ counts the steps and the tokens that are cut off, and writes the configuration.
 import contextlib
 import dataclasses
 import logging
+import os
 import traceback
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from training import batch_sizes, configuration, model, model_files
+from training import batch_sizes, configuration, model, model_files, training_arguments
 from training.batch_sizes import Chosen
 from training.checkpoint.checkpoints import Checkpoints
 from training.checkpoint.marker import Marker
@@ -88,7 +89,10 @@ class Run:
 
     def fetch_checkpoint(self) -> Path | None:
         """Bring the checkpoint to resume to each node; together. Returns its file or folder; None from scratch."""
-        return self.checkpoints.download(self.start, self.directory / "resume") if self.start else None
+        if self.start is None:
+            return None
+        self.checkpoints.resumed = self.directory / "resume"
+        return self.checkpoints.download(self.start, self.checkpoints.resumed)
 
     def read(self, source: str) -> Data:
         """The texts, each of them looked at with the tokenizer of a model's folder; together."""
@@ -211,6 +215,9 @@ def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTra
     found = lengths.measure(texts, collator, run.world)
     if settings.warmup_steps >= total:
         logger.warning("warmup_steps %d take all %d steps: lr is not reached", settings.warmup_steps, total)
+    run.checkpoints.size_on_node = size_on_node(network, settings, run.world)
+    if total > (run.start.step if run.start else 0):
+        run.checkpoints.check_room("the first checkpoint")
     if collator.end is None:
         logger.warning("tokenizer and config.json name no end token: no text gets one, and no end is learnt")
     if found.cut_tokens:
@@ -226,3 +233,13 @@ def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTra
         collator=collator,
         steps=Steps(settings, run.world, run.checkpoints, progress, total, run.directory),
     )
+
+
+def size_on_node(network: PreTrainedModel, settings: Settings, world: World) -> int:
+    """The bytes that a checkpoint has on this node's disk, at least: weights and, of an AdamW in fp32, moments."""
+    optim = settings.training_arguments.get("optim", training_arguments.DEFAULT_OPTIMIZER)
+    keeps_moments = str(optim).startswith("adamw") and "bit" not in str(optim)
+    whole = sum(weight.numel() for weight in network.parameters()) * 4 * (3 if keeps_moments else 1)
+    if settings.sharded and world.size > 1:
+        return whole * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // world.size
+    return whole if world.node == 0 else 0
