@@ -19,8 +19,10 @@ import sys
 import traceback
 from pathlib import Path
 
-from training import last_words
+from training import last_words, work
 from training.attempts import Ledger
+from training.disk import Disk
+from training.disk_watch import Watch
 from training.errors import FINISHED, PREEMPTED, STOPPED, KnownError, StoppedError, UserError, cause_of, is_consequence
 from training.job import Job, parse
 from training.place import Place
@@ -65,9 +67,10 @@ def settle_environment() -> None:
 def attempt(job: Job, place: Place, log: RankLog, stop: Stop, reserve: Reserve) -> int:
     """One attempt at the job. Returns the process's exit code."""
     ledger = Ledger(open_storage(job.prefix, "CHECKPOINT_BASE_URI"), job.submission, job.max_restarts)
-    number = None
+    number = watch = None
     try:
         if place.local_rank == 0:
+            work.clear(work.kept_path())
             number = ledger.start(place)
             log.number(number)
         # Not before it is known that there may be one: these import torch, and more.
@@ -77,9 +80,13 @@ def attempt(job: Job, place: Place, log: RankLog, stop: Stop, reserve: Reserve) 
         with distributed.join(place, job.gpus_per_node, job.num_nodes, stop) as world:
             number = ledger.meet(world, place, number)
             log.number(number)
+            if place.local_rank == 0:
+                watch = Watch(Disk.here(), ledger, number, place.rank).start()
             world.go_on()
             finished = runner.train(job, dataclasses.replace(world, attempt=number))
     except Exception as error:
+        if watch:
+            watch.stop()
         reserve.release()
         message, consequence = last_words.sentence(error), is_consequence(error)
         if not isinstance(error, KnownError):
@@ -89,6 +96,8 @@ def attempt(job: Job, place: Place, log: RankLog, stop: Stop, reserve: Reserve) 
         if not consequence:
             close(ledger, number, cause_of(error), place.rank, message)
         return STOPPED if isinstance(error, StoppedError) else 1
+    if watch:
+        watch.stop()
     if place.rank == 0:
         close(ledger, number, FINISHED if finished else PREEMPTED, place.rank)
     if finished:

@@ -67,8 +67,21 @@ def entries(storage):
 def ended(storage, *causes, pod="pod-0"):
     """Attempts that ended so; None is an end without a word."""
     for number, cause in enumerate(causes, 1):
-        attempt = Attempt(attempt=number, pods=(pod,), started_at=1.0, cause=cause, message=f"why {number}")
+        message = None if cause is None else f"why {number}"
+        attempt = Attempt(attempt=number, pods=(pod,), started_at=1.0, cause=cause, message=message)
         storage.write(layout.attempt_key(SUBMISSION, number), attempt.dump())
+
+
+@pytest.mark.parametrize("pods", [("pod-0",), ("pod-0", "pod-1")])
+def test_pods_that_go_with_a_full_disk_were_not_just_moved(storage, pods):
+    """The cluster evicts them for it, in each next pod again: for free that would go on for ever."""
+    for number in (1, 2, 3):
+        assert begin(storage, *(f"{pod}-{number}" for pod in pods), max_restarts=2) == number
+        ledger(storage).note(number, "the disk is full")
+    with pytest.raises(RefusedError, match=r"^3 attempts have failed .*, attempt 3, by storage: the disk is full$"):
+        begin(storage, *(f"{pod}-4" for pod in pods), max_restarts=2)
+    closed = [(attempt.cause, attempt.message) for attempt in ledger(storage).read()]
+    assert closed == [("storage", "the disk is full")] * 3
 
 
 def test_an_entry_says_who_when_and_how(storage):

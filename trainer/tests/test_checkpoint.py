@@ -11,6 +11,7 @@ import pytest
 from training import layout
 from training.checkpoint.checkpoints import Checkpoints
 from training.checkpoint.marker import parse
+from training.disk import Disk
 from training.distributed import World
 from training.errors import SupersededError, UserError
 from training.signals import Stop
@@ -499,3 +500,20 @@ def test_a_checkpoint_comes_back_as_it_was_saved(checkpoints, tmp_path):
     folder = one.download(one.choose(False), tmp_path / "resume").path
     assert (folder / "weights").read_text() == f"{MINE} 10"
     assert (folder / "sub" / "rng").read_text() == "r"
+
+
+def test_a_resumed_checkpoint_stays_on_the_disk_until_the_next_one_is_saved(checkpoints, tmp_path, monkeypatch):
+    trained(checkpoints, tmp_path, MINE, 10)
+    one = checkpoints(MINE)
+    one.resumed, one.size_on_node = tmp_path / "resume", 10**6
+    one.download(one.choose(False), one.resumed)
+    asked = []
+    monkeypatch.setattr(Disk, "require", lambda disk, size, what: asked.append((size, one.resumed, what)))
+    (one.resumed / "large").write_bytes(bytes(400_000))
+    one.check_room("the first checkpoint")
+    assert one.resumed.exists()
+    save(one, tmp_path, 20)
+    assert not (tmp_path / "resume").exists()
+    assert 5e5 < asked[0][0] <= 6e5, "what it takes is free then"
+    assert asked[1:] == [(10**6, None, "the checkpoint of step 20")]
+    assert start(checkpoints, MINE, resume=False) == (MINE, 20)

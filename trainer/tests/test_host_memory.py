@@ -21,9 +21,9 @@ def test_the_limit_is_the_pods_or_the_machines(tmp_path, monkeypatch, said, expe
 
 def test_8b_on_one_node_needs_96_gb_of_host_memory(monkeypatch):
     monkeypatch.setattr(host_memory, "limit", lambda: 96 * 10**9)
-    host_memory.check(10**9, 8)
+    host_memory.check(8 * 12 * 10**9)
     monkeypatch.setattr(host_memory, "limit", lambda: 95 * 10**9)
     with pytest.raises(
         UserError, match=r"96\.0 GB on this node, and the pod may have 95\.0 GB: raise memory_per_node_gb"
     ):
-        host_memory.check(10**9, 8)
+        host_memory.check(8 * 12 * 10**9)

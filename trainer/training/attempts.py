@@ -37,7 +37,7 @@ class Attempt:
     started_at: float  # seconds since 1970, by this machine's clock
     cause: str | None = None  # None while it runs, and when it ended without a word
     rank: int | None = None  # who knew the cause
-    message: str | None = None
+    message: str | None = None  # while it runs, that its disk is full
     ended_at: float | None = None
 
     def dump(self) -> bytes:
@@ -69,7 +69,7 @@ class Ledger:
             if last.pods[:1] == (place.pod,) and place.nodes > 1 and len(last.pods) == place.nodes:
                 self.doubtful = last
             else:
-                attempts.append(self._close(last, self._judge(last, (place.pod,))))
+                attempts.append(self._close(last, self._judge(last, (place.pod,)), message=last.message))
         self._check(attempts)
         number = attempts[-1].attempt + 1 if attempts else 1
         if self.doubtful:
@@ -94,7 +94,8 @@ class Ledger:
         attempts = {attempt.attempt: attempt for attempt in self.read()}
         mine = attempts.pop(number)
         if self.doubtful:
-            attempts[self.doubtful.attempt] = self._close(self.doubtful, self._judge(self.doubtful, pods))
+            cause = self._judge(self.doubtful, pods)
+            attempts[self.doubtful.attempt] = self._close(self.doubtful, cause, message=self.doubtful.message)
             try:
                 self._check(list(attempts.values()))
             except RefusedError:
@@ -107,6 +108,8 @@ class Ledger:
 
     def _judge(self, attempt: Attempt, pods: tuple[str, ...]) -> str:
         """How an attempt ended that nobody closed. `pods` may be the first ones only."""
+        if attempt.message is not None:
+            return errors.STORAGE  # its disk was full, and for that a cluster evicts pods
         same = attempt.pods[: len(pods)] == pods
         return errors.CRASH if same else errors.PREEMPTED
 
@@ -151,6 +154,17 @@ class Ledger:
         attempt = self._read(layout.attempt_key(self.submission, number))
         if attempt and attempt.cause is None:
             self._close(attempt, cause, rank, message)
+
+    def note(self, number: int, message: str | None, instead_of: str | None = None) -> None:
+        """Note in the entry of an attempt that runs that its disk is full; None takes back what was noted before.
+
+        Of several nodes the first one's note stands. An entry that somebody closes meanwhile stays as it is.
+        """
+        key = layout.attempt_key(self.submission, number)
+        body = self.storage.read(key)
+        attempt = parse(number, body)
+        if attempt.cause is None and attempt.message == instead_of:
+            self.storage.replace(key, body, dataclasses.replace(attempt, message=message).dump())
 
     def _close(self, attempt: Attempt, cause: str, rank: int | None = None, message: str | None = None) -> Attempt:
         if message is not None:

@@ -11,7 +11,6 @@ import datetime
 import json
 import logging
 import os
-import tempfile
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from training import errors
+from training import errors, work
 from training.background import in_background
 from training.errors import CheckpointError, KnownError, PeerLostError, StoppedError, UserError
 from training.place import Place
@@ -120,13 +119,11 @@ class World:
 
     @contextlib.contextmanager
     def node_directory(self) -> Iterator[Path]:
-        """A fresh directory that the processes of a node share, and that is gone at the end."""
+        """A directory that the processes of a node share, as work.directory() gives and leaves it."""
         with contextlib.ExitStack() as stack:
             mine = None
             if self.local_rank == 0:
-                # What was left when it was told to stop may still be writing.
-                directory = tempfile.TemporaryDirectory(prefix="train-", ignore_cleanup_errors=True)
-                mine = stack.enter_context(directory)
+                mine = stack.enter_context(work.directory())
             paths = self.gather((self.node, mine))
             yield Path(next(path for node, path in paths if node == self.node and path))
             self.barrier()  # nobody is reading any more

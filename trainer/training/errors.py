@@ -30,6 +30,7 @@ _PEER_LOST = re.compile(
 _OF_THE_MACHINE = re.compile(
     r"\b(CUDA|NCCL|NVML|gloo|shm)\b|CUBLAS_|CUDNN|NVIDIA driver|DataLoader worker|shared memory|start new thread", re.I
 )
+_SHARED_MEMORY = re.compile(r"/dev/shm|</torch_|shared memory", re.I)
 MOST_SAID = 400  # characters of a library's message
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What safetensors and torch's writer in C++ make of them.
@@ -66,6 +67,12 @@ class SupersededError(KnownError):
     cause = SUPERSEDED
 
 
+class DiskFullError(KnownError):
+    """There is no room for what comes next. The sentence says for what, how much it is, and where."""
+
+    cause = STORAGE
+
+
 class RefusedError(KnownError):
     """Another start would end as the earlier ones did. The cause is theirs."""
 
@@ -94,7 +101,7 @@ class CheckpointError(Exception):
         self.error = error
 
 
-_TRAVELLING = {kind.__name__: kind for kind in (UserError, StoppedError, SupersededError, RefusedError)}
+_TRAVELLING = {kind.__name__: kind for kind in (UserError, StoppedError, SupersededError, DiskFullError, RefusedError)}
 
 
 def to_json(error: KnownError) -> dict[str, str]:
@@ -127,6 +134,14 @@ def cause_of(error: BaseException) -> str:
     if _DISK_FULL.search(str(error)):
         return STORAGE
     return CRASH
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a disk has no room. Shared memory, which torch names so too, is none."""
+    if isinstance(error, CheckpointError):
+        return is_disk_full(error.error)
+    full = (isinstance(error, OSError) and error.errno in _FULL) or bool(_DISK_FULL.search(str(error)))
+    return full and not _SHARED_MEMORY.search(str(error))
 
 
 def is_consequence(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from training import layout
 from training.background import in_background
+from training.disk import Disk
 from training.distributed import World
 from training.model import OWN_NUMBERS
 from training.storage import Storage
@@ -56,6 +57,7 @@ def export(
         """Returns the names that the weights have in the file, which may be others than while they are trained."""
         saved = revert_weight_conversion(network, part)
         path = folder / name_of(number, len(files))
+        Disk.here().require(sum(weight.nbytes for weight in saved.values()), "the exported model")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: weight.contiguous() for name, weight in saved.items()}, path, {"format": "pt"})
         storage.upload(path, prefix + path.name)

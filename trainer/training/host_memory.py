@@ -7,7 +7,6 @@ from pathlib import Path
 from training.errors import UserError
 
 GB = 1e9
-COPY = 12  # bytes a weight that a save copies to the host: fp32 weights and AdamW's moments
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of cgroups v2 and v1
 
 
@@ -20,11 +19,11 @@ def limit() -> int:
     return min(found)
 
 
-def check(weights: int, processes: int) -> None:
-    """Raises UserError where a node cannot hold the copies of so many weights that each of its processes makes."""
-    needed, there = COPY * weights * processes, limit()
-    if needed > there:
+def check(copied: int) -> None:
+    """Raises UserError where a node's memory cannot hold so many bytes, which a save copies there."""
+    there = limit()
+    if copied > there:
         raise UserError(
-            f"a checkpoint is copied to the memory of the host before it is written, {needed / GB:.1f} GB on this "
+            f"a checkpoint is copied to the memory of the host before it is written, {copied / GB:.1f} GB on this "
             f"node, and the pod may have {there / GB:.1f} GB: raise memory_per_node_gb, or take more nodes"
         )

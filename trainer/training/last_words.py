@@ -24,8 +24,17 @@ def sentence(error: BaseException) -> str:
         return str(error)
     if errors.is_consequence(error):
         return "another process of the job ended first; its line or its log says why"
+    if errors.is_disk_full(error):
+        from training.disk import Disk
+
+        return f"{Disk.here().state()}: {_said(error)}"
+    return HINTS.get(errors.cause_of(error), "") + _said(error)
+
+
+def _said(error: BaseException) -> str:
+    """The first line of an exception, and its type."""
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return HINTS.get(errors.cause_of(error), "") + f"{type(error).__name__}: {said}".removesuffix(": ")
+    return f"{type(error).__name__}: {said}".removesuffix(": ")
 
 
 def leave(cause: str, rank: int, message: str, *, consequence: bool = False) -> None:

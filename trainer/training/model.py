@@ -397,12 +397,6 @@ def check_same(model_id: str, mine: Shapes, saved: Shapes, step: int) -> None:
             )
 
 
-def trained_here(network: "PreTrainedModel") -> int:
-    """How many numbers this process has of the weights that are trained."""
-    own = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in network.parameters())
-    return sum(part.numel() for part in own if part.requires_grad)
-
-
 def share_router_loss(network: "PreTrainedModel", batches: int) -> None:
     """Let the loss that balances experts count once in a step of so many batches, over micro-steps and processes.
 

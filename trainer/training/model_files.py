@@ -12,6 +12,8 @@ import typing
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from training import work
+from training.disk import Disk
 from training.errors import AccessDeniedError, StorageError, UserError
 from training.storage import LFS_POINTER, Storage, WithheldError, open_storage, withheld
 
@@ -58,13 +60,16 @@ def download(model_id: str, directory: Path, files: Sequence[str] | None) -> Non
     storage = open_storage(model_id, VARIABLE)
     try:
         # Such a folder is flat. What has no name is the empty object that S3's console makes for a folder.
-        keys = [entry.key for entry in storage.list("") if "/" not in entry.key and entry.key not in ("", ".", "..")]
+        entries = {entry.key: entry for entry in storage.list("") if "/" not in entry.key}
+        keys = [key for key in entries if key not in ("", ".", "..")]
         if files is None:
             wanted = needed(storage, keys)
         else:
             wanted = [key for key in keys if any(fnmatch.fnmatchcase(key, pattern) for pattern in files)]
+        missing = work.prepare(directory, {directory / key: entries[key] for key in wanted})
+        Disk.here().require(missing, f"{VARIABLE} {model_id}")
         for key in wanted:
-            storage.download(key, directory / key)
+            work.bring(storage, entries[key], directory / key)
         left = sorted(set(keys) - set(wanted)) if files is None else []
         if left:
             logger.info("passed over %d files of %s that are not loaded, such as %s", len(left), model_id, left[0])

@@ -6,7 +6,6 @@ When to save is decided here and not by a framework, which would go by the setti
 import dataclasses
 import logging
 import math
-import shutil
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -144,9 +143,6 @@ class Steps:
                     self.events.step(step, self.metrics["loss"], optimizer.param_groups[0]["lr"], all_tokens)
             if report and self.world.rank == 0:
                 self.progress.report(step, self.metrics["loss"], all_tokens)
-        if self.first and self.world.local_rank == 0:
-            # Every process has read what it needs of it; a disk holds one checkpoint at a time, two while saving.
-            shutil.rmtree(self.directory / "resume", ignore_errors=True)
         self.first = False
         return Next(evaluate=evaluate, save=save, stop=stop)
 

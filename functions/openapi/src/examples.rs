@@ -40,6 +40,7 @@ pub(crate) fn full_request() -> Value {
         "gpus_per_node": 8,
         "cpus_per_node": 32,
         "memory_per_node_gb": 256,
+        "disk_per_node_gb": 150,
         "config_path": "s3://training-data/configs/aml.yaml",
         "resume_from_checkpoint": "step-500",
         "extra_args": {"max_steps": 60, "lr": 0.000_02, "bf16": true, "target_modules": ["q_proj", "v_proj"]},

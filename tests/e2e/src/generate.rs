@@ -172,6 +172,7 @@ fn optional(deployment: &Deployment) -> Vec<(&'static str, BoxedStrategy<Value>)
         ("gpus_per_node", number(0, 64)),
         ("cpus_per_node", number(1, 1024)),
         ("memory_per_node_gb", number(1, 65_536)),
+        ("disk_per_node_gb", number(1, 65_536)),
         (
             "config_path",
             prop_oneof![

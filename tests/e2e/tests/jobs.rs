@@ -148,14 +148,20 @@ async fn the_operators_webhook_refuses_a_container_of_another_name() -> Result<(
 #[tokio::test]
 async fn a_job_that_fits_no_node_says_what_the_scheduler_says() -> Result<()> {
     let world = World::meet()?;
-    let mut request = world.stub_request(&World::run_id("large"), json!({}))?;
-    request["gpus_per_node"] = json!(9);
-    let name = world.submit(&request).await?;
-    let path = format!("/train/{name}");
-    let answer = world.wait(&path, MINUTE, |answer| answer.text("/diagnosis/code") == "unschedulable").await?;
-    assert_eq!((answer.text("/status"), answer.text("/phase")), ("submitted", "Pending"));
-    assert!(answer.text("/detail").contains("Insufficient nvidia.com/gpu"), "{}", answer.body);
-    world.kubectl(&["delete", "pytorchjob", &name], None).await?;
+    for (field, amount, resource) in
+        [("gpus_per_node", 9, "nvidia.com/gpu"), ("disk_per_node_gb", 1025, "ephemeral-storage")]
+    {
+        let mut request = world.stub_request(&World::run_id("large"), json!({}))?;
+        request[field] = json!(amount);
+        let name = world.submit(&request).await?;
+        let path = format!("/train/{name}");
+        let answer = world.wait(&path, MINUTE, |answer| answer.text("/diagnosis/code") == "unschedulable").await?;
+        assert_eq!((answer.text("/status"), answer.text("/phase")), ("submitted", "Pending"));
+        assert!(answer.text("/detail").contains(&format!("Insufficient {resource}")), "{}", answer.body);
+        let names_disk = answer.text("/diagnosis/next_step").contains("disk_per_node_gb");
+        assert_eq!(names_disk, field == "disk_per_node_gb", "{}", answer.body);
+        world.kubectl(&["delete", "pytorchjob", &name], None).await?;
+    }
     Ok(())
 }
 

@@ -196,6 +196,9 @@ fn check_platform(request: &Value, manifest: &Value, default_image: &str) -> Res
     let mut amounts = json!({
         "cpu": number("cpus_per_node", 32).to_string(), "memory": format!("{}Gi", number("memory_per_node_gb", 256)),
     });
+    if let Some(disk) = request["disk_per_node_gb"].as_u64() {
+        amounts["ephemeral-storage"] = format!("{disk}Gi").into();
+    }
     if gpus > 0 {
         amounts["nvidia.com/gpu"] = gpus.to_string().into();
     }

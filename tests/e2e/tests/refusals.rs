@@ -77,6 +77,7 @@ fn sizes() -> Vec<Case> {
         (json!({"memory_per_node_gb": 0}), "/memory_per_node_gb", "range"),
         (json!({"memory_per_node_gb": 65_537}), "/memory_per_node_gb", "range"),
         (json!({"memory_per_node_gb": "256Gi"}), "/memory_per_node_gb", "type"),
+        (json!({"disk_per_node_gb": 0}), "/disk_per_node_gb", "range"),
         (json!({"max_restarts": -1}), "/max_restarts", "range"),
         (json!({"max_restarts": 101}), "/max_restarts", "range"),
         (json!({"max_runtime_seconds": 59}), "/max_runtime_seconds", "range"),

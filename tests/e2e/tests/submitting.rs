@@ -112,7 +112,7 @@ async fn a_request_is_the_same_however_it_is_written() -> Result<()> {
     let whole = json!({
         "priority_class": null, "queue": null, "max_restarts": null, "max_runtime_seconds": null, "config_path": null,
         "annotations": {}, "labels": {}, "env_from_secrets": {}, "env": {}, "extra_args": {"steps": 2, "seconds": 1.0},
-        "resume_from_checkpoint": false, "memory_per_node_gb": 256, "cpus_per_node": 32, "gpus_per_node": 1,
+        "resume_from_checkpoint": false, "disk_per_node_gb": null, "memory_per_node_gb": 256, "cpus_per_node": 32, "gpus_per_node": 1,
         "num_nodes": 1, "image": "stub", "dataset_uri": "s3://data/none.jsonl", "checkpoint_base_uri": format!("{base}//"),
         "run_id": least["run_id"], "model_id": "tiny", "framework": "hf", "namespace": "training",
         "job_name": created.name(),

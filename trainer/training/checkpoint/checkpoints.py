@@ -18,6 +18,8 @@ from training.checkpoint.marker import Marker, best_step, rebuilt
 from training.checkpoint.resume import Download, checkpoint_to_resume
 from training.checkpoint.retention import Retention
 from training.checkpoint.saving import Saver
+from training.disk import Disk, size_of
+from training.errors import DiskFullError
 from training.owner import Owner
 from training.storage import Storage
 
@@ -75,6 +77,8 @@ class Checkpoints:
         self.parent: dict[str, typing.Any] | None = None  # submission and step that this submission resumed
         self.saving: Saving | None = None
         self.took: float | None = None  # seconds of the last save of this attempt, from begin() to its marker
+        self.size_on_node = 0  # bytes that a checkpoint has on this node's disk, as far as it is known
+        self.resumed: Path | None = None  # the files of the checkpoint that was resumed, until the next one is saved
 
     def choose(self, resume: bool, step: int | None = None) -> Marker | None:
         """The checkpoint to resume, None to start from scratch; together. The rule is checkpoint_to_resume()'s."""
@@ -116,7 +120,7 @@ class Checkpoints:
     def download(self, marker: Marker, directory: Path) -> Download:
         """Download a checkpoint's files below `directory` on each node, but for the processes' parts; together."""
         download = Download(self.storage, marker, directory, self.world)
-        download.whole_files()
+        download.whole_files(f"the checkpoint of step {marker.step}")
         return download
 
     def begin(
@@ -134,7 +138,12 @@ class Checkpoints:
         finishes the previous one.
         """
         self.finish()
-        self.world.barrier()  # a framework that writes by itself has now written in each process of the node
+        if self.resumed and self.world.local_rank == 0:
+            # All have read it by now. A container that starts again before this has it still; two take twice the disk.
+            shutil.rmtree(self.resumed, ignore_errors=True)
+        self.resumed = None
+        self.check_room(f"the checkpoint of step {step}")
+        # A framework that writes by itself has now written in each process of the node.
 
         writing = [write]
 
@@ -151,6 +160,21 @@ class Checkpoints:
     def too_late(self, left: float | None) -> bool:
         """Whether a save would not end within so many seconds, and this attempt has saved one that stays."""
         return left is not None and self.took is not None and left < LONGER * self.took
+
+    def check_room(self, what: str) -> None:
+        """Raises DiskFullError in all processes where one node's disk has no room for a checkpoint; together."""
+        size = self.size_on_node - (size_of(self.resumed) if self.resumed else 0)
+
+        def lacks() -> str | None:
+            try:
+                Disk.here().require(max(size, 0), what)
+            except DiskFullError as error:
+                return str(error)
+            return None
+
+        for lacking in self.world.gather(lacks() if self.world.local_rank == 0 else None):
+            if lacking is not None:
+                raise DiskFullError(lacking)
 
     def pending(self) -> bool:
         """Whether this process still writes or uploads. When no process does, finish() does not wait."""

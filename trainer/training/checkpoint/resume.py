@@ -2,18 +2,20 @@
 
 import concurrent.futures
 import logging
+import os
 import posixpath
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from training import layout
+from training import layout, work
 from training.checkpoint.lineage import in_order
 from training.checkpoint.marker import File, Marker
 from training.checkpoint.saving import PART
 from training.checkpoint.snapshot import Snapshot
-from training.errors import StorageError, UserError
-from training.storage import Storage
+from training.disk import Disk
+from training.errors import UserError
+from training.storage import Entry, Storage
 
 DOWNLOADS = 8  # at a time, of a process
 LARGEST = 64 * 2**20  # bytes of a request for a part of a file
@@ -74,17 +76,21 @@ class Download:
         """The file or folder that it is."""
         return self.directory / posixpath.commonpath([file.path for file in self.files.values()])
 
-    def whole_files(self) -> None:
-        """Bring all files but those that have the processes' parts; together."""
+    def whole_files(self, what: str) -> None:
+        """Bring all files but those that have the processes' parts; together.
 
-        def download(target: Path) -> None:
-            file = self.files[target]
-            self.storage.download(layout.CHECKPOINTS + file.path, target)
-            if target.stat().st_size != file.size:
-                raise StorageError(f"{file.path} has {target.stat().st_size} bytes, its marker says {file.size}")
+        Raises DiskFullError where `what` it is does not fit on the disk, the parts for this node included.
+        """
+        whole = {target: entry_of(file) for target, file in self.files.items() if not PART.fullmatch(target.name)}
+        parts = sum(file.size for target, file in self.files.items() if target not in whole)
 
-        whole = [(target,) for target in self.files if not PART.fullmatch(target.name)]
-        self.world.agreed(lambda: self._at_once(download, whole) if self.world.local_rank == 0 else None)
+        def download() -> None:
+            missing = work.prepare(self.directory, whole)
+            of_node = parts * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // self.world.size
+            Disk.here().require(missing + of_node, what)
+            self._at_once(work.bring, [(self.storage, entry, target) for target, entry in whole.items()])
+
+        self.world.agreed(lambda: download() if self.world.local_rank == 0 else None)
 
     def ranges(self, wanted: Callable[[], Ranges]) -> None:
         """Bring these bytes of the processes' parts; together. The rest of each file is a hole."""
@@ -124,6 +130,11 @@ def in_requests(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         for begin in range(start, end, LARGEST)
         if begin < end
     ]
+
+
+def entry_of(file: File) -> Entry:
+    """What the bucket has of a checkpoint's file, as its marker says."""
+    return Entry(key=layout.CHECKPOINTS + file.path, size=file.size, etag=file.etag)
 
 
 def files_of(marker: Marker) -> tuple[File, ...]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from training.data.listing import VARIABLE, base_of
+from training.disk import Disk
 from training.errors import AccessDeniedError, UserError
 from training.storage import LFS_POINTER, Entry, WithheldError, open_storage, withheld
 
@@ -210,7 +211,12 @@ def prepare(
     if not streams:
         paths = [directory / f"{number:06d}.jsonl" for number in range(len(keys))]
         sizes_by_path = dict(zip(paths, (entry.size for entry in entries), strict=True))
-        world.agreed(lambda: download(base, keys, paths, sizes_by_path) if world.local_rank == 0 else None)
+
+        def bring() -> None:
+            Disk.here().require(sum(sizes_by_path.values()), f"{VARIABLE} {uri}")
+            download(base, keys, paths, sizes_by_path)
+
+        world.agreed(lambda: bring() if world.local_rank == 0 else None)
         read: list[Texts] = []
         world.agreed(lambda: read.append(Texts(reader, keys, paths)))
         data: Data = read[0]

@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from training import batch_sizes, configuration, host_memory, model, model_files
+from training import batch_sizes, configuration, host_memory, model, model_files, training_arguments
 from training.attempts import Ledger
 from training.batch_sizes import Chosen
 from training.checkpoint.checkpoints import Checkpoints
@@ -99,7 +99,10 @@ class Run:
 
     def fetch_checkpoint(self) -> Download | None:
         """Begin to bring the checkpoint to resume to each node; together. None from scratch."""
-        return self.checkpoints.download(self.start, self.directory / "resume") if self.start else None
+        if self.start is None:
+            return None
+        self.checkpoints.resumed = self.directory / "resume"
+        return self.checkpoints.download(self.start, self.checkpoints.resumed)
 
     def read(self, source: str) -> Data:
         """The texts, each of them looked at with the tokenizer of a model's folder; together."""
@@ -229,11 +232,12 @@ def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTra
     found = lengths.measure(texts, collator, run.world)
     if settings.warmup_steps >= total:
         logger.warning("warmup_steps %d take all %d steps: lr is not reached", settings.warmup_steps, total)
+    size = run.checkpoints.size_on_node = size_on_node(network, settings, run.world)
+    run.world.agreed(lambda: host_memory.check(size))
+    if total > (run.start.step if run.start else 0):
+        run.checkpoints.check_room("the first checkpoint")
     if collator.end is None:
         logger.warning("tokenizer and config.json name no end token: no text gets one, and no end is learnt")
-    # The first process saves for all of them where each has all weights.
-    copies = 1 if not settings.sharded else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    run.world.agreed(lambda: host_memory.check(model.trained_here(network), copies))
     if found.cut_tokens:
         logger.info("%s", found.sentence(settings.max_seq_len))
     progress = Progress(run.storage, run.job.submission, run.world.attempt, total, round(found.share, 4))
@@ -247,3 +251,13 @@ def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTra
         collator=collator,
         steps=Steps(settings, run.world, run.checkpoints, progress, total, run.directory),
     )
+
+
+def size_on_node(network: PreTrainedModel, settings: Settings, world: World) -> int:
+    """The bytes that this node has of a checkpoint, at least: weights and, of an AdamW in fp32, moments."""
+    optim = settings.training_arguments.get("optim", training_arguments.DEFAULT_OPTIMIZER)
+    keeps_moments = str(optim).startswith("adamw") and "bit" not in str(optim)
+    whole = sum(weight.numel() for weight in network.parameters()) * 4 * (3 if keeps_moments else 1)
+    if settings.sharded and world.size > 1:
+        return whole * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // world.size
+    return whole if world.node == 0 else 0

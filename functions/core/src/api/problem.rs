@@ -319,6 +319,8 @@ fn field_of_manifest(path: &str) -> Option<&'static str> {
         (".env", "/env"),
         (".replicas", "/num_nodes"),
         ("nprocPerNode", "/gpus_per_node"),
+        ("ephemeral-storage", "/disk_per_node_gb"),
+        ("sizeLimit", "/disk_per_node_gb"),
         (".resources", "/memory_per_node_gb"),
         ("activeDeadlineSeconds", "/max_runtime_seconds"),
         ("backoffLimit", "/max_restarts"),

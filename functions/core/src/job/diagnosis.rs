@@ -8,11 +8,16 @@ use serde::{Deserialize, Serialize};
 
 use training_run::text::{MAX_MESSAGE, bounded};
 
+/// By these the kubelet's messages on evictions name a disk, its own and that of a pod
+/// (<https://github.com/kubernetes/kubernetes/blob/v1.36.0/pkg/kubelet/eviction/helpers.go>).
+const DISK_WORDS: [&str; 4] =
+    ["ephemeral-storage", "ephemeral local storage", "local ephemeral storage", "EmptyDir volume"];
+
 /// What keeps a job from running, or why it failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct Diagnosis {
-    /// A stable word: `unschedulable`, `image_pull`, `container_config` or `crash_loop`; `failed` for a job that has ended.
+    /// A stable word: `unschedulable`, `image_pull`, `container_config`, `evicted` or `crash_loop`; `failed` for a job that has ended.
     pub code: &'static str,
     /// What the cluster or the trainer says.
     pub message: String,
@@ -27,18 +32,43 @@ pub struct Diagnosis {
 #[must_use]
 pub fn of_pods(pods: &[Pod]) -> Option<Diagnosis> {
     let not_started = [unschedulable, image_pull, container_config];
-    not_started.into_iter().find_map(|look| pods.iter().find_map(look)).or_else(|| crash_loop(pods))
+    let not_started = not_started.into_iter().find_map(|look| pods.iter().find_map(look));
+    not_started.or_else(|| pods.iter().find_map(evicted)).or_else(|| crash_loop(pods))
 }
 
 fn unschedulable(pod: &Pod) -> Option<Diagnosis> {
     let conditions = pod.status.as_ref()?.conditions.as_deref()?;
     let condition =
         conditions.iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
+    let message = condition.message.clone().unwrap_or_else(|| "the scheduler gives no message".to_owned());
     Some(Diagnosis {
         code: "unschedulable",
-        message: condition.message.clone().unwrap_or_else(|| "the scheduler gives no message".to_owned()),
+        next_step: if message.contains("ephemeral-storage") {
+            "lower disk_per_node_gb to what one node of the cluster has to give, add nodes with larger disks, or wait \
+             until other jobs end"
+        } else {
+            "request no more than one node of the cluster has, add larger nodes, or wait until other jobs end"
+        },
+        message,
         evidence: vec![evidence(pod, "PodScheduled=False")],
-        next_step: "request no more than one node of the cluster has, add larger nodes, or wait until other jobs end",
+    })
+}
+
+/// The operator replaces such a pod, so it is seen for a short time only.
+fn evicted(pod: &Pod) -> Option<Diagnosis> {
+    let status = pod.status.as_ref()?;
+    let is_evicted = status.phase.as_deref() == Some("Failed") && status.reason.as_deref() == Some("Evicted");
+    let message = status.message.as_deref().unwrap_or("its node gives no message").trim();
+    is_evicted.then(|| Diagnosis {
+        code: "evicted",
+        message: bounded(message, MAX_MESSAGE),
+        evidence: vec![evidence(pod, "Evicted")],
+        next_step: if DISK_WORDS.iter().any(|word| message.contains(word)) {
+            "raise disk_per_node_gb, or set it so that pods get nodes with as much disk: DELETE the job, and submit it again \
+             with resume_from_checkpoint"
+        } else {
+            "nothing, if it happens once: the job goes on in a new pod; else read the job's events"
+        },
     })
 }
 
@@ -188,6 +218,34 @@ mod tests {
             assert_eq!(diagnosis.as_ref().map(|diagnosis| diagnosis.code), code, "{state}");
             assert_eq!(diagnosis.map(|diagnosis| diagnosis.message).unwrap_or_default(), message);
         }
+    }
+
+    #[test]
+    fn a_disk_that_is_too_small_is_told_by_the_fields_name() {
+        let pod = |status: Value| -> Pod {
+            serde_json::from_value(json!({"metadata": {"name": "j-master-0"}, "status": status})).expect("a pod")
+        };
+        let raise = "raise disk_per_node_gb";
+        for (message, code, begin) in [
+            ("0/3 nodes are available: 3 Insufficient ephemeral-storage.", "unschedulable", "lower disk_per_node_gb"),
+            ("0/3 nodes are available: 3 Insufficient cpu.", "unschedulable", "request no more"),
+            ("Usage of EmptyDir volume \"trainer-work\" exceeds the limit \"1Gi\". ", "evicted", raise),
+            ("Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ", "evicted", raise),
+            ("Container pytorch exceeded its local ephemeral storage limit \"1Gi\". ", "evicted", raise),
+            ("The node was low on resource: ephemeral-storage. Threshold quantity: 1", "evicted", raise),
+            ("The node was low on resource: memory. ", "evicted", "nothing, if it happens once"),
+        ] {
+            let pod = pod(if code == "evicted" {
+                json!({"phase": "Failed", "reason": "Evicted", "message": message})
+            } else {
+                json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": message}]})
+            });
+            let found = of_pods(&[pod]).expect("a diagnosis");
+            assert_eq!(found.code, code);
+            assert!(found.next_step.starts_with(begin), "{found:?}");
+        }
+        let others = json!({"phase": "Failed", "reason": "NodeLost", "message": "ephemeral-storage"});
+        assert_eq!(of_pods(&[pod(others)]), None);
     }
 
     #[test]

@@ -35,7 +35,11 @@ pub fn of_attempts(attempts: &[Attempt], folder: &str) -> Option<Diagnosis> {
 
 fn sentence(attempt: &Attempt) -> String {
     let number = attempt.attempt;
-    let Some(cause) = attempt.cause else { return format!("attempt {number} ended without a recorded cause") };
+    let Some(cause) = attempt.cause else {
+        // What the trainer has noted of its disk while it ran.
+        let noted = attempt.message.as_deref().map(|message| format!(": {message}")).unwrap_or_default();
+        return format!("attempt {number} ended without a recorded cause{noted}");
+    };
     let rank = attempt.rank.map(|rank| format!(" (rank {rank})")).unwrap_or_default();
     let message = attempt.message.as_deref().map(|message| format!(": {message}{rank}")).unwrap_or_default();
     format!("attempt {number} {}{message}", words(cause))
@@ -69,7 +73,7 @@ fn next_step(cause: Cause) -> &'static str {
              resume_from_checkpoint to resume"
         }
         Cause::Storage => {
-            "make sure that the trainer may use the bucket and has room on its disk; then send the request with \
+            "make sure that the trainer may use the bucket and has room on its disk (disk_per_node_gb); then send the request with \
              ?restart=true, and with resume_from_checkpoint to resume"
         }
         Cause::Superseded => "read the status of the job that trains the run now",
@@ -95,6 +99,7 @@ mod tests {
         let crash = attempt(2, Some("crash"), None);
         let stopped = attempt(3, Some("preempted"), Some("told to stop"));
         let open = attempt(4, None, None);
+        let noted = attempt(6, None, Some("the disk is nearly full"));
         let finished = attempt(5, Some("finished"), None);
         let says_memory = "attempt 1 ended by out_of_memory: lower batch_size (rank 3)";
         for (attempts, told) in [
@@ -107,6 +112,7 @@ mod tests {
             ),
             (vec![&memory, &open], Some((format!("{says_memory}; attempt 4 ended without a recorded cause"), 1))),
             (vec![&open, &stopped], Some(("attempt 4 ended without a recorded cause".to_owned(), 4))),
+            (vec![&noted], Some(("attempt 6 ended without a recorded cause: the disk is nearly full".to_owned(), 6))),
             (vec![&stopped], None),
             (vec![&open, &finished], None),
         ] {

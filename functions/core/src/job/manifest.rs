@@ -17,6 +17,7 @@ use training_run::{
 };
 
 use crate::{
+    job::disk,
     job::pytorchjob::{CONTAINER, PyTorchJob, PyTorchJobSpec, ReplicaSpec, ReplicaSpecs, RunPolicy, key},
     request::TrainingJobRequest,
 };
@@ -108,10 +109,11 @@ pub fn build(
         metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
         spec: Some(pod(request, origin, platform)),
     };
-    let template = match defaults {
+    let mut template = match defaults {
         Some(defaults) => with_defaults(template, defaults.clone()),
         None => template,
     };
+    disk::say_limit(&mut template, request);
     let replica = |replicas: u32| ReplicaSpec {
         replicas: i32::try_from(replicas).ok(),
         restart_policy: Some("OnFailure".to_owned()),
@@ -143,15 +145,16 @@ pub fn build(
 
 /// Put a pod over the platform's defaults: lists are merged by name, as `kubectl apply` merges them, and what names the
 /// same thing as the pod does gives way as a whole.
-fn with_defaults(pod: PodTemplateSpec, mut defaults: PodTemplateSpec) -> PodTemplateSpec {
+fn with_defaults(mut pod: PodTemplateSpec, mut defaults: PodTemplateSpec) -> PodTemplateSpec {
     // Only what pods of a job can have: no name, and the restart policy is the replica's.
     defaults.metadata = defaults.metadata.map(|metadata| ObjectMeta {
         labels: metadata.labels,
         annotations: metadata.annotations,
         ..ObjectMeta::default()
     });
-    if let (Some(base), Some(top)) = (&mut defaults.spec, &pod.spec) {
+    if let (Some(base), Some(top)) = (&mut defaults.spec, &mut pod.spec) {
         base.restart_policy = None;
+        disk::leave_volume(base, top);
         let volumes = top.volumes.iter().flatten().map(|volume| volume.name.as_str()).collect::<Vec<_>>();
         base.volumes.iter_mut().for_each(|base| base.retain(|volume| !volumes.contains(&volume.name.as_str())));
         for base in base.containers.iter_mut().filter(|container| container.name == CONTAINER) {
@@ -210,11 +213,19 @@ fn pod(request: &TrainingJobRequest, origin: Origin<'_>, platform: &Platform) ->
             resources: Some(resources(request)),
             termination_message_path: Some(TERMINATION_LOG.to_owned()),
             termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-            volume_mounts: Some(vec![mount("shm", "/dev/shm"), mount("logs", LOG_DIR)]),
+            volume_mounts: Some(vec![
+                mount("shm", "/dev/shm"),
+                mount("logs", LOG_DIR),
+                mount(disk::VOLUME, disk::WORK_DIR),
+            ]),
             ..Container::default()
         }],
         // NCCL and data loaders need more than the 64 MiB that containers get.
-        volumes: Some(vec![empty_dir("shm", Some("Memory")), empty_dir("logs", None)]),
+        volumes: Some(vec![
+            empty_dir("shm", Some("Memory"), None),
+            empty_dir("logs", None, None),
+            empty_dir(disk::VOLUME, None, request.disk_per_node_gb.map(disk::gibibytes)),
+        ]),
         ..PodSpec::default()
     }
 }
@@ -223,16 +234,17 @@ fn mount(volume: &str, path: &str) -> VolumeMount {
     VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() }
 }
 
-fn empty_dir(name: &str, medium: Option<&str>) -> Volume {
-    let source = EmptyDirVolumeSource { medium: medium.map(str::to_owned), size_limit: None };
+fn empty_dir(name: &str, medium: Option<&str>, size_limit: Option<Quantity>) -> Volume {
+    let source = EmptyDirVolumeSource { medium: medium.map(str::to_owned), size_limit };
     Volume { name: name.to_owned(), empty_dir: Some(source), ..Volume::default() }
 }
 
 fn resources(request: &TrainingJobRequest) -> ResourceRequirements {
     let mut amounts = BTreeMap::from([
         ("cpu".to_owned(), Quantity(request.cpus_per_node.to_string())),
-        ("memory".to_owned(), Quantity(format!("{}Gi", request.memory_per_node_gb))),
+        ("memory".to_owned(), disk::gibibytes(request.memory_per_node_gb)),
     ]);
+    amounts.extend(request.disk_per_node_gb.map(|disk| (disk::RESOURCE.to_owned(), disk::gibibytes(disk))));
     if request.gpus_per_node > 0 {
         amounts.insert(GPU.to_owned(), Quantity(request.gpus_per_node.to_string()));
     }
@@ -260,6 +272,11 @@ fn environment(request: &TrainingJobRequest, origin: Origin<'_>, platform: &Plat
         ("TRAINING_EXTRA_ARGS_JSON", Value::Object(request.extra_args.clone()).to_string()),
         ("TERMINATION_LOG", TERMINATION_LOG.to_owned()),
         ("TRAINER_LOG_DIR", LOG_DIR.to_owned()),
+        ("TRAINER_WORK_DIR", disk::WORK_DIR.to_owned()),
+        ("TMPDIR", disk::WORK_DIR.to_owned()),
+        // HF_HOME lies there too, unless the request or the operator say another place.
+        ("XDG_CACHE_HOME", format!("{}/cache", disk::WORK_DIR)),
+        ("TRITON_CACHE_DIR", format!("{}/cache/triton", disk::WORK_DIR)),
         ("OMP_NUM_THREADS", "1".to_owned()),
         // As a variable and not as a flag: other images may hold a torchrun that does not know it.
         ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", shutdown_seconds.to_string()),
@@ -314,7 +331,7 @@ impl fmt::Display for Start {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{
         access::caller::Caller,
@@ -332,12 +349,12 @@ mod tests {
         }
     }
 
-    fn manifest(changes: &Value) -> Value {
+    pub(crate) fn manifest(changes: &Value) -> Value {
         manifest_over(changes, None)
     }
 
     /// The manifest over these defaults, given as a `PodTemplate`'s template.
-    fn manifest_over(changes: &Value, defaults: Option<Value>) -> Value {
+    pub(crate) fn manifest_over(changes: &Value, defaults: Option<Value>) -> Value {
         let mut body = body();
         for (field, value) in changes.as_object().expect("an object") {
             body[field] = value.clone();
@@ -351,7 +368,7 @@ mod tests {
         serde_json::to_value(build(&request, origin, defaults.as_ref(), &platform())).expect("serialisable")
     }
 
-    fn master(manifest: &Value) -> &Value {
+    pub(crate) fn master(manifest: &Value) -> &Value {
         &manifest["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
     }
 
@@ -492,6 +509,7 @@ mod tests {
                     {"name": "cache", "emptyDir": {}},
                     {"name": "shm", "emptyDir": {"medium": "Memory"}},
                     {"name": "logs", "emptyDir": {}},
+                    {"name": "trainer-work", "emptyDir": {}},
                 ]),
             ),
         ] {
@@ -511,6 +529,7 @@ mod tests {
                 {"name": "cache", "mountPath": "/cache"},
                 {"name": "shm", "mountPath": "/dev/shm"},
                 {"name": "logs", "mountPath": "/var/log/trainer"},
+                {"name": "trainer-work", "mountPath": "/var/lib/trainer"},
             ])
         );
         let env = container["env"].as_array().expect("env");

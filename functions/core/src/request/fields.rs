@@ -143,6 +143,16 @@ pub const FIELDS: &[Field] = &[
         description: "Memory a pod in GiB.",
     },
     Field {
+        name: "disk_per_node_gb",
+        is_required: false,
+        // No default: submit does not know the model, and any number would be too much for the disks of some nodes.
+        shape: Shape::Count { bounds: 1..=65_536, default: None },
+        description: "Disk a pod in GiB, for models, data, checkpoints, temporary files and caches: the pod gets a node that \
+                      has so much, and may use no more. When absent the pod asks for none, and may use what its node has \
+                      free. A model of 8 billion parameters needs 150: 16 to 32 GB of weights, up to 17 GB of data, and a \
+                      checkpoint of 96 GB (12 bytes a parameter), which each node reads whole when it resumes.",
+    },
+    Field {
         name: "config_path",
         is_required: false,
         shape: Shape::Text(Text::at_most(1024).matching(S3_OBJECT_OR_PATH)),

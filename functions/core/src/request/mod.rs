@@ -98,6 +98,8 @@ pub struct TrainingJobRequest {
     pub cpus_per_node: u32,
     /// Memory a pod in GiB.
     pub memory_per_node_gb: u32,
+    /// Disk a pod in GiB; nothing is kept for it when absent.
+    pub disk_per_node_gb: Option<u32>,
     /// An object in S3 or a path in the image: settings of the runner that `extra_args` override.
     pub config_path: Option<String>,
     /// Which checkpoint to start from.
@@ -169,6 +171,7 @@ impl TrainingJobRequest {
         let gpus_per_node = body.count("gpus_per_node");
         let cpus_per_node = body.count("cpus_per_node");
         let memory_per_node_gb = body.count("memory_per_node_gb");
+        let disk_per_node_gb = body.count("disk_per_node_gb");
         let config_path = read_config_path(&mut body);
         let resume = read_resume(&mut body);
         let extra_args = read_extra_args(&mut body);
@@ -213,6 +216,7 @@ impl TrainingJobRequest {
             gpus_per_node,
             cpus_per_node,
             memory_per_node_gb,
+            disk_per_node_gb,
             config_path,
             resume,
             extra_args,

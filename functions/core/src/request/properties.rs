@@ -55,6 +55,7 @@ fn good() -> impl Strategy<Value = Value> {
         proptest::option::of(0..=64_u32),
         proptest::option::of(1..=1024_u32),
         proptest::option::of(1..=65_536_u32),
+        proptest::option::of(1..=65_536_u32),
         proptest::option::of(0..=100_u32),
         proptest::option::of(60..=31_536_000_u32),
     );
@@ -68,12 +69,12 @@ fn good() -> impl Strategy<Value = Value> {
     );
     (places, sizes, maps).prop_map(|(places, sizes, maps)| {
         let (framework, run_id, base, namespace, job_name, image) = places;
-        let (num_nodes, gpus, cpus, memory, max_restarts, max_runtime_seconds) = sizes;
+        let (num_nodes, gpus, cpus, memory, disk, max_restarts, max_runtime_seconds) = sizes;
         let (extra_args, env, env_from_secrets, labels, annotations, class) = maps;
         json!({
             "framework": framework, "model_id": "$(tiny) $$", "run_id": run_id, "checkpoint_base_uri": base,
             "dataset_uri": "s3://data/train.jsonl", "namespace": namespace, "job_name": job_name, "image": image,
-            "num_nodes": num_nodes, "gpus_per_node": gpus, "cpus_per_node": cpus, "memory_per_node_gb": memory,
+            "num_nodes": num_nodes, "gpus_per_node": gpus, "cpus_per_node": cpus, "memory_per_node_gb": memory, "disk_per_node_gb": disk,
             "max_restarts": max_restarts, "max_runtime_seconds": max_runtime_seconds, "extra_args": extra_args,
             "env": env, "env_from_secrets": env_from_secrets, "labels": labels, "annotations": annotations,
             "priority_class": class, "queue": class,
@@ -172,6 +173,9 @@ fn check_job(body: &Value, job: &Value) {
     let mut amounts = json!({
         "cpu": number("cpus_per_node", 32).to_string(), "memory": format!("{}Gi", number("memory_per_node_gb", 256)),
     });
+    if let Some(disk) = given("disk_per_node_gb") {
+        amounts["ephemeral-storage"] = format!("{disk}Gi").into();
+    }
     if gpus > 0 {
         amounts["nvidia.com/gpu"] = gpus.to_string().into();
     }

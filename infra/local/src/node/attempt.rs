@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <pods_dir>/<namespace>_<pod>_<uid>/<container>.pid               the container's first process, while it runs
-//! <pods_dir>/<namespace>_<pod>_<uid>/volumes/<name>/               a volume of the pod's own
+//! <pods_dir>/<namespace>_<pod>_<uid>/volumes/<name>/               a volume of the pod's own; see also `short_paths`
 //! <pods_dir>/<namespace>_<pod>_<uid>/<container>/<attempt>/shim         locked while the shim lives
 //!                                                          process      the container's first process
 //!                                                          log          output, in the format of container runtimes

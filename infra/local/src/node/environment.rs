@@ -2,7 +2,8 @@
 //!
 //! Both are what the manifest says, with changes that stand for what a cluster gives a container: an image, a network,
 //! a file for the termination message, volumes, an AWS identity. Nothing is mounted. A program finds the termination
-//! message and the volumes only through variables that hold their paths, which are replaced by paths of this machine.
+//! message and the volumes only through variables that hold their paths, or paths below them, which are replaced by paths
+//! of this machine. That of `TMPDIR` is a short one: sockets lie there, whose paths may have 107 bytes.
 
 use std::{
     collections::BTreeMap,
@@ -37,6 +38,8 @@ pub(crate) struct Additions<'a> {
     pub(crate) termination: &'a Path,
     /// The folder of the pod's own volumes, which are named as in the manifest.
     pub(crate) volumes: &'a Path,
+    /// A short path that leads to the folder of the pod's own volumes.
+    pub(crate) short_volumes: &'a Path,
     /// The working directory.
     pub(crate) home: &'a Path,
     pub(crate) session: &'a Session,
@@ -65,7 +68,7 @@ pub(crate) fn environment(
             Some(value) => Some(value),
             None => value_of(pod, variable, &environment, additions.references)?,
         };
-        let value = value.map(|value| path_value(pod, container, &value, additions).unwrap_or(value));
+        let value = value.map(|value| path_value(pod, container, &variable.name, &value, additions).unwrap_or(value));
         if let Some(value) = value {
             environment.insert(variable.name.clone(), value);
         }
@@ -126,14 +129,22 @@ fn network_value(name: &str, job_port: Option<u16>) -> Option<String> {
     }
 }
 
-/// The path on this machine of the container's termination message or of one of the pod's own volumes.
-fn path_value(pod: &Pod, container: &Container, value: &str, additions: &Additions<'_>) -> Option<String> {
+/// The path on this machine of the container's termination message, or of something in one of the pod's own volumes.
+fn path_value(pod: &Pod, container: &Container, name: &str, value: &str, additions: &Additions<'_>) -> Option<String> {
     let termination = container.termination_message_path.as_deref().unwrap_or(TERMINATION_LOG);
     if value == termination {
         return Some(additions.termination.display().to_string());
     }
-    let (name, _) = own_volumes(pod.spec.as_ref()?, container).into_iter().find(|(_, path)| *path == value)?;
-    Some(additions.volumes.join(name).display().to_string())
+    let volumes = if name == "TMPDIR" { additions.short_volumes } else { additions.volumes };
+    own_volumes(pod.spec.as_ref()?, container).into_iter().find_map(|(volume, path)| {
+        let rest = below(value, path)?;
+        Some(format!("{}{rest}", volumes.join(volume).display()))
+    })
+}
+
+/// What a value has after a path, empty or from the next slash on; `None` where it is not at or below that path.
+pub(crate) fn below<'a>(value: &'a str, path: &str) -> Option<&'a str> {
+    value.strip_prefix(path).filter(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The pod's own volumes (`emptyDir`), each with its path in the container. Shared memory is the machine's.
@@ -255,6 +266,7 @@ mod tests {
             job_port: Some(20_001),
             termination: Path::new("/pod/termination"),
             volumes: Path::new("/pod/volumes"),
+            short_volumes: Path::new("/tmp/v"),
             home: Path::new("/pod/work"),
             session: &session,
             references: &references,
@@ -326,6 +338,8 @@ mod tests {
                 {"name": "WORDS", "value": "/dev/termination-log"},
                 {"name": "LOGS", "value": "/var/log/x"},
                 {"name": "BELOW", "value": "/var/log/x/y"},
+                {"name": "BESIDE", "value": "/var/log/xy"},
+                {"name": "TMPDIR", "value": "/var/log/x"},
                 {"name": "DISK", "value": "/disk"},
                 {"name": "UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
             ],
@@ -335,7 +349,9 @@ mod tests {
         for (name, expected) in [
             ("WORDS", "/pod/termination"),
             ("LOGS", "/pod/volumes/logs"),
-            ("BELOW", "/var/log/x/y"),
+            ("BELOW", "/pod/volumes/logs/y"),
+            ("BESIDE", "/var/log/xy"),
+            ("TMPDIR", "/tmp/v/logs"),
             ("DISK", "/disk"),
             ("UID", "u"),
         ] {

@@ -13,7 +13,10 @@ use std::{
 use nix::sys::signal::Signal;
 use tracing::{info, warn};
 
-use crate::attempt::{self, AttemptFolder, Observation};
+use crate::{
+    attempt::{self, AttemptFolder, Observation},
+    short_paths,
+};
 
 /// How long a killed process may take to end.
 const KILL_TIME: Duration = Duration::from_secs(2);
@@ -32,6 +35,7 @@ pub(crate) fn remove_strangers(pods_dir: &Path, wanted: &HashSet<String>) {
             warn!("cannot remove {}: {error}", folder.display());
         }
     }
+    short_paths::remove_dangling(pods_dir);
 }
 
 /// Ends every container with SIGTERM, and with SIGKILL after the grace period.

@@ -38,6 +38,7 @@ mod runner;
 mod server;
 mod shared_state;
 mod shim;
+mod short_paths;
 mod status;
 mod termination;
 

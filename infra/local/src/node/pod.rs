@@ -34,6 +34,7 @@ use crate::{
     publisher::Publisher,
     runner::Surroundings,
     shared_state::{Node, job_uid},
+    short_paths,
     status::{Ended, Phase, PodView, RestartPolicy},
 };
 
@@ -312,6 +313,7 @@ impl PodWork {
         {
             warn!("cannot remove {}: {error}", self.folder.display());
         }
+        short_paths::remove_dangling(&self.node.config.pods_dir);
     }
 
     fn release(&self) {
@@ -394,7 +396,10 @@ impl PodWork {
 fn unmounted(spec: &PodSpec) -> Vec<String> {
     let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
     let missing = containers.flat_map(|container| {
-        let named = |path: &str| container.env.iter().flatten().any(|variable| variable.value.as_deref() == Some(path));
+        let named = |path: &str| {
+            let mut values = container.env.iter().flatten().filter_map(|variable| variable.value.as_deref());
+            values.any(|value| environment::below(value, path).is_some())
+        };
         let own = environment::own_volumes(spec, container);
         let served = move |mount: &&VolumeMount| {
             let path = mount.mount_path.as_str();

@@ -19,6 +19,7 @@ use crate::{
     images, process,
     references::References,
     shared_state::Node,
+    short_paths,
 };
 
 /// The init container that the training operator adds to workers. It waits until the master's name resolves.
@@ -41,6 +42,7 @@ pub(crate) struct ProgramPaths {
     pid_file: PathBuf,
     home: PathBuf,
     volumes: PathBuf,
+    short_volumes: PathBuf,
 }
 
 /// What a container needs from its pod to start.
@@ -84,6 +86,7 @@ impl Runner {
             pid_file: pod_folder.join(format!("{}.pid", container.name)),
             home: pod_folder.join("work"),
             volumes: pod_folder.join("volumes"),
+            short_volumes: short_paths::of(pod_folder),
         })
     }
 
@@ -184,6 +187,7 @@ impl ProgramPaths {
             job_port: *job_port,
             termination: &folder.termination(),
             volumes: &self.volumes,
+            short_volumes: &self.short_volumes,
             home: &self.home,
             session: &session,
             references: &references,
@@ -201,6 +205,7 @@ impl ProgramPaths {
         for (name, _) in pod.spec.iter().flat_map(|spec| environment::own_volumes(spec, container)) {
             fs::create_dir_all(self.volumes.join(name))?;
         }
+        short_paths::make(&self.short_volumes, &self.volumes)?;
         fs::create_dir_all(folder.path())?;
         fs::write(folder.termination(), "")
     }

@@ -10,7 +10,7 @@ pub(super) struct Rule {
 }
 
 /// What the platform, the operator or torchrun set.
-pub(super) const RESERVED: [&str; 32] = [
+pub(super) const RESERVED: [&str; 34] = [
     "FRAMEWORK",
     "MODEL_ID",
     "RUN_ID",
@@ -26,6 +26,8 @@ pub(super) const RESERVED: [&str; 32] = [
     "POD_UID",
     "TERMINATION_LOG",
     "TRAINER_LOG_DIR",
+    "TRAINER_WORK_DIR",
+    "TRAINER_DISK_LIMIT",
     "TRAINING_EXTRA_ARGS_JSON",
     "OMP_NUM_THREADS",
     "NVIDIA_VISIBLE_DEVICES",
