@@ -1,18 +1,21 @@
-"""What the look-through of the data costs at a start, and how long a save keeps the training: `make bench`.
+"""What the look-through of the data costs, and what a step and a save cost beside the library alone: `make bench`.
 
 usage: python bench.py [<MB of JSON lines>]
 
 Looking: texts of two sizes, with the tiny model's tokenizer. CPU seconds for each GB of reading every line, which all
 texts of a job go through, and CPU seconds of counting what max_seq_len cuts off, which looks at some of them.
 
-Saving: a model of 34 million weights on two processes, in each framework. By how much the step after a save comes later
-than others, for each GB of the checkpoint. On a machine of two cores the writing takes them from the training as well.
+Steps: of the tiny model in one process, here and with the framework's own library alone, in turns. The least of some
+medians of each.
+
+Saving: a model of 34 million weights on two processes, in each framework. How long training waits for each GB of the
+checkpoint: for what the save before still writes, and for the copy.
 """
 
-import datetime
 import json
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,13 +29,16 @@ from training.distributed import World
 from training.layout import FRAMEWORKS
 from training.signals import Stop
 
-sys.path.append(str(Path(__file__).parent / "tests"))
+TESTS = Path(__file__).parent / "tests"
+TURNS = 3
+sys.path.append(str(TESTS))
 
 SIZES = {"chat": 600, "documents": 20_000}  # characters of a text
 
 
 def main() -> None:
     looking(int(sys.argv[1]) if len(sys.argv) > 1 else 128)
+    steps()
     saving()
 
 
@@ -57,12 +63,31 @@ def looking(megabytes: int) -> None:
             print(f"| {name} | {len(line)} bytes | {(read - began) / gigabytes:.1f} | {counted - read:.1f} |")  # noqa: T201
 
 
+def steps() -> None:
+    print("\n| framework | a step here, ms | with the library alone, ms | ratio |\n|---|---|---|---|")  # noqa: T201
+    with tempfile.TemporaryDirectory(prefix="b") as name:
+        directory = Path(name)
+        model, data = directory / "model", directory / "data.jsonl"
+        make_tiny_model.make(model)
+        data.write_text(json.dumps({"text": make_tiny_model.WORDS}) + "\n", encoding="utf-8")
+        for framework in FRAMEWORKS:
+            turns = {"here": [], "alone": []}
+            for turn in range(TURNS):  # in turns, as the machine is not always as fast
+                for who, times in turns.items():
+                    command = [sys.executable, str(TESTS / "steps.py"), who, framework, str(model), str(data)]
+                    store = directory / f"{framework}-{turn}"
+                    ended = subprocess.run([*command, str(store)], capture_output=True, text=True, check=True)
+                    times.append(float(ended.stdout.split()[-1]))
+            here, alone = (min(times) * 1e3 for times in turns.values())
+            print(f"| {framework} | {here:.2f} | {alone:.2f} | {here / alone:.2f} |")  # noqa: T201
+
+
 def saving() -> None:
     from pods import FIRST, marker, start_pods
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    steps, every = 24, 8
-    print("\n| framework | checkpoint, MB | a step, s | kept by a save, s/GB |\n|---|---|---|---|")  # noqa: T201
+    every = 8
+    print("\n| framework | checkpoint, MB | training waits for a save, s | s/GB |\n|---|---|---|---|")  # noqa: T201
     with tempfile.TemporaryDirectory(prefix="b") as name:
         directory = Path(name)
         folder = directory / "models" / "tiny"
@@ -75,21 +100,13 @@ def saving() -> None:
         data.write_text(json.dumps({"text": make_tiny_model.WORDS}) + "\n", encoding="utf-8")
         for framework in FRAMEWORKS:
             store = directory / framework
-            job = {"framework": framework, "max_steps": steps, "save_steps": every, "max_seq_len": 32}
+            job = {"framework": framework, "max_steps": 5 * every, "save_steps": every, "max_seq_len": 32}
             job |= {"batch_size": 1, "gradient_accumulation": 1}
             with start_pods(directory / f"{framework}-pods", folder.parent, data, store, FIRST, **job) as pods:
                 assert pods.end() == [0], pods.log
-            times = {int(step): stamp(line) for line, step in re.findall(r"(.*) INFO step (\d+)/", pods.log)}
-            took = {step: times[step] - times[step - 1] for step in range(3, steps + 1)}
-            usual = statistics.median(took.values())
+            waited = statistics.median(map(float, re.findall(r"training waited (\S+) s", pods.log)))
             size = sum(file["size"] for file in marker(store, every, framework)["files"]) / 1e9
-            kept = statistics.mean(took[step + 1] - usual for step in (every, 2 * every)) / size
-            print(f"| {framework} | {size * 1e3:.0f} | {usual:.3f} | {kept:.2f} |")  # noqa: T201
-
-
-def stamp(text: str) -> float:
-    """Seconds of a line of the log."""
-    return datetime.datetime.strptime(text.split("\n")[-1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+            print(f"| {framework} | {size * 1e3:.0f} | {waited:.2f} | {waited / size:.2f} |")  # noqa: T201
 
 
 if __name__ == "__main__":

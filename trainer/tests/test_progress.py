@@ -23,7 +23,8 @@ def test_the_object_has_these_fields(tmp_path):
     assert found.pop("tokens_per_second") > 0
     assert found.pop("eta_seconds") >= 0
     assert abs(found.pop("updated_at") - time.time()) < 60
-    assert found == {"submission": SUBMISSION, "attempt": 2, "step": 4, "total": 10, "loss": 2.5, "cut_off": None}
+    nobody_knows = dict.fromkeys(("cut_off", "micro_batch", "expected_peak_bytes"))
+    assert found == {"submission": SUBMISSION, "attempt": 2, "step": 4, "total": 10, "loss": 2.5} | nobody_knows
 
 
 def test_the_newest_report_stands(tmp_path):

@@ -19,14 +19,23 @@ logger = logging.getLogger(__name__)
 
 class Progress:
     def __init__(
-        self, storage: Storage, submission: str, attempt: int, total: int, cut_off: float | None = None
+        self,
+        storage: Storage,
+        submission: str,
+        attempt: int,
+        total: int,
+        cut_off: float | None = None,
+        micro_batch: int | None = None,
+        expected_peak_bytes: int | None = None,
     ) -> None:
-        """`cut_off` is the part of all tokens that max_seq_len cuts off."""
+        """`cut_off` is the part of all tokens that max_seq_len cuts off, `micro_batch` the texts taken at a time."""
         self.storage = storage
         self.submission = submission
         self.attempt = attempt
         self.total = total
         self.cut_off = cut_off
+        self.micro_batch = micro_batch
+        self.expected_peak_bytes = expected_peak_bytes
         self.writer = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="progress")
         self.pending: concurrent.futures.Future[None] | None = None
         self.since = (0, time.monotonic(), 0.0)  # step, time and tokens at the last report
@@ -55,6 +64,8 @@ class Progress:
             tokens=tokens - tokens_before,
             seconds=seconds,
             cut_off=self.cut_off,
+            micro_batch=self.micro_batch,
+            expected_peak_bytes=self.expected_peak_bytes,
             now=time.time(),
         )
         self.pending = self.writer.submit(self._write, json.dumps(body).encode())
@@ -81,6 +92,8 @@ def snapshot(
     tokens: float,
     seconds: float,
     cut_off: float | None = None,
+    micro_batch: int | None = None,
+    expected_peak_bytes: int | None = None,
     now: float,
 ) -> dict[str, str | int | float | None]:
     """The object's content. `steps`, `tokens` and `seconds` are those since the last report.
@@ -97,6 +110,8 @@ def snapshot(
         "tokens_per_second": _finite(round(tokens / seconds, 1)) if moved else None,
         "eta_seconds": _finite(round(max(total - step, 0) * seconds / steps, 1)) if moved else None,
         "cut_off": cut_off,
+        "micro_batch": micro_batch,
+        "expected_peak_bytes": expected_peak_bytes,
         "updated_at": now,
     }
 

@@ -6,6 +6,7 @@ When to save is decided here and not by a framework, which would go by the setti
 import dataclasses
 import logging
 import math
+import time
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -144,6 +145,7 @@ class Steps:
             if report and self.world.rank == 0:
                 self.progress.report(step, self.metrics["loss"], all_tokens)
         self.first = False
+        self.checkpoints.asked = time.monotonic()
         return Next(evaluate=evaluate, save=save, stop=stop)
 
     def judge(self, step: int, broken: float, weights: float) -> None:
@@ -177,6 +179,7 @@ class Steps:
         logger.info("step %d/%d eval_loss %.4f", step, self.total, self.metrics["eval_loss"])
         if self.events:
             self.events.add(step, {"eval_loss": self.metrics["eval_loss"]})
+        self.checkpoints.asked = time.monotonic()
 
     def reached_before(self, step: int, metrics: Mapping[str, typing.Any]) -> None:
         """Tell that there is nothing to train."""

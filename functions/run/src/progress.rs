@@ -29,6 +29,10 @@ pub struct Progress {
     pub eta_seconds: Option<f64>,
     /// Of the data set's tokens, the part that `max_seq_len` cuts off, from 0 to 1; `None` where nobody counted.
     pub cut_off: Option<f64>,
+    /// Texts that a process takes at a time: the micro-batch.
+    pub micro_batch: Option<u64>,
+    /// Bytes of a GPU that are expected at the peak; `None` without GPUs, and where nobody could tell.
+    pub expected_peak_bytes: Option<u64>,
     /// When it was written, in seconds since 1970, by the trainer's clock.
     pub updated_at: f64,
 }
@@ -51,6 +55,8 @@ impl Progress {
             tokens_per_second: fields.get("tokens_per_second")?,
             eta_seconds: fields.get("eta_seconds")?,
             cut_off: fields.get("cut_off")?,
+            micro_batch: fields.get("micro_batch")?,
+            expected_peak_bytes: fields.get("expected_peak_bytes")?,
             updated_at: fields.required("updated_at")?,
         })
     }

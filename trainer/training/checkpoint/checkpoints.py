@@ -41,6 +41,7 @@ class Saving:
     path: Path  # of its file or folder on this node
     metrics: Mapping[str, float | None]
     began: float  # by time.monotonic()
+    waited: float  # seconds that the training did
     uploaded: "concurrent.futures.Future[tuple[dict[str, int], float]]"  # bytes by key, of this process, and until when
 
 
@@ -76,6 +77,7 @@ class Checkpoints:
         )
         self.parent: dict[str, typing.Any] | None = None  # submission and step that this submission resumed
         self.saving: Saving | None = None
+        self.asked = time.monotonic()  # since when the training has waited for begin()
         self.took: float | None = None  # seconds of the last save of this attempt, from begin() to its marker
         self.size_on_node = 0  # bytes that a checkpoint has on this node's disk, as far as it is known
         self.resumed: Path | None = None  # the files of the checkpoint that was resumed, until the next one is saved
@@ -153,8 +155,9 @@ class Checkpoints:
             return sizes, time.monotonic()
 
         began = time.monotonic()
+        waited = began - self.asked
         self.saving = Saving(
-            step=step, path=path, metrics=metrics, began=began, uploaded=in_background(write_and_upload)
+            step=step, path=path, metrics=metrics, began=began, waited=waited, uploaded=in_background(write_and_upload)
         )
 
     def too_late(self, left: float | None) -> bool:
@@ -189,7 +192,9 @@ class Checkpoints:
         uploaded = {key: size for of_process in self.world.gather(sizes) for key, size in of_process.items()}
         commits = time.monotonic()
         self.world.on_rank_zero(
-            lambda: self.saver.commit(saving.step, uploaded, metrics=saving.metrics, parent=self.parent)
+            lambda: self.saver.commit(
+                saving.step, uploaded, metrics=saving.metrics, parent=self.parent, waited=saving.waited
+            )
         )
         self.took = until - saving.began + time.monotonic() - commits
         if self.world.local_rank == 0:

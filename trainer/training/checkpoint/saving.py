@@ -70,10 +70,12 @@ class Saver:
         *,
         metrics: Mapping[str, float | None],
         parent: dict[str, typing.Any] | None,
+        waited: float = 0.0,
     ) -> None:
         """Make what all processes have uploaded the checkpoint of a step, then delete what is no longer kept.
 
-        `uploaded` are sizes by key, `parent` is what the submission resumed. Raises SupersededError, and then neither
+        `uploaded` are sizes by key, `parent` is what the submission resumed, and `waited` for how many seconds training
+        did. Raises SupersededError, and then neither
         writes a marker nor deletes anything, when the run is another submission's or a newer attempt has begun.
         """
         there = {entry.key: entry for entry in self.storage.list(layout.step_prefix(self.framework, step))}
@@ -105,7 +107,8 @@ class Saver:
         # A marker that such a writer puts under one of the keys meanwhile has other content, and stays.
         self.owner.check()
         self._write_marker(marker, replaced)
-        logger.info("saved step %d: %d files, %d bytes", step, len(uploaded), sum(uploaded.values()))
+        size = sum(uploaded.values())
+        logger.info("saved step %d: %d files, %d bytes; training waited %.2f s", step, len(uploaded), size, waited)
         self.retention.remove(removal)
 
     def _prefix(self, step: int) -> str:

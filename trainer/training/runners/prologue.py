@@ -240,7 +240,16 @@ def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTra
         logger.warning("tokenizer and config.json name no end token: no text gets one, and no end is learnt")
     if found.cut_tokens:
         logger.info("%s", found.sentence(settings.max_seq_len))
-    progress = Progress(run.storage, run.job.submission, run.world.attempt, total, round(found.share, 4))
+    peak = run.chosen.peak if run.chosen else None
+    progress = Progress(
+        run.storage,
+        run.job.submission,
+        run.world.attempt,
+        total,
+        cut_off=round(found.share, 4),
+        micro_batch=settings.batch_size,
+        expected_peak_bytes=None if peak is None else round(peak),
+    )
     return Plan(
         run=run,
         texts=texts,

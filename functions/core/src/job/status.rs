@@ -440,6 +440,8 @@ mod tests {
             tokens_per_second: None,
             eta_seconds: None,
             cut_off: None,
+            micro_batch: None,
+            expected_peak_bytes: None,
             updated_at: 1.5,
         }
     }

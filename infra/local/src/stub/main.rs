@@ -130,6 +130,8 @@ impl ProgressObject {
             tokens_per_second: None,
             eta_seconds: Some(step_time.mul_f64(f64::from(remaining)).as_secs_f64()),
             cut_off: None,
+            micro_batch: None,
+            expected_peak_bytes: None,
             updated_at: now()?,
         };
         let key = self.prefix.key(&RunKey::Progress(&self.submission));
