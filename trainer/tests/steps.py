@@ -50,16 +50,21 @@ def settings():
     }
 
 
-def batch_of(model, data):
-    """The one text of the data set, as often as a batch has texts: with its end, as it is trained on here."""
+def texts_of(model, data):
+    """The texts, of which there is one, and what makes a batch of some of them: as it is trained on here."""
     import json
 
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    ids = [*tokenizer(json.loads(Path(data).read_text())["text"])["input_ids"], tokenizer.eos_token_id]
-    row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids}
-    return {name: torch.tensor([values] * TEXTS) for name, values in row.items()}
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    text = json.loads(Path(data).read_text())["text"] + tokenizer.eos_token
+
+    def batch_of(texts):
+        found = tokenizer(texts)["input_ids"]
+        return dict(collator([{"input_ids": ids} for ids in found]))
+
+    return [text] * (STEPS * TEXTS), batch_of
 
 
 def network_of(model):
@@ -74,8 +79,7 @@ def alone_hf(model, data, store):
     class Tick(TrainerCallback):
         on_step_end = tick
 
-    batch = batch_of(model, data)
-    rows = [{name: values[0] for name, values in batch.items()}] * (STEPS * TEXTS)
+    texts, batch_of = texts_of(model, data)
     arguments = TrainingArguments(
         output_dir=store,
         max_steps=STEPS,
@@ -86,8 +90,10 @@ def alone_hf(model, data, store):
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
+        remove_unused_columns=False,
     )
-    Trainer(model=network_of(model), args=arguments, train_dataset=rows, callbacks=[Tick()]).train()
+    network = network_of(model)
+    Trainer(model=network, args=arguments, train_dataset=texts, data_collator=batch_of, callbacks=[Tick()]).train()
 
 
 def alone_nemo(model, data, store):
@@ -119,14 +125,17 @@ def alone_nemo(model, data, store):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Module(), torch.utils.data.DataLoader([batch_of(model, data)] * STEPS, batch_size=None))
+    texts, batch_of = texts_of(model, data)
+    trainer.fit(Module(), torch.utils.data.DataLoader(texts, batch_size=TEXTS, collate_fn=batch_of))
 
 
 def alone_meta(model, data, store):
-    network, batch = network_of(model), batch_of(model, data)
+    network = network_of(model)
+    texts, batch_of = texts_of(model, data)
     adamw = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: 1 - step / STEPS)
-    for step in range(STEPS):
+    batches = torch.utils.data.DataLoader(texts, batch_size=TEXTS, collate_fn=batch_of)
+    for step, batch in enumerate(batches):
         loss = network(**batch, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

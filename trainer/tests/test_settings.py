@@ -185,7 +185,9 @@ def test_a_setting_of_one_framework_is_no_other_ones():
         ("nemo", 1, {}, False),
         ("nemo", 1, {"sharded": True}, True),
         ("nemo", 2, {}, True),
-        ("meta", 1, {}, True),
+        ("meta", 1, {}, False),
+        ("meta", 1, {"sharded": True}, True),
+        ("meta", 2, {}, True),
         ("meta", 2, {"sharded": True}, True),
     ],
 )

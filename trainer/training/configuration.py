@@ -37,7 +37,7 @@ def on_these_processes(settings: Settings, framework: str, world: "World") -> Se
         raise UserError("precision bf16 is not supported by this GPU")
     sharded = settings.sharded
     if sharded is None:
-        sharded = framework == "meta" or (world.size > 1 and not unsplit(settings))
+        sharded = world.size > 1 and (framework == "meta" or not unsplit(settings))
     return dataclasses.replace(settings, precision=precision, sharded=sharded)
 
 

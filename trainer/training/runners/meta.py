@@ -1,7 +1,7 @@
 """The runner for framework=meta: torch alone, with FSDP2 and torch.distributed.checkpoint.
 
-Weights, gradients and optimizer are split over the processes. A checkpoint is written and uploaded while training goes
-on. One process writes a file; several write a folder, each its own part.
+Several processes split weights, gradients and optimizer. A checkpoint is written and uploaded while training goes on.
+One process writes a file; several write a folder, each its own part.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers import PreTrainedModel
 
-from training import layout, model, optimizer, random_state, untrusted
+from training import layout, model, optimizer, random_state, sharded, untrusted
 from training.checkpoint import states
 from training.data.batches import Batch, predicted
 from training.distributed import World, sharding
@@ -58,7 +58,9 @@ def train(job: Job, world: World) -> bool:
                     reached = step
                     then = steps.after(step, training.step_loss, training.tokens, training.optimizer)
                     if then.evaluate:
-                        steps.evaluated(step, *model.evaluate(network, plan.held_out(), training.device))
+                        with training.arithmetic():
+                            evaluated = model.evaluate(network, plan.held_out(), training.device)
+                        steps.evaluated(step, *evaluated)
                     if then.save:
                         run.checkpoints.finish()  # before the next one is copied: there is one in memory at a time
                         path = run.directory / "work" / layout.checkpoint_name("meta", step, sharded=world.size > 1)
@@ -100,6 +102,12 @@ class Training:
         self.step_loss: torch.Tensor | float = 0.0
         self.tokens: torch.Tensor | float = 0.0
 
+    def arithmetic(self) -> typing.ContextManager[object]:
+        """Around what a model computes whose weights are not split: FSDP2 brings their parts in their arithmetic."""
+        precision = self.settings.precision or "fp32"
+        casts = precision != "fp32" and not self.settings.sharded
+        return torch.autocast(self.device.type, sharded.ARITHMETIC[precision] if casts else None, enabled=casts)
+
     def step(self, batches: list[Batch], before_update: Callable[[torch.optim.Optimizer], None]) -> None:
         """One step of the optimizer; the loss is the mean over all tokens of all processes' batches."""
         (items,) = self.world.total([float(sum(map(predicted, batches)))])
@@ -108,7 +116,8 @@ class Training:
             batch = model.to_device(batch, self.device)
             self.tokens = self.tokens + batch["attention_mask"].sum()
             # Gradients are averaged over the processes, but the loss is divided by the tokens of all of them.
-            loss = self.network(**batch, num_items_in_batch=max(items, 1), use_cache=False).loss * self.world.size
+            with self.arithmetic():
+                loss = self.network(**batch, num_items_in_batch=max(items, 1), use_cache=False).loss * self.world.size
             self.scaler.scale(loss).backward()
             self.step_loss = self.step_loss + loss.detach()
         self.scaler.unscale_(self.optimizer)
