@@ -10,6 +10,7 @@ descriptors_at the step at which a process opens files until it may open no more
 error_at       the step at which its code fails
 nan_at         the numbers of the micro-steps at which what the embedding gives is not a number
 patience       seconds that a collective call waits; each download, and the upload of weights, takes longer
+logits         how many logits the loss has at once
 told           that a process is told to stop when it has loaded the model
 disk_full      that a process cannot write its part of a sharded checkpoint
 fetched        a file to which is written how many bytes of the parts of a checkpoint each process fetches
@@ -142,6 +143,10 @@ def tell_when_loaded():
 
 if "patience" in FAULT:
     lose_patience()
+if "logits" in FAULT:
+    from training import loss
+
+    loss.LOGITS = FAULT["logits"]
 if HERE and "told" in FAULT:
     tell_when_loaded()
 if {"memory_at", "descriptors_at", "error_at"} & FAULT.keys():

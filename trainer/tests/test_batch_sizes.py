@@ -87,6 +87,14 @@ def test_8b_fits_on_eight_gpus(described, capsys):
     assert min(peak for (size, _), peak in ways(answer).items() if size > 2) > 75
 
 
+def test_with_activations_computed_again_all_texts_fit_at_once(described):
+    """The logits of 16 texts would take 17 GB in fp32, and the same again for their gradients."""
+    wanted = fit.Wanted(processes=8, memory=80e9, texts=16, seq_len=2048, gradient_checkpointing=True)
+    answer = fit.choose(model.config_of(described("8B")), wanted)
+    assert (answer.chosen.micro_batch, answer.chosen.micro_steps) == (16, 1)
+    assert answer.chosen.peak / 1e9 < 40
+
+
 def test_70b_fits_on_eight_nodes(described, capsys):
     assert fit.main([described("70B"), "--nodes", "8"]) == 0
     said = capsys.readouterr().out

@@ -174,7 +174,7 @@ def ask(
 
 
 def is_counted(settings: Settings) -> bool:
-    """Whether training.fit knows what the optimizer keeps, and that the loss takes all logits at once."""
+    """Whether training.fit knows what the optimizer keeps, and how the loss is computed."""
     own = settings.training_arguments
     return own.get("optim", DEFAULT_OPTIMIZER) in COUNTED and not own.get("use_liger_kernel")
 

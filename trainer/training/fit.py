@@ -228,7 +228,9 @@ def followed(config: "PreTrainedConfig", wanted: Wanted, micro_batch: int, gradi
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from transformers import AutoModelForCausalLM
 
-    split = split_of(wanted)
+    from training import loss
+
+    split, in_chunks = split_of(wanted), loss.can_be(config)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=split.processes)
     try:
         mesh = init_device_mesh("cpu", (split.processes,))
@@ -236,6 +238,8 @@ def followed(config: "PreTrainedConfig", wanted: Wanted, micro_batch: int, gradi
             network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
             if gradient_checkpointing:
                 network.activation_checkpointing_enable({"use_reentrant": False})
+            if in_chunks:
+                loss.install(network)
             network.train()
             texts = torch.zeros((micro_batch, wanted.seq_len), dtype=torch.long)
             # As it is made of a batch that has padding; transformers would look into it.
@@ -251,8 +255,8 @@ def followed(config: "PreTrainedConfig", wanted: Wanted, micro_batch: int, gradi
             casts = not wanted.sharded and wanted.precision != "fp32"
             with tracker:
                 with torch.autocast("cpu", torch.bfloat16, enabled=casts):
-                    loss = network(input_ids=texts, labels=texts, attention_mask=mask, use_cache=False).loss
-                loss.backward()
+                    found = network(input_ids=texts, labels=texts, attention_mask=mask, use_cache=False).loss
+                found.backward()
             return sum(sizes["Total"] for sizes in tracker.get_tracker_snapshot("peak").values())
     finally:
         dist.destroy_process_group()

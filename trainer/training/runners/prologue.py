@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from training import batch_sizes, configuration, host_memory, model, model_files, training_arguments
+from training import batch_sizes, configuration, host_memory, loss, model, model_files, training_arguments
 from training.attempts import Ledger
 from training.batch_sizes import Chosen
 from training.checkpoint.checkpoints import Checkpoints
@@ -227,6 +227,8 @@ def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTra
     settings = settings.in_steps(total)
     if run.world.rank == 0:
         configuration.write(run.storage, run.job, settings, run.world, total, run.chosen)
+    if loss.can_be(network.config) and not settings.training_arguments.get("torch_compile"):
+        loss.install(network)
     model.share_router_loss(network, settings.gradient_accumulation * run.world.size)
     collator = Collator(tokenizer, settings.max_seq_len, model.embeddings(network))
     found = lengths.measure(texts, collator, run.world)
