@@ -5,12 +5,14 @@ import dataclasses
 import json
 import logging
 import threading
+import types
 
 import pytest
 
 from training import layout
+from training.checkpoint import resume as resuming
 from training.checkpoint.checkpoints import Checkpoints
-from training.checkpoint.marker import parse
+from training.checkpoint.marker import File, parse
 from training.disk import Disk
 from training.distributed import World
 from training.errors import SupersededError, UserError
@@ -517,3 +519,40 @@ def test_a_resumed_checkpoint_stays_on_the_disk_until_the_next_one_is_saved(chec
     assert 5e5 < asked[0][0] <= 6e5, "what it takes is free then"
     assert asked[1:] == [(10**6, None, "the checkpoint of step 20")]
     assert start(checkpoints, MINE, resume=False) == (MINE, 20)
+
+
+def test_the_processes_of_a_node_share_out_what_they_fetch_of_parts(tmp_path, monkeypatch):
+    """Each byte comes once to a node, whoever of its processes wants it, and no request is for more than there is."""
+    fetched = []
+    body = bytes(range(256)) * 1024
+    (tmp_path / "checkpoints/step").mkdir(parents=True)
+    (tmp_path / "checkpoints/step/__0_0.distcp").write_bytes(body)
+    found = types.SimpleNamespace(files=(File(path="step/__0_0.distcp", size=len(body), etag=None),))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(resuming, "LARGEST", 1024)
+    wants = {0: [(0, 4096)], 1: [(2048, 6144)], 2: [(100_000, 101_000)]}
+
+    class OfTwoNodes(World):
+        def agreed(self, function):
+            mine = function()
+            if mine is None:
+                return [None] * 3
+            return [[rank // 2, {"step/__0_0.distcp": ranges}] for rank, ranges in wants.items()]
+
+    class Counted(Folder):
+        def download_range(self, key, start, end, target, etag):
+            fetched.append((rank, start, end))
+            super().download_range(key, start, end, target, etag)
+
+    for rank in (0, 1):
+        world = OfTwoNodes(rank=rank, size=3, local_rank=rank, node=0, gpu=False, stop=Stop())
+        download = resuming.Download(Counted(tmp_path), found, tmp_path / "here", world)
+        download.ranges(lambda rank=rank, download=download: {next(iter(download.files)): wants[rank]})
+    assert sorted((start, end) for _, start, end in fetched) == [(at, at + 1024) for at in range(0, 6144, 1024)]
+    assert {rank for rank, _, _ in fetched} == {0, 1}
+    assert (tmp_path / "here/step/__0_0.distcp").read_bytes()[:6144] == body[:6144]
+    for wrong in ([(0, len(body) + 1)], [(0, 2**60)]):
+        with pytest.raises(UserError, match=r"shorter than its \.metadata says"):
+            download.ranges(lambda wrong=wrong: {next(iter(download.files)): wrong})
+    with pytest.raises(UserError, match="is not there"):
+        download.ranges(lambda: {tmp_path / "here/step/__9_0.distcp": [(0, 1)]})

@@ -84,7 +84,8 @@ def test_what_does_not_fit_is_refused_with_path_and_sizes(tmp_path):
 def test_without_a_limit_the_nodes_disk_counts_but_for_what_a_kubelet_keeps(tmp_path, monkeypatch):
     whole, free = 1000 * GIB, [300 * GIB]
     monkeypatch.setattr(disk, "_file_system", lambda path: (whole, free[0]))
-    node = disk_of(tmp_path)
+    logs = {"TRAINER_LOG_DIR": str(tmp_path / "logs")}
+    node = disk_of(tmp_path, **logs)
     assert node.available() == 200 * GIB
     with pytest.raises(
         DiskFullError, match=r"where 200.0 GiB are left: it has 1000.0 GiB for all of its node; set disk_"
@@ -93,7 +94,11 @@ def test_without_a_limit_the_nodes_disk_counts_but_for_what_a_kubelet_keeps(tmp_
     free[0] = 99 * GIB
     node.require(0, "nothing")
     assert node.available() < 0, "the node may evict now"
-    assert disk_of(tmp_path).available() == 99 * GIB, "what was so at the start, no kubelet minds"
+    assert disk_of(tmp_path, **logs).available() == 99 * GIB, "what was so at the start, no kubelet minds"
+    free[0] = 300 * GIB
+    monkeypatch.setattr(disk, "_device", lambda path: path.name)
+    assert disk_of(tmp_path, **logs).available() == 300 * GIB, "no kubelet looks at a volume of its own"
+    free[0] = 99 * GIB
     assert Disk.of({"TMPDIR": str(tmp_path)}).available() == 99 * GIB, "on a laptop all of it"
 
 
@@ -164,7 +169,7 @@ def test_beyond_the_limit_an_attempt_ends_as_storage(ledger, tmp_path, monkeypat
 def test_a_nearly_full_disk_is_noted_as_long_as_it_is(ledger, tmp_path, monkeypatch):
     free = [20 * GIB]
     monkeypatch.setattr(disk, "_file_system", lambda path: (100 * GIB, free[0]))
-    watch = Watch(disk_of(tmp_path / "work"), ledger, 1, 0)
+    watch = Watch(disk_of(tmp_path / "work", TRAINER_LOG_DIR=str(tmp_path / "logs")), ledger, 1, 0)
     notes = []
     for left in (20, 9, 8, 20, 9):
         free[0] = left * GIB
@@ -175,8 +180,8 @@ def test_a_nearly_full_disk_is_noted_as_long_as_it_is(ledger, tmp_path, monkeypa
 
 
 def test_a_note_changes_nothing_that_was_closed_or_is_another_nodes(ledger):
-    ledger.note(1, "of this node")
-    ledger.note(1, "of another one")
+    assert ledger.note(1, "of this node")
+    assert not ledger.note(1, "of another one"), "which tries again"
     ledger.note(1, None, instead_of="of another one")
     assert ledger.read()[0].message == "of this node"
     ledger.close(1, "preempted", 0, "told to stop")

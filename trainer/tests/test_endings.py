@@ -319,7 +319,7 @@ def test_after_running_out_of_memory_the_same_steps_are_taken_in_smaller_pieces(
                 assert pods.end() == [0 if not how else 1], pods.log
         losses[name] = [float(loss) for loss in re.findall(r"step \d+/4 loss (\S+)", pods.log)]
     assert causes(tmp_path / "again") == ["out_of_memory", "finished"]
-    assert "the last attempt ran out of memory: this one takes 3 texts at a time" in pods.log
+    assert "the last attempt ran out of memory: this one takes 2 texts at a time" in pods.log
     assert losses["again"] == pytest.approx(losses["straight"], rel=0.02), "but for the dropout"
 
 

@@ -95,6 +95,19 @@ def test_weights_that_fp16_is_too_narrow_for_are_exported_in_fp32(tmp_path, capl
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
+def test_all_chat_templates_are_exported(tmp_path):
+    """The others than the default one have a folder, at which each start failed when all was trained."""
+    make(tmp_path / "model", *MODELS["tied"])
+    path = tmp_path / "model/tokenizer_config.json"
+    templates = [{"name": name, "template": f"{name} {{{{ messages }}}}"} for name in ("default", "rag")]
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"chat_template": templates}))
+    network, tokenizer = model.load(str(tmp_path / "model"))
+    export.export(network, tokenizer, tmp_path / "work", Folder(tmp_path), "one", ALONE)
+    assert AutoTokenizer.from_pretrained(tmp_path / "model/one").chat_template == {
+        one["name"]: one["template"] for one in templates
+    }
+
+
 def test_a_layer_is_in_one_file():
     sizes = {"embed.weight": 50, "layers.0.a": 30, "layers.0.b": 40, "layers.1.a": 20, "layers.1.b": 5, "head": 90}
     assert export.shared_out(sizes, 60) == [

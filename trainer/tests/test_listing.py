@@ -144,13 +144,14 @@ def test_the_objects_are_pinned_at_the_first_start(tmp_path, folder, caplog):
 def test_another_submission_takes_over_in_how_many_streams_the_data_are_read(tmp_path, folder):
     storage = open_storage(f"file://{tmp_path}/run")
     uri = folder("1.jsonl")
-    assert streams_before(storage, SUBMISSION, uri) is None
+    assert streams_before(storage, SUBMISSION, uri, find(uri)) is None
     pin(storage, SUBMISSION, uri, find(uri), 2)
-    assert streams_before(storage, SUBMISSION, uri) == 2
-    assert streams_before(storage, SUBMISSION, f"{uri}other/") is None, "of other data"
+    assert streams_before(storage, SUBMISSION, uri, find(uri)) == 2
+    assert streams_before(storage, SUBMISSION, f"{uri}other/", find(uri)) is None, "of other data"
+    assert streams_before(storage, SUBMISSION, uri, []) is None
     for other in (None, True, -1, 2**20, "2", [2]):
         storage.write(layout.data_key(SUBMISSION), json.dumps({"uri": uri, "streams": other, "objects": {}}).encode())
-        assert streams_before(storage, SUBMISSION, uri) is None
+        assert streams_before(storage, SUBMISSION, uri, find(uri)) is None
         if other is not None:
             with pytest.raises(UserError, match="cannot be read"):
                 pin(storage, SUBMISSION, uri, find(uri), 2)

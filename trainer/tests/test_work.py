@@ -159,6 +159,6 @@ def test_a_container_resumes_from_the_files_of_the_one_before(start, s3, tmp_pat
     assert any(key.startswith("checkpoints/step-000005/") for key in kept), kept
     with start("s3://bucket/reused", FIRST, **job) as pods:
         assert pods.end() == [0], pods.log
-        assert "goes on from its own step 5" in pods.log
+        assert "resumes its own step 5" in pods.log
         assert "1 of 1 files are there already" in pods.log
     assert not list(work_dir.glob("train-*"))

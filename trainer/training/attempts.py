@@ -155,16 +155,19 @@ class Ledger:
         if attempt and attempt.cause is None:
             self._close(attempt, cause, rank, message)
 
-    def note(self, number: int, message: str | None, instead_of: str | None = None) -> None:
+    def note(self, number: int, message: str | None, instead_of: str | None = None) -> bool:
         """Note in the entry of an attempt that runs that its disk is full; None takes back what was noted before.
 
         Of several nodes the first one's note stands. An entry that somebody closes meanwhile stays as it is.
+        Returns whether it is noted.
         """
         key = layout.attempt_key(self.submission, number)
         body = self.storage.read(key)
         attempt = parse(number, body)
         if attempt.cause is None and attempt.message == instead_of:
             self.storage.replace(key, body, dataclasses.replace(attempt, message=message).dump())
+            return True
+        return False
 
     def _close(self, attempt: Attempt, cause: str, rank: int | None = None, message: str | None = None) -> Attempt:
         if message is not None:

@@ -133,7 +133,11 @@ def choose(
 def lesser(taken: Chosen, checkpointing: bool | None) -> Chosen:
     """A way that takes less memory and has the same mathematics; the same way where there is none."""
     if taken.batch_size > 1:
-        taken = dataclasses.replace(taken, batch_size=math.ceil(taken.batch_size / 2))
+        # Of as many texts each, since some models weigh micro-steps alike.
+        half = math.ceil(taken.batch_size / 2)
+        taken = dataclasses.replace(
+            taken, batch_size=next(size for size in range(half, 0, -1) if taken.texts % size == 0)
+        )
     elif checkpointing is None and not taken.gradient_checkpointing:
         taken = dataclasses.replace(taken, gradient_checkpointing=True)
     else:

@@ -40,10 +40,13 @@ class Disk:
         work = environment.get(WORK_DIR)
         path = Path(work or environment.get("TMPDIR") or tempfile.gettempdir())
         whole, free = _file_system(path)
-        kept_back = int(whole * NODE_KEEPS) if work else 0
+        # The log's volume is always the node's disk; a volume of its own no kubelet looks at.
+        logs = environment.get(LOG_DIR)
+        is_of_node = work and logs and _device(path) == _device(Path(logs))
+        kept_back = int(whole * NODE_KEEPS) if is_of_node else 0
         return cls(
             path=path,
-            counted=tuple(Path(folder) for folder in (work, environment.get(LOG_DIR)) if folder),
+            counted=tuple(Path(folder) for folder in (work, logs) if folder),
             limit=limit_of(environment.get(LIMIT) or ""),
             # Where less is left already, no kubelet minds.
             kept_back=kept_back if free > kept_back else 0,
@@ -55,12 +58,12 @@ class Disk:
         """This process's, as it was when somebody asked first."""
         return Disk.of(os.environ)
 
-    def available(self) -> int:
-        """What may be written. Below 0 where a kubelet may evict the pod at any time."""
+    def available(self, used: int | None = None) -> int:
+        """What may be written. Below 0 where a kubelet may evict the pod at any time. `used` is used(), if known."""
         left = _file_system(self.path)[1] - self.kept_back
         if self.limit is None:
             return left
-        return min(left, self.limit - min(GIB, self.limit // 20) - self.used())
+        return min(left, self.limit - min(GIB, self.limit // 20) - (self.used() if used is None else used))
 
     def used(self) -> int:
         """What is in the folders that a kubelet counts, as it counts."""
@@ -72,10 +75,6 @@ class Disk:
         if size > left:
             where = f"the disk at {self.path}, where {gib(left)} are left"
             raise DiskFullError(f"{what} needs {gib(size)} on {where}: {self._size()}")
-
-    def is_over(self) -> bool:
-        """Whether a kubelet that counts now evicts the pod."""
-        return self.limit is not None and self.used() > self.limit
 
     def state(self) -> str:
         """How full it is, and what to do about it."""
@@ -105,10 +104,18 @@ def gib(size: int) -> str:
 
 def _file_system(path: Path) -> tuple[int, int]:
     """Its size, and what is free for this user."""
+    found = os.statvfs(_existing(path))
+    return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+
+
+def _device(path: Path) -> int:
+    return _existing(path).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
     while not path.exists() and path != path.parent:
         path = path.parent
-    found = os.statvfs(path)
-    return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+    return path
 
 
 def size_of(folder: Path) -> int:

@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+import time
 import typing
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from training.disk import Disk
 if typing.TYPE_CHECKING:
     from training.attempts import Ledger
 
+SELDOM = 20  # times as long as a look takes, at least, between two of them
 EVERY_SECONDS = 5.0  # a kubelet counts every ten seconds, or less often
 
 logger = logging.getLogger(__name__)
@@ -41,14 +43,19 @@ class Watch:
         self.stopped.set()
 
     def _run(self) -> None:
-        while not self.stopped.wait(EVERY_SECONDS):
+        took = 0.0
+        while not self.stopped.wait(max(EVERY_SECONDS, SELDOM * took)):
+            began = time.monotonic()
             try:
                 self.look()
             except Exception as error:  # whatever it is, training goes on
                 logger.debug("the disk could not be looked at: %s", error)
+            took = time.monotonic() - began
 
     def look(self) -> None:
-        if self.disk.is_over():
+        limit = self.disk.limit
+        used = 0 if limit is None else self.disk.used()
+        if limit is not None and used > limit:  # a kubelet that counts now evicts the pod
             said = self.disk.state()
             logger.error("%s", said)
             last_words.leave(errors.STORAGE, self.rank, said)
@@ -57,12 +64,12 @@ class Watch:
             finally:
                 self.end(1)
             return
-        is_full = self.disk.available() <= 0
+        is_full = self.disk.available(used) <= 0
         if is_full and self.noted is None:
             said = self.disk.state()
             logger.warning("%s", said)
-            self.ledger.note(self.number, said)
-            self.noted = said
+            if self.ledger.note(self.number, said):
+                self.noted = said
         elif not is_full and self.noted is not None:
             self.ledger.note(self.number, None, instead_of=self.noted)
             self.noted = None

@@ -222,7 +222,7 @@ def _meet(world: World) -> None:
         if not _all_came(store, world):
             raise PeerLostError(f"not all {world.size} processes came in time: starting again")
     except dist.DistError as error:
-        raise PeerLostError("the processes' meeting place is gone: starting again") from error
+        raise PeerLostError("the rendezvous store is gone: starting again") from error
 
 
 def _all_came(store: dist.Store, world: World) -> bool:

@@ -7,6 +7,7 @@ process, which writes and uploads it while others do theirs: no process ever has
 import concurrent.futures
 import json
 import logging
+import os
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,8 +66,11 @@ def export(
         return list(saved)
 
     written: dict[int, concurrent.futures.Future[Sequence[str]]] = {}  # by this process
+    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    nodes = max(world.size // of_node, 1)
     for number, names in enumerate(files):
-        mine = number % world.size == world.rank
+        # A node's processes have files when all other nodes have one: they are in its memory and on its disk.
+        mine = number % nodes * of_node + number // nodes % of_node == world.rank
         if mine:
             concurrent.futures.wait(written.values())  # it has one file at a time
         part = {name: gathered(weights[name], kinds[name], keep=mine) for name in names}
@@ -86,8 +90,8 @@ def export(
             places = {name: name_of(number, len(files)) for names in found for name, number in names.items()}
             index = {"metadata": {}, "weight_map": dict(sorted(places.items()))}
             (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        for path in sorted(target.iterdir()):
-            storage.upload(path, prefix + path.name)
+        for path in sorted(path for path in target.rglob("*") if path.is_file()):  # chat templates have a folder
+            storage.upload(path, prefix + path.relative_to(target).as_posix())
 
     world.together(lambda: describe() if world.rank == 0 else None)
     logger.info("exported the model to %s", prefix)

@@ -118,6 +118,8 @@ class Split:
         the first one into equal parts only. Files have the experts apart, and some in two halves, which transformers
         puts together in the middle dimension: so the last one is tried first.
         """
+        if not weight.ndim:
+            return None
         rows, *others = weight.shape
         if math.ceil(rows / self.processes) * self.processes <= UNEVEN * rows:
             return None
@@ -201,5 +203,5 @@ def check_experts(source: str, network: PreTrainedModel) -> None:
     if saved:
         raise UserError(
             f"the experts of a {network.config.model_type} cannot be split over more processes than there are experts: "
-            f"{min(saved)} would not be what its file has. Take fewer processes"
+            f"{min(saved)} would not be what a safetensors file of it has. Take fewer processes"
         )

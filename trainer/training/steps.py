@@ -169,7 +169,7 @@ class Steps:
         self.checkpoints.finish()  # what is still on its way is from before
         raise UserError(
             f"training has diverged: {what}, with lr {self.settings.lr:g}; the checkpoints from "
-            "before stay, and none is saved now. Lower lr, add warmup_steps, or check the texts of these steps"
+            "before stay, and no other is saved. Lower lr, add warmup_steps, or check the texts of these steps"
         )
 
     def evaluated(self, step: int, loss: float, tokens: float) -> None:

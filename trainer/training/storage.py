@@ -147,7 +147,7 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):
             if self.read(key) == old:
                 return self.write(key, new)
-        raise FileExistsError(f"{key} is not what it was")
+        raise FileExistsError(f"{key} has changed since it was read")
 
     def remove(self, key: str, old: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -277,7 +277,7 @@ class Bucket:
             body, etag = self._get(key)
             if body == old:
                 return self._on_no_conflict(key, self.client.put_object, Body=new, IfMatch=etag)
-        raise FileExistsError(f"{key} is not what it was")
+        raise FileExistsError(f"{key} has changed since it was read")
 
     def remove(self, key: str, old: bytes) -> None:
         with contextlib.suppress(FileNotFoundError, FileExistsError):
@@ -320,7 +320,7 @@ class Bucket:
             try:
                 self._whole(key, get)
             except FileExistsError:
-                raise StorageError(f"{key} is not what it was") from None
+                raise StorageError(f"{key} has changed since it was read") from None
 
     def stat(self, key: str) -> Entry:
         with self._meanings(key):

@@ -130,7 +130,7 @@ _OWNED = {
         data_seed train_sampling_strategy group_by_length length_column_name remove_unused_columns
         dataloader_drop_last dataloader_in_order dataloader_pin_memory dataloader_persistent_workers
         dataloader_prefetch_factor dataloader_multiprocessing_context""",
-    "every run goes on to its last step: DELETE ends it, and max_steps says where": (
+    "every run trains to its last step: DELETE ends it, and max_steps says where": (
         "early_stopping_patience early_stopping_threshold"
     ),
     "attention is torch's own": "attn_implementation",

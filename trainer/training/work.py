@@ -75,7 +75,7 @@ def bring(storage: Storage, entry: Entry, target: Path) -> None:
     storage.download(entry.key, target)
     if (size := target.stat().st_size) != entry.size:
         raise StorageError(f"{entry.key} has {size} bytes here, and {entry.size} where it was listed")
-    if expected and kept_path():
+    if expected:
         note.write_text(json.dumps(expected))
 
 
@@ -84,7 +84,7 @@ def _note(entry: Entry) -> dict[str, object] | None:
 
     After another start of the machine a file may lack what was not on the disk yet, so it does not count any more.
     """
-    if not entry.etag:
+    if not entry.etag or kept_path() is None:
         return None
     return {"key": entry.key, "size": entry.size, "etag": entry.etag, "boot": BOOT_ID.read_text().strip()}
 

@@ -48,7 +48,7 @@ async fn a_killed_pod_continues_to_the_same_end_bit_for_bit() -> Result<()> {
     let output = world.kubectl(&["logs", &format!("{name}-master-0")], None).await?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(
-        text.contains("goes on from its own step"),
+        text.contains("resumes its own step"),
         "it did not go on from a checkpoint, of which {step} was one:\n{text}"
     );
     assert_eq!(killed_loss, loss, "the loss at the end");

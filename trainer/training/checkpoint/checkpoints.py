@@ -28,8 +28,6 @@ if typing.TYPE_CHECKING:
 
     from training.distributed import World
 
-LONGER = 1.25  # a save may take than the last one
-
 logger = logging.getLogger(__name__)
 
 
@@ -78,7 +76,7 @@ class Checkpoints:
         self.parent: dict[str, typing.Any] | None = None  # submission and step that this submission resumed
         self.saving: Saving | None = None
         self.asked = time.monotonic()  # since when the training has waited for begin()
-        self.took: float | None = None  # seconds of the last save of this attempt, from begin() to its marker
+        self.took: float | None = None  # seconds of the last save of this attempt, with the copy and the marker
         self.size_on_node = 0  # bytes that a checkpoint has on this node's disk, as far as it is known
         self.resumed: Path | None = None  # the files of the checkpoint that was resumed, until the next one is saved
 
@@ -92,10 +90,10 @@ class Checkpoints:
             logger.info("starts at step 0%s", ": the run has no complete checkpoint" if resume else "")
         elif chosen.submission == self.submission:
             self.parent = chosen.parent
-            logger.info("goes on from its own step %d", chosen.step)
+            logger.info("resumes its own step %d", chosen.step)
         else:
             self.parent = {"submission": chosen.submission, "step": chosen.step} if chosen.submission else None
-            logger.info("goes on from step %d of submission %s", chosen.step, chosen.submission)
+            logger.info("resumes step %d of submission %s", chosen.step, chosen.submission)
         return chosen
 
     def _choose(self, resume: bool, step: int | None) -> Marker | None:
@@ -162,7 +160,7 @@ class Checkpoints:
 
     def too_late(self, left: float | None) -> bool:
         """Whether a save would not end within so many seconds, and this attempt has saved one that stays."""
-        return left is not None and self.took is not None and left < LONGER * self.took
+        return left is not None and self.took is not None and left < self.took
 
     def check_room(self, what: str) -> None:
         """Raises DiskFullError in all processes where one node's disk has no room for a checkpoint; together."""
@@ -196,7 +194,7 @@ class Checkpoints:
                 saving.step, uploaded, metrics=saving.metrics, parent=self.parent, waited=saving.waited
             )
         )
-        self.took = until - saving.began + time.monotonic() - commits
+        self.took = saving.waited + until - saving.began + time.monotonic() - commits
         if self.world.local_rank == 0:
             # Where rank 0 alone writes, other nodes have nothing.
             shutil.rmtree(saving.path) if saving.path.is_dir() else saving.path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from training import layout, work
+from training import layout, untrusted, work
 from training.checkpoint.lineage import in_order
 from training.checkpoint.marker import File, Marker
 from training.checkpoint.saving import PART
@@ -79,36 +79,50 @@ class Download:
     def whole_files(self, what: str) -> None:
         """Bring all files but those that have the processes' parts; together.
 
-        Raises DiskFullError where `what` it is does not fit on the disk, the parts for this node included.
+        Raises DiskFullError where `what` it is does not fit on the disk.
         """
         whole = {target: entry_of(file) for target, file in self.files.items() if not PART.fullmatch(target.name)}
-        parts = sum(file.size for target, file in self.files.items() if target not in whole)
 
         def download() -> None:
-            missing = work.prepare(self.directory, whole)
-            of_node = parts * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // self.world.size
-            Disk.here().require(missing + of_node, what)
+            Disk.here().require(work.prepare(self.directory, whole), what)
             self._at_once(work.bring, [(self.storage, entry, target) for target, entry in whole.items()])
 
         self.world.agreed(lambda: download() if self.world.local_rank == 0 else None)
 
     def ranges(self, wanted: Callable[[], Ranges]) -> None:
-        """Bring these bytes of the processes' parts; together. The rest of each file is a hole."""
+        """Bring what the processes of this node want of the parts; together. The rest of each file is a hole.
+
+        Raises UserError where a file has no such bytes, and DiskFullError.
+        """
+        names = {str(target.relative_to(self.directory)): target for target in self.files}
+
+        def mine() -> tuple[int, dict[str, list[tuple[int, int]]]]:
+            found = wanted()
+            for target, ranges in found.items():
+                if target not in self.files or max(end for _, end in ranges) > self.files[target].size:
+                    raise untrusted.refusal(target, "is not there, or shorter than its .metadata says")
+            return self.world.node, {str(target.relative_to(self.directory)): found[target] for target in found}
+
+        of_node: dict[Path, list[tuple[int, int]]] = {}
+        for node, found in self.world.agreed(mine):
+            for name, ranges in found.items() if node == self.world.node else ():
+                of_node.setdefault(names[name], []).extend((start, end) for start, end in ranges)
+        requests = [(target, *request) for target, ranges in of_node.items() for request in in_requests(ranges)]
+
+        def make_room() -> None:
+            Disk.here().require(sum(end - start for _, start, end in requests), f"the parts of {self.path.name}")
+            for target in of_node:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("ab") as file:
+                    file.truncate(self.files[target].size)
 
         def download(target: Path, start: int, end: int) -> None:
             file = self.files[target]
             self.storage.download_range(layout.CHECKPOINTS + file.path, start, end, target, file.etag)
 
-        def download_all() -> None:
-            requests = []
-            for target, ranges in wanted().items():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("ab") as file:  # which another process of the node may have made
-                    file.truncate(self.files[target].size)
-                requests += [(target, *request) for request in in_requests(ranges)]
-            self._at_once(download, requests)
-
-        self.world.agreed(download_all)
+        self.world.agreed(lambda: make_room() if self.world.local_rank == 0 else None)
+        own = requests[self.world.local_rank :: int(os.environ.get("LOCAL_WORLD_SIZE", "1"))]
+        self.world.agreed(lambda: self._at_once(download, own))
 
     @staticmethod
     def _at_once(download: Callable[..., None], what: Iterable[tuple[typing.Any, ...]]) -> None:

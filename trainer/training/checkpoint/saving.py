@@ -81,7 +81,7 @@ class Saver:
         there = {entry.key: entry for entry in self.storage.list(layout.step_prefix(self.framework, step))}
         for key, size in uploaded.items():
             if key not in there or there[key].size != size:
-                raise StorageError(f"{key} was uploaded with {size} bytes and is not there so")
+                raise StorageError(f"{key} was uploaded with {size} bytes, and the bucket has none of that size")
         marker = Marker(
             framework=self.framework,
             step=step,

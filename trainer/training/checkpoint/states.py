@@ -67,7 +67,7 @@ def write_parts(state: State, folder: Path, among: "dist.ProcessGroup | None") -
     dcp.save(state, storage_writer=dcp.FileSystemWriter(folder), process_group=among)
 
 
-# === what a training goes on from ===
+# === what a training resumes ===
 
 
 def read_weights(network: nn.Module, folder: Path, key: str, fetch: untrusted.Fetch) -> None:

@@ -156,11 +156,12 @@ def pin(
     return [entry for entry in entries if entry.key in before], streams
 
 
-def streams_before(storage: Storage, submission: str, uri: str) -> int | None:
-    """In how many streams an earlier submission read the same objects; None where nobody knows."""
+def streams_before(storage: Storage, submission: str, uri: str, entries: Sequence[Entry]) -> int | None:
+    """In how many streams an earlier submission read these objects; None where it read others, or nobody knows."""
+    objects = {entry.key: [entry.size, entry.etag] for entry in entries}
     try:
         said = json.loads(storage.read(layout.data_key(submission)))
-        return whole(said["streams"]) if said["uri"] == uri else None
+        return whole(said["streams"]) if (said["uri"], said["objects"]) == (uri, objects) else None
     except (FileNotFoundError, WithheldError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

@@ -221,6 +221,9 @@ def prepare(
         world.agreed(lambda: read.append(Texts(reader, keys, paths)))
         data: Data = read[0]
     else:
+        of_process = max((entry.size for entry in entries), default=0) * (math.ceil(streams / world.size) + 1)
+        of_node = of_process * max(settings.dataloader_workers, 1) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        world.agreed(lambda: Disk.here().require(of_node, f"{VARIABLE} {uri}") if world.local_rank == 0 else None)
         sizes = world.agreed(lambda: count(reader, keys[world.rank :: world.size], directory, world.rank))
         counted = {key: count for counts in sizes for key, count in counts.items()}
         keys = [key for key in keys if counted[key]]

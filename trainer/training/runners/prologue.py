@@ -114,7 +114,7 @@ class Run:
             entries = listing.find(uri, several_splits=self.world.attempt > 1)
             # A submission that resumes another one goes on in its order, with as many processes or others.
             resumed = self.start.submission if self.start else None
-            streams = listing.streams_before(self.storage, resumed, uri) if resumed else None
+            streams = listing.streams_before(self.storage, resumed, uri, entries) if resumed else None
             if streams is None or self.settings.streaming not in (None, bool(streams)):
                 streams = streams_of(entries, self.settings, self.world)
             entries, streams = listing.pin(self.storage, self.job.submission, uri, entries, streams)

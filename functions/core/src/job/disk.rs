@@ -9,7 +9,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
-use crate::{job::pytorchjob::CONTAINER, request::TrainingJobRequest};
+use crate::job::pytorchjob::CONTAINER;
 
 /// Where the trainer's work files lie, and temporary files and caches. It outlives the container. Sockets below it must
 /// have paths of at most 107 bytes, so it is short.
@@ -43,7 +43,7 @@ pub(super) fn leave_volume(base: &PodSpec, top: &mut PodSpec) {
 }
 
 /// Tell the trainer how much disk it may use, so that it ends with a sentence before the kubelet evicts its pod.
-pub(super) fn say_limit(template: &mut PodTemplateSpec, request: &TrainingJobRequest) {
+pub(super) fn say_limit(template: &mut PodTemplateSpec) {
     let Some(pod) = &mut template.spec else { return };
     let volumes = pod.volumes.as_deref().unwrap_or_default();
     for container in pod.containers.iter_mut().filter(|container| container.name == CONTAINER) {
@@ -54,7 +54,7 @@ pub(super) fn say_limit(template: &mut PodTemplateSpec, request: &TrainingJobReq
             let of_volume = volume.empty_dir.as_ref().and_then(|volume| volume.size_limit.as_ref());
             of_container.into_iter().chain(of_volume).cloned().collect()
         } else {
-            request.disk_per_node_gb.map(gibibytes).into_iter().collect()
+            Vec::new() // its own size is the limit, and other pods may have files there
         };
         let variables = container.env.get_or_insert_default();
         variables.retain(|variable| variable.name != LIMIT);
@@ -146,11 +146,11 @@ mod tests {
         let limits = json!({"limits": {"ephemeral-storage": "50Gi"}});
         for (label, volumes, container, asked, expected) in [
             (
-                "another volume at the path, of whose size the trainer is told what was asked for",
+                "another volume at the path, of whose size the trainer is told nothing: other pods may use it too",
                 json!([nvme]),
                 json!({"volumeMounts": at_path}),
                 Some(100),
-                json!({"volume": nvme, "amounts": [null, null], "told": "100Gi"}),
+                json!({"volume": nvme, "amounts": [null, null], "told": null}),
             ),
             (
                 "another volume of the name",

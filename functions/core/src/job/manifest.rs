@@ -113,7 +113,7 @@ pub fn build(
         Some(defaults) => with_defaults(template, defaults.clone()),
         None => template,
     };
-    disk::say_limit(&mut template, request);
+    disk::say_limit(&mut template);
     let replica = |replicas: u32| ReplicaSpec {
         replicas: i32::try_from(replicas).ok(),
         restart_policy: Some("OnFailure".to_owned()),
