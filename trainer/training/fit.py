@@ -10,7 +10,6 @@ short ones are followed, since each layer more adds the same.
 """
 
 import argparse
-import copy
 import dataclasses
 import json
 import math
@@ -99,6 +98,8 @@ class Model:
         )
 
     def _peak(self, micro_batch: int, gradient_checkpointing: bool) -> float:
+        from training.sharded import shortened
+
         one, other = short(self.config)
         if self.layers > other:
             few, more = (
@@ -203,18 +204,6 @@ def short(config: "PreTrainedConfig") -> tuple[int, int]:
     period = next((every for every in range(1, len(kinds)) if kinds[every:] == kinds[:-every]), 1)
     one = period * math.ceil(SHORT / period)
     return one, 2 * one
-
-
-def shortened(config: "PreTrainedConfig", layers: int) -> "PreTrainedConfig":
-    """The same model with fewer layers."""
-    short = copy.deepcopy(config)
-    text = short.get_text_config()
-    many = text.num_hidden_layers
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == many:
-            setattr(text, name, value[:layers])
-    text.num_hidden_layers = layers
-    return short
 
 
 def followed(config: "PreTrainedConfig", wanted: Wanted, micro_batch: int, gradient_checkpointing: bool) -> float:

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from training.sharded import shortened, without_weights
+
 LOGITS = 2**27  # at once: half a GB in fp32
 
 
@@ -88,9 +90,6 @@ def install(network: PreTrainedModel) -> None:
 
 def can_be(config: PreTrainedConfig) -> bool:
     """Whether a model's loss is that of what its head gives, unchanged: tried on a layer of it without weights."""
-    from training.fit import shortened
-    from training.sharded import without_weights
-
     network = without_weights(shortened(config, 1))
     head = network.get_output_embeddings()
     if type(head) is not torch.nn.Linear or network.loss_function is not ForCausalLMLoss:

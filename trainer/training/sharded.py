@@ -5,6 +5,7 @@ of the files, so that a host never holds a whole model for each of its processes
 """
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import math
@@ -164,6 +165,18 @@ def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     """A model whose tensors have shapes alone."""
     with torch.device("meta"), no_init_weights():
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The same model with fewer layers."""
+    short = copy.deepcopy(config)
+    text = short.get_text_config()
+    many = text.num_hidden_layers
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == many:
+            setattr(text, name, value[:layers])
+    text.num_hidden_layers = layers
+    return short
 
 
 def layers(network: PreTrainedModel) -> dict[str, str]:
