@@ -127,6 +127,7 @@ def test_a_job_asks_before_it_loads_anything(described, caplog):
     assert (settled.global_batch_size, settled.gradient_accumulation) == (128, 8)
 
 
+@pytest.mark.soak
 def test_128_texts_at_once_are_taken_in_several_micro_steps(described):
     settings = Settings(batch_size=128, max_seq_len=2048, precision="bf16", sharded=True)
     chosen = batch_sizes.choose(settings, described("8B"), 8, 80 * 10**9)

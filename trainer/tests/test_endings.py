@@ -91,7 +91,7 @@ def test_killed_stopped_and_finished_each_start_is_told_as_what_it_was(start, tm
     assert not list((tmp_path / "pods-2" / "tmp-0").glob("train-*")), "nor is anything of the work"
 
 
-@pytest.mark.parametrize(("processes", "grace", "saves"), [(0, "2", False), (2, "2", False), (0, "60", True)])
+@pytest.mark.parametrize(("processes", "grace", "saves"), [in_soak(0, "2", False), (2, "2", False), (0, "60", True)])
 def test_a_save_that_would_not_end_before_sigkill_is_not_begun(start, tmp_path, processes, grace, saves):
     """The older one is complete, and is resumed. Each upload takes a second, and the files of a save two of them."""
     store, fault = tmp_path / "store", faulty(slow=1)
@@ -237,7 +237,7 @@ def test_a_sigterm_while_a_checkpoint_comes_waits_for_none_and_loses_none(start,
     assert files(run_of(store, framework) / "checkpoints") == before
 
 
-@pytest.mark.parametrize("framework", ["hf", "nemo", "meta"])
+@pytest.mark.parametrize("framework", ["hf", in_soak("nemo"), in_soak("meta")])
 def test_a_process_fetches_its_own_part_of_a_checkpoint(start, tmp_path, framework):
     """Of two processes each reads half of the weights and moments, and little else."""
     store, fetched = tmp_path / "store", tmp_path / "fetched"

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from training import layout, untrusted, work
+from training import layout, work
 from training.checkpoint.lineage import in_order
 from training.checkpoint.marker import File, Marker
 from training.checkpoint.saving import PART
@@ -97,6 +97,8 @@ class Download:
         names = {str(target.relative_to(self.directory)): target for target in self.files}
 
         def mine() -> tuple[int, dict[str, list[tuple[int, int]]]]:
+            from training import untrusted  # not before it is known that there is an attempt: it imports torch
+
             found = wanted()
             for target, ranges in found.items():
                 if target not in self.files or max(end for _, end in ranges) > self.files[target].size:
