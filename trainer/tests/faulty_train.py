@@ -146,7 +146,7 @@ if "patience" in FAULT:
 if "logits" in FAULT:
     from training import loss
 
-    loss.LOGITS = FAULT["logits"]
+    loss.LOGITS, loss.WORTH = FAULT["logits"], 0
 if HERE and "told" in FAULT:
     tell_when_loaded()
 if {"memory_at", "descriptors_at", "error_at"} & FAULT.keys():

@@ -20,6 +20,9 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from training.sharded import shortened, without_weights
 
 LOGITS = 2**27  # at once: half a GB in fp32
+WORTH = (
+    2  # times as many rows as the head has columns: with fewer the gradients of its pieces take more than the logits
+)
 
 
 class Chunked:
@@ -59,9 +62,10 @@ class Chunked:
         return total / (items.to(total.device) if isinstance(items, torch.Tensor) else items)
 
     def total(self, hidden: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
-        rows = max(LOGITS // self.head.weight.shape[0], 1)
+        words, columns = self.head.weight.shape
+        rows = max(LOGITS // words, 1)
         rest = self.head.weight, getattr(self.head, "bias", None), ignore_index
-        if len(labels) <= rows:
+        if len(labels) <= rows or len(labels) < WORTH * columns:
             return of_rows(hidden, labels, *rest)
         parts = [
             checkpoint(of_rows, *chunk, *rest, use_reentrant=False, preserve_rng_state=False)
