@@ -1,3 +1,4 @@
+import functools
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import boto3
 import pytest
 from pods import start_pods
+from warm_pods import Warm
 
 import make_tiny_model
 
@@ -43,6 +45,18 @@ def start(tmp_path, model_dir, dataset):
     """start_pods, in a new directory each time."""
     number = itertools.count()
     return lambda *job, **options: start_pods(tmp_path / f"pods-{next(number)}", model_dir, dataset, *job, **options)
+
+
+@pytest.fixture(scope="session")
+def warm_processes(tmp_path_factory):
+    with Warm(tmp_path_factory.mktemp("warm")) as warm:
+        yield warm
+
+
+@pytest.fixture
+def warm(start, warm_processes):
+    """start for a job that nobody disturbs: its processes have imported everything before."""
+    return functools.partial(start, begin=warm_processes.begin)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from training import fit, model  # noqa: E402
 from training.sharded import Split  # noqa: E402
 
-TEXTS, TOKENS = 4, 256
+TEXTS, TOKENS = 4, 128
 
 
 def memory():
@@ -36,7 +36,7 @@ def train(folder, checkpointing, texts=TEXTS, tokens=TOKENS):
     adamw = torch.optim.AdamW(network.parameters(), fused=True)
     ids = torch.zeros((texts, tokens), dtype=torch.long)
     mask = torch.ones((texts, 1, tokens, tokens), dtype=torch.bool)
-    for _ in range(3):
+    for _ in range(2):
         network(input_ids=ids, labels=ids, attention_mask=mask, use_cache=False).loss.backward()
         adamw.step()
         adamw.zero_grad()

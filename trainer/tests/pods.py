@@ -96,6 +96,12 @@ class Pods:
             process.wait()
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 def start_pods(
     directory,
     model_dir,
@@ -112,15 +118,14 @@ def start_pods(
     nodes=1,
     processes=2,
     configs=None,
+    begin=Pods,
     **settings,
 ):
     """Start a job's pods. `processes` is per node; 0 is plain python, as on a laptop. `...` leaves a setting out.
 
-    `logs` is a directory that outlives the containers, as the pods' volumes do.
+    `logs` is a directory that outlives the containers, as the pods' volumes do; `begin` starts processes as Pods does.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     common = {
         "PATH": os.environ["PATH"],
         "MODEL_DIR": str(model_dir),
@@ -163,7 +168,7 @@ def start_pods(
         pod["TERMINATION_LOG"] = str(directory / f"termination-{node}")
         Path(pod["TMPDIR"]).mkdir(parents=True)
         Path(pod["TERMINATION_LOG"]).touch()
-    return Pods(command, [common | pod for pod in pods], directory)
+    return begin(command, [common | pod for pod in pods], directory)
 
 
 def run_of(store, framework="hf"):

@@ -11,7 +11,7 @@ from pods import FIRST, run_of
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 import make_tiny_model
-from training import batch_sizes, fit, model
+from training import batch_sizes, fit, layout, model
 from training.errors import UserError
 from training.settings import Settings
 
@@ -192,8 +192,8 @@ def test_a_restart_takes_what_was_taken_before():
         assert batch_sizes.choose(settings, "", 2, None, other) == fresh
 
 
-@pytest.mark.parametrize("framework", ["hf", pytest.param("nemo", marks=pytest.mark.soak), "meta"])
-def test_as_many_texts_give_the_same_losses_whoever_shares_them(start, tmp_path, framework):
+@pytest.mark.parametrize("framework", layout.FRAMEWORKS)
+def test_as_many_texts_give_the_same_losses_whoever_shares_them(warm, tmp_path, framework):
     """One process with seven texts at once, and three with three, two and two of them, one at a time."""
     make_tiny_model.make(tmp_path / "models" / "tiny")  # without dropout
     job = {"framework": framework, "global_batch_size": 7, "gradient_accumulation": ..., "max_steps": 4}
@@ -201,7 +201,7 @@ def test_as_many_texts_give_the_same_losses_whoever_shares_them(start, tmp_path,
     for processes, batch_size in [(1, 7), (3, 1)]:
         store = tmp_path / str(processes)
         environment = {"MODEL_DIR": str(tmp_path / "models")}
-        with start(store, FIRST, processes=processes, batch_size=batch_size, environment=environment, **job) as pods:
+        with warm(store, FIRST, processes=processes, batch_size=batch_size, environment=environment, **job) as pods:
             assert pods.end() == [0], pods.log
         losses[processes] = [float(loss) for loss in re.findall(r"step \d+/4 loss (\S+)", pods.log)]
         written = json.loads((run_of(store, framework) / f"config/{FIRST}/run.json").read_bytes())

@@ -122,12 +122,12 @@ def test_last_words_of_a_full_disk_name_it(tmp_path, monkeypatch, error, hint):
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_a_job_whose_checkpoints_do_not_fit_ends_before_it_trains(start, tmp_path, processes):
+def test_a_job_whose_checkpoints_do_not_fit_ends_before_it_trains(warm, tmp_path, processes):
     work = tmp_path / "work"
     work.mkdir()
     small = {"TRAINER_WORK_DIR": str(work), "TRAINER_DISK_LIMIT": "1Mi"}
     job = {"framework": "meta", "processes": processes, "max_steps": 20, "environment": small}
-    with start(tmp_path / "store", FIRST, **job) as pods:
+    with warm(tmp_path / "store", FIRST, **job) as pods:
         assert pods.end() == [1]
         assert pods.steps() == []
     folder = run_of(tmp_path / "store", "meta") / "attempts" / FIRST

@@ -256,9 +256,9 @@ def test_a_process_fetches_its_own_part_of_a_checkpoint(start, tmp_path, framewo
 
 
 @pytest.mark.parametrize("framework", ["hf", "nemo", in_soak("meta")])
-def test_when_one_process_is_told_before_the_first_step_none_makes_one(start, tmp_path, framework):
+def test_when_one_process_is_told_before_the_first_step_none_makes_one(warm, tmp_path, framework):
     store = tmp_path / "store"
-    with start(store, FIRST, framework=framework, **faulty(told=True, rank=1)) as pods:
+    with warm(store, FIRST, framework=framework, **faulty(told=True, rank=1)) as pods:
         assert 0 not in pods.end(), pods.log
         assert pods.steps() == []
     assert causes(store, framework=framework) == ["preempted"]
@@ -272,11 +272,11 @@ def test_when_one_process_is_told_before_the_first_step_none_makes_one(start, tm
     ("framework", "own"),
     [in_soak("hf", {}), in_soak("hf", {"sharded": False}), ("nemo", {"sharded": False}), ("meta", {})],
 )
-def test_a_step_without_finite_gradients_changes_nothing_and_one_too_many_ends_the_job(start, tmp_path, framework, own):
+def test_a_step_without_finite_gradients_changes_nothing_and_one_too_many_ends_the_job(warm, tmp_path, framework, own):
     """One process alone has them: in micro-steps 3 and 7, of steps 2 and 4."""
     store = tmp_path / "store"
     job = {"framework": framework, "max_steps": 6, "save_steps": 1, "weight_decay": 0.1, "skip_non_finite_steps": 1}
-    with start(store, FIRST, **job, **own, **faulty(nan_at=[3, 7], rank=1)) as pods:
+    with warm(store, FIRST, **job, **own, **faulty(nan_at=[3, 7], rank=1)) as pods:
         assert pods.end() == [1]
     assert causes(store, framework=framework) == ["user_error"]
     said = message(tmp_path / "pods-0")
@@ -311,11 +311,11 @@ def test_the_process_that_fails_says_why_and_the_other_that_it_only_follows(star
     assert says.partition(";")[0] in log(store, 1, rank)
 
 
-def test_after_running_out_of_memory_the_same_steps_are_taken_in_smaller_pieces(start, tmp_path):
+def test_after_running_out_of_memory_the_same_steps_are_taken_in_smaller_pieces(warm, tmp_path):
     losses = {}
     for name, starts in {"straight": [{}], "again": [faulty(memory_at=3), {}]}.items():
         for how in starts:
-            with start(tmp_path / name, FIRST, processes=0, max_steps=4, batch_size=5, **how) as pods:
+            with warm(tmp_path / name, FIRST, processes=0, max_steps=4, batch_size=5, **how) as pods:
                 assert pods.end() == [0 if not how else 1], pods.log
         losses[name] = [float(loss) for loss in re.findall(r"step \d+/4 loss (\S+)", pods.log)]
     assert causes(tmp_path / "again") == ["out_of_memory", "finished"]

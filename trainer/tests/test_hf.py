@@ -118,10 +118,10 @@ def test_a_plain_trainer_resumes_the_folder_that_the_marker_names(straight, mode
     assert "DTensor at step 62, 62 updates" in ended.stdout
 
 
-def test_a_finished_run_goes_on_to_a_later_end(straight, start, tmp_path):
+def test_a_finished_run_goes_on_to_a_later_end(straight, warm, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(straight[0], store)
-    with start(store, SECOND, resume="true", max_steps=75, lr=0.005, keep_last=1) as pods:
+    with warm(store, SECOND, resume="true", max_steps=75, lr=0.005, keep_last=1) as pods:
         assert pods.end() == [0], pods.log
         assert pods.steps() == list(range(61, 76))
     found = marker(store, 75)
@@ -135,13 +135,13 @@ def test_a_finished_run_goes_on_to_a_later_end(straight, start, tmp_path):
     assert before_the_end == 0.0, "the schedule ends where this job ends"
 
 
-def test_a_torn_checkpoint_is_skipped_and_another_world_goes_on(straight, start, tmp_path):
+def test_a_torn_checkpoint_is_skipped_and_another_world_goes_on(straight, warm, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(straight[0], store)
     (run_of(store) / f"checkpoints/checkpoint-60/{FIRST}-1/optimizer_0/.metadata").unlink()
     with (run_of(store) / f"checkpoints/checkpoint-50/{FIRST}-1/pytorch_model_fsdp_0/__1_0.distcp").open("r+b") as torn:
         torn.truncate(1000)
-    with start(store, SECOND, resume="true", processes=0, max_steps=42) as pods:
+    with warm(store, SECOND, resume="true", processes=0, max_steps=42) as pods:
         assert pods.end() == [0], pods.log
         assert re.findall(r"skips step (\d+)", pods.log) == ["60", "50"]
         assert pods.steps() == [41, 42]
@@ -166,10 +166,10 @@ def test_it_goes_on_from_the_step_that_was_asked_for_as_its_config_file_says(str
     assert (written["resume"], written["resume_step"], written["config_path"]) == (True, 30, str(configs[0]))
 
 
-def test_a_step_that_is_not_there_ends_the_job_and_changes_nothing(straight, start, tmp_path):
+def test_a_step_that_is_not_there_ends_the_job_and_changes_nothing(straight, warm, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(straight[0], store)
-    with start(store, SECOND, resume="step-35") as pods:
+    with warm(store, SECOND, resume="step-35") as pods:
         assert pods.end() == [1]
         assert pods.steps() == []
     instead = ", ".join(f"step-{step}" for step in range(10, 61, 10))
@@ -226,11 +226,11 @@ def test_of_two_pods_the_replaced_one_stops_and_stays_stopped(start, tmp_path):
     assert files(store) == before
 
 
-def test_an_end_that_was_reached_before_is_exported_again(straight, start, tmp_path):
+def test_an_end_that_was_reached_before_is_exported_again(straight, warm, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(straight[0], store)
     shutil.rmtree(run_of(store) / "model")
-    with start(store, FIRST, processes=0) as pods:
+    with warm(store, FIRST, processes=0) as pods:
         assert pods.end() == [0], pods.log
         assert pods.steps() == []
     exported = load_file(run_of(store) / "model" / FIRST / "model.safetensors")
@@ -244,8 +244,8 @@ def test_an_end_that_was_reached_before_is_exported_again(straight, start, tmp_p
         ({"dataset_text_field": "body"}, "texts.jsonl, line 1: no text in field 'body'"),
     ],
 )
-def test_what_only_model_or_data_can_tell_is_one_sentence_too(start, tmp_path, changed, says):
-    with start(tmp_path / "store", FIRST, processes=1, **changed) as pods:
+def test_what_only_model_or_data_can_tell_is_one_sentence_too(warm, tmp_path, changed, says):
+    with warm(tmp_path / "store", FIRST, processes=1, **changed) as pods:
         assert pods.end() == [1]
     words = last_words(tmp_path / "pods-0")
     assert [(line["cause"], line["rank"]) for line in words] == [("user_error", 0)]

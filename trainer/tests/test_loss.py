@@ -1,6 +1,5 @@
 """The loss that never has all logits: the same numbers as the model's own, where it is the model's own."""
 
-import functools
 import json
 import re
 from pathlib import Path
@@ -100,20 +99,17 @@ def test_a_model_that_changes_its_logits_after_all_is_no_silent_error():
         of_step(network)
 
 
-in_soak = functools.partial(pytest.param, marks=pytest.mark.soak)
-
-
 @pytest.mark.parametrize(
     ("framework", "sharded"),
     [
         ("hf", True),
-        in_soak("nemo", True),
-        in_soak("meta", True),
-        in_soak("hf", False),
-        in_soak("nemo", False),
+        ("nemo", True),
+        ("meta", True),
+        ("hf", False),
+        ("nemo", False),
     ],
 )
-def test_a_job_has_the_same_losses(start, tmp_path, framework, sharded):
+def test_a_job_has_the_same_losses(warm, tmp_path, framework, sharded):
     """On two processes, with three rows at a time and with all of them."""
     folder = tmp_path / "models/tiny"
     make_tiny_model.make(folder)
@@ -121,7 +117,7 @@ def test_a_job_has_the_same_losses(start, tmp_path, framework, sharded):
     for fault in ({"logits": 3 * 512}, {}):
         how = {"MODEL_DIR": str(folder.parent), "FAULT": json.dumps(fault)}
         job = {"framework": framework, "max_steps": 4} | ({} if sharded else {"sharded": False})
-        with start(tmp_path / f"{len(fault)}", FIRST, script=FAULTY, environment=how, eval_steps=4, **job) as pods:
+        with warm(tmp_path / f"{len(fault)}", FIRST, script=FAULTY, environment=how, eval_steps=4, **job) as pods:
             assert pods.end() == [0], pods.log
         losses.append([float(found) for found in re.findall(r" (?:eval_)?loss (\S+)", pods.log)])
     assert losses[0] == pytest.approx(losses[1], abs=2e-4)

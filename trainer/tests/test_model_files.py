@@ -107,9 +107,9 @@ def test_an_index_that_is_none(mirrored, tmp_path, index):
         model_files.locate(uri, tmp_path / "target")
 
 
-def test_a_job_trains_from_pytorchs_own_file_and_exports_safetensors(mirrored, start, tmp_path):
+def test_a_job_trains_from_pytorchs_own_file_and_exports_safetensors(mirrored, warm, tmp_path):
     environment = {"MODEL_ID": mirrored("pytorch_model.bin")}
-    with start(tmp_path / "store", FIRST, processes=0, max_steps=1, environment=environment) as pods:
+    with warm(tmp_path / "store", FIRST, processes=0, max_steps=1, environment=environment) as pods:
         assert pods.end() == [0], pods.log
         assert "passed over 6 files of " in pods.log
     assert (tmp_path / f"store/run/framework=hf/model/{FIRST}/model.safetensors").exists()

@@ -53,7 +53,7 @@ def settings(name, **more):
 
 
 @pytest.fixture(scope="session")
-def straight(tmp_path_factory, model_dir, dataset):
+def straight(tmp_path_factory, model_dir, dataset, warm_processes):
     """The storage of a run that nothing disturbed; each is made when it is first asked for."""
 
     @functools.cache
@@ -61,9 +61,8 @@ def straight(tmp_path_factory, model_dir, dataset):
         directory = tmp_path_factory.mktemp("straight")
         # One process saves each step, so that its losses are all known to the last digit.
         job = settings(name, save_steps=1 if processes == 1 else EVERY)
-        with start_pods(
-            directory, model_dir, dataset, directory / "store", FIRST, processes=kind(processes), **job
-        ) as pods:
+        job |= {"processes": kind(processes), "begin": warm_processes.begin}
+        with start_pods(directory, model_dir, dataset, directory / "store", FIRST, **job) as pods:
             assert pods.end() == [0], pods.log
             assert pods.steps() == list(range(1, TOTAL + 1))
         return directory / "store"
@@ -149,10 +148,10 @@ class Run:
         assert not (run_of(store, self.framework) / "model").exists()
         return steps[-1]
 
-    def finished(self, straight_store):
+    def finished(self, straight_store, **how):
         """Start it, and compare what it comes to."""
         saved = markers(self.store(), self.framework)
-        with self.pods() as pods:
+        with self.pods(**how) as pods:
             assert pods.end() == [0], pods.log
             begins = saved[-1] + 1 if saved else 1
             assert pods.steps() == list(range(begins, TOTAL + 1)), "no step twice, and none left out"
@@ -195,21 +194,21 @@ def test_told_to_stop_it_goes_on_from_there(run, straight, name):
 @stores
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("name", [*FRAMEWORKS, *WHOLE])
-def test_killed_anywhere(run, straight, name, processes, kind, seed):
+def test_killed_anywhere(run, straight, warm_processes, name, processes, kind, seed):
     one = run(name, processes, kind)
     one.killed(random.Random(seed))
-    one.finished(straight(name, processes))
+    one.finished(straight(name, processes), begin=warm_processes.begin)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("name", [*FRAMEWORKS, *WHOLE])
-def test_killed_and_stopped_anywhere(run, straight, name, seed):
+def test_killed_and_stopped_anywhere(run, straight, warm_processes, name, seed):
     chance = random.Random(seed)
     one = run(name, 2, "folder")
     reached = one.killed(chance, latest=6)
     one.stopped(min(reached + chance.randint(1, 4), 13), chance.randrange(2))
-    one.finished(straight(name, 2))
+    one.finished(straight(name, 2), begin=warm_processes.begin)
 
 
 # === what frameworks have in common ===
@@ -257,9 +256,6 @@ def test_a_checkpoint_has_the_form_of_its_framework(straight, name, processes):
     assert posixpath.commonpath([file["path"] for file in listed]) == FORMS[name, processes]
 
 
-in_soak = functools.partial(pytest.param, marks=pytest.mark.soak)
-
-
 # From what another number of processes, or another way to hold the weights, has saved.
 @pytest.mark.parametrize(
     ("before", "processes_before", "after", "processes"),
@@ -267,22 +263,22 @@ in_soak = functools.partial(pytest.param, marks=pytest.mark.soak)
         ("hf", 2, "hf", 1),
         ("hf", 1, "hf", 2),
         ("hf whole", 2, "hf", 2),
-        in_soak("hf", 2, "hf whole", 2),
+        ("hf", 2, "hf whole", 2),
         ("nemo", 2, "nemo", 1),
-        in_soak("nemo", 1, "nemo", 2),
-        in_soak("nemo whole", 2, "nemo", 2),
-        in_soak("nemo", 2, "nemo whole", 2),
-        in_soak("meta", 2, "meta", 1),
+        ("nemo", 1, "nemo", 2),
+        ("nemo whole", 2, "nemo", 2),
+        ("nemo", 2, "nemo whole", 2),
+        ("meta", 2, "meta", 1),
         ("meta", 1, "meta", 2),
     ],
 )
-def test_another_world_goes_on(straight, start, tmp_path, before, processes_before, after, processes):
+def test_another_world_goes_on(straight, warm, tmp_path, before, processes_before, after, processes):
     job = settings(after, max_steps=TOTAL + 2)
     framework = job["framework"]
     store = tmp_path / "store"
     source = straight(before, processes_before)
     shutil.copytree(source, store)
-    with start(store, SECOND, processes=kind(processes), resume="true", **job) as pods:
+    with warm(store, SECOND, processes=kind(processes), resume="true", **job) as pods:
         assert pods.end() == [0], pods.log
         assert pods.steps() == [TOTAL + 1, TOTAL + 2]
     assert newest_marker(store, framework) == TOTAL + 2

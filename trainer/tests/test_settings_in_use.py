@@ -52,11 +52,11 @@ EVERYTHING = {
 
 
 @frameworks
-def test_all_of_them_together(start, tmp_path, shards, framework):
+def test_all_of_them_together(warm, tmp_path, shards, framework):
     store = tmp_path / "store"
     own = {"max_grad_norm": 2.5, "optim": "adamw_torch"} if framework == "hf" else {}
     environment = {"DATASET_URI": f"file://{shards}/"}
-    with start(store, FIRST, framework=framework, environment=environment, **EVERYTHING | own) as pods:
+    with warm(store, FIRST, framework=framework, environment=environment, **EVERYTHING | own) as pods:
         assert pods.end() == [0], pods.log
     assert markers(store, framework) == [8, 10], "20 micro-steps, half of them again, by 3; the last two are kept"
     left = {path.name.partition(".")[0] for path in (run_of(store, framework) / "checkpoints").iterdir()}
@@ -87,10 +87,8 @@ def groups_of(found):
 
 
 # The optimizer and its fp32 weights are the same in all three.
-@pytest.mark.parametrize(
-    "framework", ["hf", pytest.param("nemo", marks=pytest.mark.soak), pytest.param("meta", marks=pytest.mark.soak)]
-)
-def test_weights_move_by_less_than_bf16_can_hold(start, tmp_path, model_dir, framework):
+@frameworks
+def test_weights_move_by_less_than_bf16_can_hold(warm, tmp_path, model_dir, framework):
     """A model whose file is bf16, trained in bf16 by steps that a bf16 weight would round away."""
     models = tmp_path / "models"
     shutil.copytree(model_dir, models)
@@ -99,7 +97,7 @@ def test_weights_move_by_less_than_bf16_can_hold(start, tmp_path, model_dir, fra
     save_file(weights, path, metadata={"format": "pt"})
     store = tmp_path / "store"
     job = {"precision": "bf16", "lr": 1e-7, "max_steps": 2, "scheduler": "constant", "processes": 0}
-    with start(store, FIRST, framework=framework, environment={"MODEL_DIR": str(models)}, **job) as pods:
+    with warm(store, FIRST, framework=framework, environment={"MODEL_DIR": str(models)}, **job) as pods:
         assert pods.end() == [0], pods.log
     after = exported(store, FIRST, framework)
     name = "model.layers.0.mlp.up_proj.weight"
@@ -117,8 +115,8 @@ def test_weights_move_by_less_than_bf16_can_hold(start, tmp_path, model_dir, fra
         ("meta", {"precision": "fp16"}, "precision fp16 needs a GPU; bf16 and fp32 do not"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_trained(start, tmp_path, framework, given, says):
-    with start(tmp_path / "store", FIRST, framework=framework, processes=0, **given) as pods:
+def test_what_is_wrong_is_said_before_anything_is_trained(warm, tmp_path, framework, given, says):
+    with warm(tmp_path / "store", FIRST, framework=framework, processes=0, **given) as pods:
         assert pods.end() == [1]
     words = json.loads((tmp_path / "pods-0/termination-0").read_text())
     assert (words["cause"], words["rank"]) == ("user_error", 0)
@@ -126,7 +124,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained(start, tmp_path, frame
     assert pods.steps() == []
 
 
-def test_the_best_model_is_exported_and_kept(start, tmp_path):
+def test_the_best_model_is_exported_and_kept(warm, tmp_path):
     """A learning rate that is far too high makes the losses of the last steps greater than those of the first ones."""
     store = tmp_path / "store"
     given = {
@@ -137,7 +135,7 @@ def test_the_best_model_is_exported_and_kept(start, tmp_path):
         "scheduler": "constant",
         "keep_last": 1,
     }
-    with start(store, FIRST, load_best_model_at_end=True, tf32=True, warmup_ratio=0.5, **given) as pods:
+    with warm(store, FIRST, load_best_model_at_end=True, tf32=True, warmup_ratio=0.5, **given) as pods:
         assert pods.end() == [0], pods.log
     losses = {int(step): float(loss) for step, loss in re.findall(r"step (\d+)/12 eval_loss (\S+)", pods.log)}
     assert list(losses) == [3, 6, 9, 12]
@@ -148,9 +146,9 @@ def test_the_best_model_is_exported_and_kept(start, tmp_path):
     assert same(exported(store, FIRST, "hf"), state(store, best)["weights"])
 
 
-def test_a_usual_set_of_arguments_trains_at_the_first_try(start, tmp_path):
+def test_a_usual_set_of_arguments_trains_at_the_first_try(warm, tmp_path):
     replaced = dict.fromkeys(SETTINGS, ...)
-    with start(tmp_path / "store", FIRST, processes=0, **replaced | USUAL) as pods:
+    with warm(tmp_path / "store", FIRST, processes=0, **replaced | USUAL) as pods:
         assert pods.end() == [0], pods.log
     total = 9  # 96 texts are not held out, 32 a step, three epochs
     assert markers(tmp_path / "store") == [total]
@@ -169,12 +167,12 @@ def test_a_usual_set_of_arguments_trains_at_the_first_try(start, tmp_path):
         for value in training_arguments.runnable(name, training_arguments.enumerated(training_arguments.kinds(name)))
     ],
 )
-def test_each_value_of_an_enumeration_trains(start, tmp_path, name, value):
+def test_each_value_of_an_enumeration_trains(warm, tmp_path, name, value):
     needed = {
         "cosine_with_min_lr": {"lr_scheduler_kwargs": {"min_lr": 1e-5}},
         "cosine_warmup_with_min_lr": {"lr_scheduler_kwargs": {"min_lr": 1e-5}},
         "warmup_stable_decay": {"lr_scheduler_kwargs": {"num_decay_steps": 1}},
     }.get(value, {})
-    with start(tmp_path / "store", FIRST, processes=0, max_steps=2, **{name: value}, **needed) as pods:
+    with warm(tmp_path / "store", FIRST, processes=0, max_steps=2, **{name: value}, **needed) as pods:
         assert pods.end() == [0], pods.log
         assert pods.steps() == [1, 2]

@@ -43,7 +43,7 @@ def test_the_peak_of_a_real_step_is_the_expected_one(tmp_path, model_dir):
     folder = tmp_path / "large"
     make_tiny_model.make(folder)
     config = LlamaConfig(
-        vocab_size=8000, hidden_size=512, intermediate_size=1408, num_hidden_layers=10, num_attention_heads=8
+        vocab_size=8000, hidden_size=384, intermediate_size=1056, num_hidden_layers=8, num_attention_heads=6
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     script = Path(__file__).with_name("peak.py")

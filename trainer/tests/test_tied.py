@@ -46,7 +46,7 @@ def test_weights_that_config_json_ties_and_the_file_does_not_are_refused(tmp_pat
     assert network.lm_head.weight is network.model.embed_tokens.weight
 
 
-def test_tied_weights_are_trained_as_one_and_exported_once(start, tmp_path, tied):
+def test_tied_weights_are_trained_as_one_and_exported_once(warm, tmp_path, tied):
     names = set(load_file(tied / "tiny" / "model.safetensors"))
     losses = {}
     for name, given in {
@@ -56,7 +56,7 @@ def test_tied_weights_are_trained_as_one_and_exported_once(start, tmp_path, tied
         "meta, FSDP2": {"framework": "meta"},
     }.items():
         store = tmp_path / name
-        with start(store, FIRST, max_steps=4, environment={"MODEL_DIR": str(tied)}, **given) as pods:
+        with warm(store, FIRST, max_steps=4, environment={"MODEL_DIR": str(tied)}, **given) as pods:
             assert pods.end() == [0], pods.log
         losses[name] = [float(loss) for loss in re.findall(r"step \d+/4 loss (\S+)", pods.log)]
         assert set(exported(store, FIRST, given["framework"])) == names, name

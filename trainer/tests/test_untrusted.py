@@ -236,7 +236,7 @@ def test_a_part_of_a_sharded_file_is_data_whatever_its_form(tmp_path, trap, kind
         untrusted.load_sharded(state, tmp_path / "saved", lambda ranges: ranges())
 
 
-def test_two_processes_refuse_alike(stores, start, tmp_path, trap):
+def test_two_processes_refuse_alike(stores, warm, tmp_path, trap):
     store = tmp_path / "store"
     shutil.copytree(stores("meta, two processes"), store)
     folder = checkpoint(store, "meta")
@@ -247,7 +247,7 @@ def test_two_processes_refuse_alike(stores, start, tmp_path, trap):
     with (folder / place.relative_path).open("r+b") as file:  # in its place, as S10
         file.seek(place.offset)
         file.write(body)
-    with start(store, SECOND, framework="meta", resume="true", max_steps=2) as pods:
+    with warm(store, SECOND, framework="meta", resume="true", max_steps=2) as pods:
         assert pods.end() == [1], pods.log
     words = last_words(tmp_path / "pods-0")
     assert {line["cause"] for line in words} == {"user_error"}

@@ -47,22 +47,22 @@ def ends_as_user_error(pods, folder, store, says, framework="hf", submission=FIR
     ],
     ids=["optim_args", "gradient_checkpointing_kwargs"],
 )
-def test_what_a_library_refuses_before_the_first_step(start, tmp_path, settings, says):
-    with start(tmp_path / "store", FIRST, processes=0, **settings) as pods:
+def test_what_a_library_refuses_before_the_first_step(warm, tmp_path, settings, says):
+    with warm(tmp_path / "store", FIRST, processes=0, **settings) as pods:
         ends_as_user_error(pods, tmp_path / "pods-0", tmp_path / "store", says)
         assert "Traceback" in pods.log, "for whoever wants to know more"
 
 
-def test_another_optimizer_than_the_checkpoints(start, tmp_path):
+def test_another_optimizer_than_the_checkpoints(warm, tmp_path):
     store = tmp_path / "store"
-    with start(store, FIRST, processes=0, max_steps=3, save_steps=3, optim="adamw_torch") as pods:
+    with warm(store, FIRST, processes=0, max_steps=3, save_steps=3, optim="adamw_torch") as pods:
         assert pods.end() == [0], pods.log
-    with start(store, SECOND, processes=0, resume="true", max_steps=5, optim="adafactor") as pods:
+    with warm(store, SECOND, processes=0, resume="true", max_steps=5, optim="adafactor") as pods:
         said = (
             "optim is Adafactor, and the step from which this job goes on was saved by another optimizer, which keeps "
         )
         ends_as_user_error(pods, tmp_path / "pods-1", store, said, submission=SECOND)
-    with start(store, SECOND[:-1] + "2", processes=0, resume="true", max_steps=5, optim="adamw_torch_fused") as pods:
+    with warm(store, SECOND[:-1] + "2", processes=0, resume="true", max_steps=5, optim="adamw_torch_fused") as pods:
         assert pods.end() == [0], "it is the same one, computed in another way: " + pods.log
     assert state(store, 5)["optimizer.pt"]["state"][0]["step"] == 5
 
@@ -75,42 +75,42 @@ def test_another_optimizer_than_the_checkpoints(start, tmp_path):
         ("CHECKPOINT_BASE_URI", "s3://no-such-bucket/runs"),
     ],
 )
-def test_a_bucket_that_does_not_exist(start, tmp_path, s3, variable, value):
+def test_a_bucket_that_does_not_exist(warm, tmp_path, s3, variable, value):
     store = None if variable == "CHECKPOINT_BASE_URI" else tmp_path / "store"
-    with start(tmp_path / "store", FIRST, processes=0, environment=s3 | {variable: value}) as pods:
+    with warm(tmp_path / "store", FIRST, processes=0, environment=s3 | {variable: value}) as pods:
         said = f"{variable} names the bucket no-such-bucket, which does not exist"
         ends_as_user_error(pods, tmp_path / "pods-0", store, said)
 
 
-def test_an_archived_object(start, tmp_path, s3, dataset):
+def test_an_archived_object(warm, tmp_path, s3, dataset):
     put = client(s3).put_object
     put(Bucket="bucket", Key="cold/0.jsonl", Body=dataset.read_bytes(), StorageClass="GLACIER")
     environment = s3 | {"DATASET_URI": "s3://bucket/cold/"}
-    with start(tmp_path / "store", FIRST, processes=0, environment=environment) as pods:
+    with warm(tmp_path / "store", FIRST, processes=0, environment=environment) as pods:
         said = "DATASET_URI cannot be read as it is: s3://bucket/cold/0.jsonl is archived, or encrypted"
         ends_as_user_error(pods, tmp_path / "pods-0", tmp_path / "store", said)
 
 
-def test_a_restart_that_finds_other_data(start, tmp_path, dataset):
+def test_a_restart_that_finds_other_data(warm, tmp_path, dataset):
     data, store = tmp_path / "data", tmp_path / "store"
     data.mkdir()
     shutil.copy(dataset, data / "2026-11-01.jsonl")
     job = {"processes": 0, "save_steps": 3, "environment": {"DATASET_URI": f"file://{data}/"}}
-    with start(store, FIRST, max_steps=3, **job) as pods:
+    with warm(store, FIRST, max_steps=3, **job) as pods:
         assert pods.end() == [0], pods.log
     shutil.copy(dataset, data / "2026-11-02.jsonl")
-    with start(store, FIRST, max_steps=6, **job) as pods:
+    with warm(store, FIRST, max_steps=6, **job) as pods:
         assert pods.end() == [0], pods.log
         assert pods.steps() == [4, 5, 6]
         assert "1 objects were added since this submission began" in pods.log
     assert json.loads((run_of(store) / "config/run.json").read_bytes())["total_steps"] == 6
     (data / "2026-11-01.jsonl").write_text(dataset.read_text() + '{"text": "more"}\n')
-    with start(store, FIRST, max_steps=9, **job) as pods:
+    with warm(store, FIRST, max_steps=9, **job) as pods:
         assert pods.end() == [1], pods.log
     (words,) = last_words(tmp_path / "pods-2")
     assert words["cause"] == "user_error"
     assert "is not what this submission began with: 1 changed (2026-11-01.jsonl)" in words["message"]
-    with start(store, SECOND, max_steps=9, resume="true", **job) as pods:
+    with warm(store, SECOND, max_steps=9, resume="true", **job) as pods:
         assert pods.end() == [0], pods.log
         assert pods.steps() == [7, 8, 9]
 
@@ -138,7 +138,7 @@ def test_optimizers_that_keep_other_moments_are_told_apart():
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_token_that_the_model_lacks_is_told_before_its_weights_are_loaded(start, tmp_path, framework):
+def test_a_token_that_the_model_lacks_is_told_before_its_weights_are_loaded(warm, tmp_path, framework):
     """After a report of an IndexError in the middle of training: the tokenizer has more ids than the embedding rows."""
     make_tiny_model.make(tmp_path / "models" / "tiny")
     path = tmp_path / "models" / "tiny" / "tokenizer.json"
@@ -151,7 +151,7 @@ def test_a_token_that_the_model_lacks_is_told_before_its_weights_are_loaded(star
     rows = ['{"text": "a"}', '{"text": "b <|extra|> c"}']
     (tmp_path / "special.jsonl").write_text("\n".join(rows))
     environment = {"MODEL_DIR": str(tmp_path / "models"), "DATASET_URI": f"file://{tmp_path}/special.jsonl"}
-    with start(tmp_path / "store", FIRST, framework=framework, processes=0, environment=environment) as pods:
+    with warm(tmp_path / "store", FIRST, framework=framework, processes=0, environment=environment) as pods:
         said = "special.jsonl, line 2: it has the token '<|extra|>', for which the model has no embedding"
         ends_as_user_error(pods, tmp_path / "pods-0", tmp_path / "store", said, framework)
 
