@@ -54,7 +54,7 @@ trainer-test: ## The trainer's tests
 	.local/venv/trainer/bin/ruff format --check trainer
 	@# The processes of data loaders meet at sockets below the temporary folder, whose paths may have 107 characters.
 	@folder=$$(mktemp -d -t tXXXXXX) && trap 'rm -rf "$$folder"' EXIT && \
-		.local/venv/trainer/bin/pytest -q -n 2 --dist worksteal --basetemp "$$folder" trainer/tests
+		.local/venv/trainer/bin/pytest -q -n 3 --dist worksteal --basetemp "$$folder" trainer/tests
 
 trainer-image: ## Build the trainer's image, and the one without CUDA (needs Docker)
 	@docker version >/dev/null 2>&1 || { echo "no image is built: there is no Docker here, or its daemon does not answer" >&2; exit 1; }

@@ -166,7 +166,7 @@ def test_a_sigterm_before_training_is_no_crash(start, tmp_path, processes, when)
 
 def told_while_it_is_stuck(pods):
     """Tell all pods to stop when none of them goes on."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not all("stuck: " in log.read_text() for log in pods.logs):
         assert time.monotonic() < deadline, pods.log
         time.sleep(0.05)

@@ -171,12 +171,12 @@ def run(start, s3, fetch, tmp_path):
 
 # The other three pairs of processes and stores are in the soak below, ten times each, and so are the other stops.
 @frameworks
-def test_killed_it_ends_as_if_nothing_had_happened(run, straight, framework):
+def test_killed_it_ends_as_if_nothing_had_happened(run, straight, warm_processes, framework):
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - pytest shows it when the test fails
     one = run(framework, 2, "bucket")
     one.killed(random.Random(seed))
-    one.finished(straight(framework, 2))
+    one.finished(straight(framework, 2), begin=warm_processes.begin)
 
 
 @pytest.mark.parametrize("name", ["hf", pytest.param("nemo whole", marks=pytest.mark.soak)])

@@ -28,7 +28,7 @@ with train.without_collections():
     import training.runners.nemo  # noqa: F401
 
 GIVEN = re.compile("(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE|NAME)|MASTER_ADDR|TORCHELASTIC_.*")  # by torchrun
-LOOK_SECONDS = 0.01
+LOOK_SECONDS = 0.03
 
 
 def order(path: Path, tests: int) -> dict:
