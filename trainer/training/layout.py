@@ -10,6 +10,7 @@ import typing
 FRAMEWORKS = ("hf", "nemo", "meta")
 CHECKPOINTS = "checkpoints/"
 MAX_STEP = 10**12 - 1
+MAX_ATTEMPT = 10**9 - 1
 MAX_LOG_PART_BYTES = 4 * 1024 * 1024
 
 _MARKER = re.compile(r"checkpoints/step-([0-9]{6}|[1-9][0-9]{6,11})\.json")
