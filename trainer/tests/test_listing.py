@@ -169,6 +169,12 @@ def test_the_pin_is_what_the_specification_says(tmp_path):
     assert pin(storage, SUBMISSION, said["uri"], entries) == (entries, said["streams"])
 
 
+def test_where_streams_are_missing_a_start_takes_its_own(tmp_path):
+    storage = open_storage(f"file://{tmp_path}/run")
+    storage.write(layout.data_key(SUBMISSION), b'{"uri": "file:///data/a", "objects": {}}')
+    assert pin(storage, SUBMISSION, "file:///data/a", [], 3) == ([], 3)
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"objects": []}', b'{"objects": {"a": 5}}', b"[" * 9999])
 def test_a_damaged_pin_is_refused(tmp_path, body):
     storage = open_storage(f"file://{tmp_path}/run")
