@@ -2,14 +2,20 @@
 //! choosing a checkpoint, writing an entry, finding a log's end. Keys and rules are `training-run`'s.
 //!
 //! ```text
-//! Store ─┬─ get, read, put, put_if, list ────────────> S3      here: the verbs
-//!        ├─ checkpoints: latest, best, page, lineage          which checkpoint is meant
+//! Store ─┬─ get, read, identity, has_key, list_*, put, put_if, delete ─> S3      here: the verbs
+//!        ├─ checkpoints: latest, best, one step, index_page, lineage             which checkpoint is meant
 //!        ├─ entries: read a marker, write its entry and digest
 //!        ├─ log: the newest parts of an archived log
-//!        └─ provenance: which job a run's owner and record confirm
+//!        └─ provenance: a run's owner, a job's record, and which job they confirm
 //! ```
-//! The domain's objects: a [`Store`] is a client of the bucket; a [`Snapshot`] is what stands at a step now, and its
-//! [`Found`] says whether that is a checkpoint, with the entry that the index should have.
+//! The domain's objects:
+//!
+//! - A [`Store`] is a client of the bucket, and a [`StoreError`] says that S3 did not do what was asked.
+//! - A [`Read`] says what reading a key came to, and [`Withheld`] why S3 gives an object to nobody. An [`Object`] is one that
+//!   was read, its [`Identity`] which one it was, and [`Expected`] which one a write may replace.
+//! - A [`Snapshot`] is what stands at a step now. Its [`Found`] says whether that is a checkpoint, with the entry that the
+//!   index should have. An [`IndexPage`] has some entries of the index.
+//! - [`OwnerFound`] is what stands where a run's owner is kept, and a [`LogPart`] one object of a log.
 
 mod checkpoints;
 mod entries;
