@@ -2,6 +2,7 @@ import functools
 import itertools
 import json
 import os
+import pickle
 import random
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import boto3
 import pytest
 from pods import start_pods
+from traps import FORMS, Trap
 from warm_pods import Warm
 
 import make_tiny_model
@@ -110,3 +112,17 @@ def fetch(s3, tmp_path):
         return target
 
     return fetch_objects
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    return FORMS[request.param]
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A Trap that must not have snapped at the end; before that it is shown that it would."""
+    pickle.loads(pickle.dumps(Trap(tmp_path / "trial")))
+    assert (tmp_path / "trial").is_dir()
+    yield Trap(tmp_path / "snapped")
+    assert not (tmp_path / "snapped").exists(), "code from a file ran"

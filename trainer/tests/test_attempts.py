@@ -10,7 +10,7 @@ import pytest
 from training import errors, layout
 from training.attempts import Attempt, Ledger, RefusedError
 from training.distributed import World
-from training.errors import SupersededError
+from training.errors import SupersededError, UserError
 from training.place import Place
 from training.signals import Stop
 from training.storage import Folder, WithheldError
@@ -104,6 +104,20 @@ def test_starts_are_counted_also_beyond_nine(storage):
     assert begin(storage, "pod-0") == 11
     ledger(storage).close(11, errors.FINISHED, 0)
     assert begin(storage, "pod-0") == 12
+
+
+def test_the_next_number_is_one_more_than_the_greatest(storage):
+    ended(storage, *[errors.PREEMPTED] * 3)
+    storage.delete([layout.attempt_key(SUBMISSION, 2)])
+    assert begin(storage, "pod-0") == 4
+
+
+def test_after_the_last_number_there_is_none(storage):
+    last = Attempt(attempt=layout.MAX_ATTEMPT, pods=("pod-0",), started_at=1.0, cause=errors.PREEMPTED)
+    storage.write(layout.attempt_key(SUBMISSION, last.attempt), last.dump())
+    with pytest.raises(UserError, match=f"^attempts/{SUBMISSION}/999999999 is the last .*: submit the job again$"):
+        begin(storage, "pod-0")
+    assert entries(storage) == [(last.attempt, "preempted")]
 
 
 def test_of_two_first_processes_each_gets_its_own_number(storage):

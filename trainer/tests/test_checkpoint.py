@@ -394,6 +394,18 @@ def test_what_unfinished_saves_left_goes_with_the_next_one(checkpoints, storage,
     ]
 
 
+def test_what_is_spelt_otherwise_is_nobodys_unfinished_save(checkpoints, storage, tmp_path):
+    trained(checkpoints, tmp_path, MINE, 10)
+    others = (f"checkpoint-0009/{MINE}-1/x", f"checkpoint-9/{MINE}-10000000000/x", f"step-000009/{MINE}-1/x")
+    for name in others:
+        storage.write(f"checkpoints/{name}", b"")
+    one = checkpoints(MINE)
+    one.choose(False)
+    save(one, tmp_path, 20)
+    kept = {entry.key for entry in storage.list("checkpoints/")}
+    assert kept >= {f"checkpoints/{name}" for name in others}
+
+
 @pytest.mark.parametrize("before", [None, b"an older one"])
 def test_a_marker_that_another_wrote_meanwhile_is_an_error(checkpoints, storage, tmp_path, monkeypatch, before):
     one = checkpoints(MINE)

@@ -159,6 +159,11 @@ def next_attempt(value):
     return {"causes": causes, "refused": refused}
 
 
+def parse_files_key(value):
+    found = layout.parse_checkpoint_key(**value)
+    return found and list(found)
+
+
 def name_of_owner(field, value):
     """A name as an owner with it is read; null where the owner is refused."""
     body = {"submission": SUBMISSION, "namespace": "training", "job": "hf-r", field: value["text"]}
@@ -183,6 +188,7 @@ OPERATIONS = {
         "data_key": lambda value: layout.data_key(**value),
         "owner_key": lambda value: layout.owner_key(**value),
         "files_prefix": lambda value: layout.checkpoint_prefix(**value),
+        "parse_files_key": parse_files_key,
         "tensorboard_prefix": lambda value: layout.tensorboard_prefix(**value),
     },
     "names.json": {

@@ -11,7 +11,7 @@ import pytest
 from training import layout
 from training.data.listing import base_of, find, matches, pin, streams_before
 from training.errors import UserError
-from training.storage import Entry, open_storage
+from training.storage import Entry, WithheldError, open_storage
 
 SUBMISSION = "01980001-0000-7000-8000-000000000001"
 FORMAT = Path(__file__).parents[2] / "functions/run/FORMAT.md"
@@ -169,12 +169,33 @@ def test_the_pin_is_what_the_specification_says(tmp_path):
     assert pin(storage, SUBMISSION, said["uri"], entries) == (entries, said["streams"])
 
 
+def test_where_streams_are_missing_a_start_takes_its_own(tmp_path):
+    storage = open_storage(f"file://{tmp_path}/run")
+    storage.write(layout.data_key(SUBMISSION), b'{"uri": "file:///data/a", "objects": {}}')
+    assert pin(storage, SUBMISSION, "file:///data/a", [], 3) == ([], 3)
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"objects": []}', b'{"objects": {"a": 5}}', b"[" * 9999])
 def test_a_damaged_pin_is_refused(tmp_path, body):
     storage = open_storage(f"file://{tmp_path}/run")
     storage.write(layout.data_key(SUBMISSION), body)
     with pytest.raises(UserError, match=r"config/.*/data.json cannot be read"):
         pin(storage, SUBMISSION, "file:///data/a", [Entry(key="a", size=1, etag=None)])
+
+
+def test_a_pin_that_nobody_is_given_is_refused(tmp_path, monkeypatch):
+    """Another start would not be given it either."""
+    storage, key = open_storage(f"file://{tmp_path}/run"), layout.data_key(SUBMISSION)
+    pin(storage, SUBMISSION, "file:///data/a", [])
+
+    def withheld(key):
+        raise WithheldError(f"{key}: the object's storage class is GLACIER")
+
+    monkeypatch.setattr(storage, "read", withheld)
+    with pytest.raises(
+        UserError, match=f"^{key} cannot be read; it lists .*: {key} is archived, .* submit the job again$"
+    ):
+        pin(storage, SUBMISSION, "file:///data/a", [])
 
 
 def test_in_a_bucket_the_same_size_is_not_the_same_object(monkeypatch):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from training import errors, layout, strict_json
-from training.errors import RefusedError, SupersededError
+from training.errors import RefusedError, SupersededError, UserError
 from training.owner import Owner
 from training.place import Place
 from training.storage import Storage, WithheldError
@@ -49,14 +49,15 @@ class Ledger:
         self.storage = storage
         self.submission = submission
         self.max_restarts = max_restarts
-        self.doubtful: Attempt | None = None  # open, and only all pods together can tell how it ended
+        self.doubtful: list[Attempt] = []  # open, and only all pods together can tell how each ended
 
     # === starting ===
 
     def start(self, place: Place) -> int | None:
         """Before anything heavy is imported, on the first process of each node. Rank 0 claims a number and returns it.
 
-        Raises SupersededError, and RefusedError where the closed entries are reason enough.
+        Raises SupersededError, RefusedError where the closed entries are reason enough, and UserError where no number
+        is left.
         """
         Owner(self.storage, self.submission).check()
         attempts = self.read()
@@ -64,17 +65,19 @@ class Ledger:
             self._check(attempts)  # rank 0 does what has to be written
             return None
         self._check_place(place, attempts)
-        if attempts and attempts[-1].cause is None:
-            last = attempts.pop()
-            if last.pods[:1] == (place.pod,) and place.nodes > 1 and len(last.pods) == place.nodes:
-                self.doubtful = last
-            else:
-                attempts.append(self._close(last, self._judge(last, (place.pod,)), message=last.message))
+        attempts = [self._judged(attempt, place) for attempt in attempts]
         self._check(attempts)
-        number = attempts[-1].attempt + 1 if attempts else 1
-        if self.doubtful:
-            number = self.doubtful.attempt + 1
-        return self._claim(number, place)
+        return self._claim(attempts[-1].attempt + 1 if attempts else 1, place)
+
+    def _judged(self, attempt: Attempt, place: Place) -> Attempt:
+        """An attempt as it ended. It stays open where only all pods together can tell."""
+        if attempt.cause is not None:
+            return attempt
+        all_had_met = place.nodes > 1 and len(attempt.pods) == place.nodes
+        if attempt.message is None and all_had_met and attempt.pods[0] == place.pod:
+            self.doubtful.append(attempt)
+            return attempt
+        return self._close(attempt, self._judge(attempt, (place.pod,)), message=attempt.message)
 
     def _check_place(self, place: Place, attempts: list[Attempt]) -> None:
         """Raises SupersededError in a pod that the cluster has replaced: its attempt would end the one that goes on.
@@ -93,9 +96,9 @@ class Ledger:
     def _settle(self, number: int, pods: tuple[str, ...]) -> int:
         attempts = {attempt.attempt: attempt for attempt in self.read()}
         mine = attempts.pop(number)
+        for doubtful in self.doubtful:
+            attempts[doubtful.attempt] = self._close(doubtful, self._judge(doubtful, pods))
         if self.doubtful:
-            cause = self._judge(self.doubtful, pods)
-            attempts[self.doubtful.attempt] = self._close(self.doubtful, cause, message=self.doubtful.message)
             try:
                 self._check(list(attempts.values()))
             except RefusedError:
@@ -114,17 +117,20 @@ class Ledger:
         return errors.CRASH if same else errors.PREEMPTED
 
     def _check(self, attempts: list[Attempt]) -> None:
-        """Raises RefusedError when there may be no other attempt after these."""
-        closed = [attempt for attempt in attempts if attempt.cause is not None]
-        if not closed:
+        """Raises RefusedError when there may be no other attempt after these.
+
+        One that is open was moved, as far as anybody can tell yet. It may be this very start's, on another node.
+        """
+        if not attempts:
             return
-        last = closed[-1]
+        ended = [dataclasses.replace(attempt, cause=attempt.cause or errors.PREEMPTED) for attempt in attempts]
+        last = ended[-1]
         said = f": {last.message}" if last.message else ""
         if last.cause == errors.USER_ERROR:
             raise RefusedError(last.cause, f"attempt {last.attempt} ended with an error that no restart can fix{said}")
-        if [attempt.cause for attempt in closed[-2:]] == [errors.OUT_OF_MEMORY] * 2:
-            raise RefusedError(last.cause, f"attempts {closed[-2].attempt} and {last.attempt} ran out of memory{said}")
-        failed = [attempt for attempt in closed if attempt.cause in COUNTED]
+        if [attempt.cause for attempt in ended[-2:]] == [errors.OUT_OF_MEMORY] * 2:
+            raise RefusedError(last.cause, f"attempts {ended[-2].attempt} and {last.attempt} ran out of memory{said}")
+        failed = [attempt for attempt in ended if attempt.cause in COUNTED]
         if len(failed) > self.max_restarts:
             raise RefusedError(
                 failed[-1].cause or errors.CRASH,
@@ -134,7 +140,7 @@ class Ledger:
             )
 
     def _claim(self, number: int, place: Place) -> int:
-        while True:
+        while number <= layout.MAX_ATTEMPT:
             attempt = Attempt(attempt=number, pods=(place.pod,), started_at=time.time())
             key, body = layout.attempt_key(self.submission, number), attempt.dump()
             try:
@@ -146,6 +152,8 @@ class Ledger:
                     return number
                 self._check_place(place, self.read())
                 number += 1
+        last = layout.attempt_key(self.submission, layout.MAX_ATTEMPT)
+        raise UserError(f"{last} is the last attempt that a submission can have: submit the job again")
 
     # === ending ===
 

@@ -10,13 +10,14 @@ import typing
 FRAMEWORKS = ("hf", "nemo", "meta")
 CHECKPOINTS = "checkpoints/"
 MAX_STEP = 10**12 - 1
+MAX_ATTEMPT = 10**9 - 1
 MAX_LOG_PART_BYTES = 4 * 1024 * 1024
 
 _MARKER = re.compile(r"checkpoints/step-([0-9]{6}|[1-9][0-9]{6,11})\.json")
 _ATTEMPT = re.compile(r"attempts/[^/]+/([1-9][0-9]{0,8})")
 _LOG_PART = re.compile(r"\.(?:([0-9]{6})|z([0-9]{9}))")
-_SUBMISSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_FILE = re.compile(rf"checkpoints/(?:checkpoint|step)-([0-9]{{1,12}})/({_SUBMISSION.pattern})-[1-9][0-9]*/.")
+_SUBMISSION = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_FILE = re.compile(rf"checkpoints/(?:checkpoint|step)-([0-9]{{1,12}})/({_SUBMISSION.pattern})-([1-9][0-9]{{0,8}})/.")
 
 
 def is_submission(value: typing.Any) -> bool:
@@ -60,10 +61,13 @@ def checkpoint_prefix(framework: str, step: int, submission: str, attempt: int) 
     return f"{step_prefix(framework, step)}{submission}-{attempt}/"
 
 
-def parse_checkpoint_key(key: str) -> tuple[int, str] | None:
-    """Step and submission of a checkpoint's file, or None for any other key."""
+def parse_checkpoint_key(framework: str, key: str) -> tuple[int, str] | None:
+    """Step and submission of a checkpoint's file, or None for any other key, such as one that is spelt otherwise."""
     match = _FILE.match(key)
-    return (int(match[1]), match[2]) if match else None
+    if not match:
+        return None
+    step, submission, attempt = int(match[1]), match[2], int(match[3])
+    return (step, submission) if key.startswith(checkpoint_prefix(framework, step, submission, attempt)) else None
 
 
 def progress_key(submission: str) -> str:

@@ -7,6 +7,8 @@
 //! The SDK alone would read the system's 140 certificates at every cold start. Endpoints of AWS' commercial regions are
 //! signed by Amazon's own five authorities, which are built in; other partitions have others, and there the system's
 //! are read. `AWS_CA_BUNDLE`, known from the AWS CLI, takes the place of both: for endpoints behind a proxy that ends TLS.
+//!
+//! [`config`] makes the one configuration of all clients, and a [`ConfigError`] says why it cannot.
 
 use std::{env, fs, io, time::Duration};
 

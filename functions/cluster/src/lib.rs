@@ -4,9 +4,14 @@
 //! DescribeCluster ─> endpoint, CA ─┐
 //! credentials ─> presigned token ──┴─> kube client ─> PyTorchJobs, pods ─> ClusterError says what an answer means
 //! ```
-//! The domain's objects: a [`Cluster`] is one that is signed in to, [`Jobs`] are the calls about one namespace's jobs, an
-//! [`Effect`] says whether a write is done or only checked, and a [`Moment`] is a time whose age counts on while Lambda
-//! freezes the function.
+//! The domain's objects:
+//!
+//! - [`ClusterSettings`] say which cluster it is. [`Access`] signs in to it, at its [`Endpoint`], and a [`Cluster`] is one
+//!   that is signed in to.
+//! - [`Jobs`] are the calls about one namespace's jobs. An [`Effect`] says whether a write is done or only checked, a
+//!   [`Page`] is a part of a list, and a [`LogStream`] a log as it arrives.
+//! - A [`ClusterError`] says why a call did not do what was asked.
+//! - A [`Moment`] is a time whose age counts on while Lambda freezes the function.
 
 mod access;
 mod error;

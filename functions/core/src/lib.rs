@@ -20,11 +20,14 @@
 //! - A [`PyTorchJob`](job::pytorchjob::PyTorchJob) is built of a request, of what the deployment adds
 //!   ([`Platform`](job::manifest::Platform)) and of what the submission adds ([`Origin`](job::manifest::Origin), with its
 //!   [`Start`](job::manifest::Start)).
-//! - The [`Protocol`](job::protocol::Protocol) says which call comes next until there is exactly one job, and a
-//!   [`Decision`](job::replay::Decision) what becomes of the job that has its name already.
+//! - The [`Protocol`](job::protocol::Protocol) says which [`Call`](job::protocol::Call) comes next until there is exactly
+//!   one job, and which [`Ending`](job::protocol::Ending) the request has. A [`Decision`](job::replay::Decision) says what
+//!   becomes of the job that has its name already.
 //! - [`Provenance`](job::provenance::Provenance) says whether this API made a job, [`Status`](job::status::Status) how it
-//!   is, in one word, and a [`Diagnosis`](job::diagnosis::Diagnosis) why it does not run.
-//! - A [`Problem`](api::problem::Problem) is a refusal or a failure as a caller sees it.
+//!   is, in one word, and a [`Diagnosis`](job::diagnosis::Diagnosis) why it does not run. A
+//!   [`TrainingJobStatus`](job::status::TrainingJobStatus) is the answer that has them all.
+//! - A [`Route`](api::route::Route) is what a request asks for, and a [`Problem`](api::problem::Problem) a refusal or a
+//!   failure as a caller sees it.
 
 pub mod access;
 pub mod api;

@@ -45,7 +45,7 @@ tokio::task_local! {
 
 /// Answer a request with the result of its work, in time, and tell of it: one log line, and one line of metrics.
 ///
-/// The log lines of the work carry what [`tell`] was told.
+/// The log lines of the work carry what [`record`] was given.
 ///
 /// # Errors
 /// Never in practice: only when a header value that we made is not one.

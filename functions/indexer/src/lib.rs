@@ -3,8 +3,9 @@
 //! ```text
 //! event (bare, or by EventBridge, SNS or SQS) ─> markers ─> store: read the marker, list its files ─> entry and digest
 //! ```
-//! The [`Indexer`] is the one object: a store, and the bases below which markers count. The rules of an entry are
-//! `training_run`'s, the calls `training_store`'s.
+//! The [`Indexer`] has a store, and the bases below which markers count. An [`EventError`] says why an event has to be
+//! redelivered, and a [`BatchAnswer`] which messages of a batch. The rules of an entry are `training_run`'s, the calls
+//! `training_store`'s.
 //!
 //! An event that is of no use is logged and acknowledged: delivering it again would change nothing. A failure outside is
 //! an error, so that Lambda delivers it again and at last puts it into the dead-letter queue. So is an event that this

@@ -6,6 +6,9 @@
 //! Route ─> operation ─> paths ──────┐
 //! types ─> schemas ─> components ───┴─> openapi.json ─> docs/reference/request-fields.md
 //! ```
+//! An `Operation` is what is told of one route beside its path and method, and its `Access` says who may call it. `Schemas`
+//! collect the types that operations ask for; `RequestBody` is the one type that is described by core's table of fields.
+//! [`text`] is the whole document, and [`request_fields`] the reference.
 
 mod document;
 mod examples;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::{
-    json::{BadField, Fields, StatementError},
+    json::{BadField, Fields, Plain, StatementError},
     layout::{RunKey, RunPrefix},
     marker::{self, File, Marker, Parent, State},
     names::{Step, Submission},
@@ -104,7 +104,7 @@ impl IndexEntry {
             saved_at: fields.required("saved_at")?,
             size_bytes: fields.required("size_bytes")?,
             file_count: fields.required("file_count")?,
-            metrics: fields.required("metrics")?,
+            metrics: fields.parsed("metrics", of_object)?.ok_or(BadField("metrics"))?,
             parent: fields.parsed("parent", |parent| marker::parse_parent(&parent))?,
             marker_key: fields.required("marker_key")?,
             marker_etag: fields.required("marker_etag")?,
@@ -141,6 +141,10 @@ impl From<BadField> for IndexError {
     }
 }
 
+fn of_object(Plain(value): Plain) -> Option<Map<String, Value>> {
+    if let Value::Object(fields) = value { Some(fields) } else { None }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,7 +155,7 @@ mod tests {
         let nested = |levels| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
         let mut entries = 0;
         for levels in 1..130 {
-            // The second one is a text to all but serde_json, which reads it as what it says.
+            // The second one is a text, which serde_json's own values read as what it says.
             let raw = format!(r#"{{"$serde_json::private::RawValue":"{}"}}"#, nested(levels));
             for metric in [nested(levels), raw] {
                 let body = format!(r#"{{"framework":"hf","step":5,"saved_at":1.5,"metrics":{{"x":{metric}}}}}"#);

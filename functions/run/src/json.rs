@@ -5,9 +5,9 @@ use std::{fmt, marker::PhantomData, str::FromStr};
 
 use serde::{
     Deserialize,
-    de::{Deserializer, MapAccess, Visitor},
+    de::{Deserializer, MapAccess, SeqAccess, Visitor},
 };
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 use thiserror::Error;
 
 /// Largest owner, record, progress or index entry that is read, in bytes. They have some hundred; of an entry, metrics of
@@ -23,6 +23,11 @@ pub(crate) const MAX_DEPTH: usize = 64;
 pub(crate) struct Fields<'a>(pub(crate) Vec<(String, &'a RawValue)>);
 
 struct FieldsVisitor<'a>(PhantomData<Fields<'a>>);
+
+/// JSON as it stands. A [`Value`] by itself parses the text in `{"$serde_json::private::RawValue": "[1]"}`, and is `[1]`.
+pub(crate) struct Plain(pub(crate) Value);
+
+struct PlainVisitor;
 
 /// A field that is of a wrong type or out of range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +128,64 @@ impl<'de: 'a, 'a> Visitor<'de> for FieldsVisitor<'a> {
             fields.push(field);
         }
         Ok(Fields(fields))
+    }
+}
+
+// === impl Plain ===
+
+impl<'de> Deserialize<'de> for Plain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PlainVisitor).map(Self)
+    }
+}
+
+// === impl PlainVisitor ===
+
+impl<'de> Visitor<'de> for PlainVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Plain(value)) = seq.next_element()? {
+            list.push(value);
+        }
+        Ok(list.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some((name, Plain(value))) = map.next_entry()? {
+            object.insert(name, value);
+        }
+        Ok(object.into())
     }
 }
 

@@ -17,13 +17,14 @@
 //! - [`layout::S3Uri`] is a base or another place in S3; [`layout::RunPrefix`] and [`layout::RunKey`] say where a run's
 //!   objects lie.
 //! - [`owner::Owner`] says whose a run is, and [`owner::JobRecord`] that a job was created. An [`owner::Claimant`] is a
-//!   request that would own the run, an [`owner::LeaseState`] whether it may, and an [`owner::Write`] whether a trainer may
-//!   write.
+//!   request that would own the run, and an [`owner::LeaseState`] whether it may, by its [`owner::Evidence`] of the
+//!   [`owner::OwnersJob`]. An [`owner::Write`] says whether a trainer may write.
 //! - [`marker::Marker`] is a checkpoint: its [`marker::File`]s, its [`marker::State`], and the [`marker::Parent`] that was
-//!   resumed. [`entry::IndexEntry`] and [`digest::Digest`] are what the index has of it, and [`lineage::Lineage`] which
-//!   checkpoints count; [`lineage::candidates`] orders them.
-//! - [`attempt::Attempt`] is a start of a submission, and [`progress::Progress`] how far it is. What the trainer alone
-//!   reads, such as `config/<submission>/data.json`, has a key here and no type.
+//!   resumed. [`entry::IndexEntry`] and [`digest::Digest`] are what the index has of it.
+//! - [`lineage::Known`] is what choosing needs of a checkpoint, and [`lineage::Lineage`] which checkpoints count.
+//!   [`lineage::candidates`] orders them by a [`lineage::Preference`]: the newest first, or the best by a [`lineage::Mode`].
+//! - [`attempt::Attempt`] is a start of a submission, [`attempt::Cause`] why it ended, and [`progress::Progress`] how far
+//!   training is. What the trainer alone reads, such as `config/<submission>/data.json`, has a key here and no type.
 //! - [`s3_event::Delivery`] is what the indexer is invoked with, and [`s3_event::MarkerEvent`] one marker that it names.
 
 pub mod attempt;

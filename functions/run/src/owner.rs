@@ -294,3 +294,34 @@ impl Owner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const A: &str = "019a0000-0000-7000-8000-00000000000a";
+
+    #[test]
+    fn an_empty_uid_confirms() {
+        let body = |uid| json!({"submission": A, "namespace": "training", "job": "hf-r", "claimed_by": A, "uid": uid});
+        for (uid, is_claim) in [(None, true), (Some(""), false), (Some("u"), false)] {
+            let owner = Owner::parse(body(uid).to_string().as_bytes()).expect("an owner");
+            assert_eq!(owner.is_claim(), is_claim, "{uid:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_with_a_name_that_is_none_is_refused() {
+        let record = json!({"submission": A, "namespace": "training", "job": "hf-r",
+            "checkpoint_prefix": "s3://bucket/r/framework=hf"});
+        assert!(JobRecord::parse(record.to_string().as_bytes()).is_ok());
+        for (field, name) in
+            [("submission", "x"), ("namespace", "Training"), ("job", "1-r"), ("checkpoint_prefix", "s3://bucket/r")]
+        {
+            let mut record = record.clone();
+            record[field] = name.into();
+            assert_eq!(JobRecord::parse(record.to_string().as_bytes()), Err(StatementError::Field(field)));
+        }
+    }
+}

@@ -7,6 +7,8 @@
 //!                     ├─ events ───────> cluster
 //!                     └─ readiness ────> token, cluster, bucket
 //! ```
+//! A `Handler` is everything that a request needs. An `Asked` is a request that may read: its parameters, and who asks. An
+//! `Archived` is the end of a log that lies in the bucket.
 
 mod archive;
 mod checkpoints;

@@ -2,40 +2,39 @@
 //! choosing a checkpoint, writing an entry, finding a log's end. Keys and rules are `training-run`'s.
 //!
 //! ```text
-//! Store ─┬─ get, read, put, put_if, list ────────────> S3      here: the verbs
-//!        ├─ checkpoints: latest, best, page, lineage          which checkpoint is meant
+//! Store ─┬─ get, read, identity, has_key, list_*, put, put_if, delete ─> S3      here: the verbs
+//!        ├─ checkpoints: latest, best, one step, index_page, lineage             which checkpoint is meant
 //!        ├─ entries: read a marker, write its entry and digest
 //!        ├─ log: the newest parts of an archived log
-//!        └─ provenance: which job a run's owner and record confirm
+//!        └─ provenance: a run's owner, a job's record, and which job they confirm
 //! ```
-//! The domain's objects: a [`Store`] is a client of the bucket; a [`Snapshot`] is what stands at a step now, and its
-//! [`Found`] says whether that is a checkpoint, with the entry that the index should have.
+//! The domain's objects:
+//!
+//! - A [`Store`] is a client of the bucket, and a [`StoreError`] says that S3 did not do what was asked.
+//! - A [`Read`] says what reading a key came to, and [`Withheld`] why S3 gives an object to nobody. An [`Object`] is one that
+//!   was read, its [`Identity`] which one it was, and [`Expected`] which one a write may replace.
+//! - A [`Snapshot`] is what stands at a step now. Its [`Found`] says whether that is a checkpoint, with the entry that the
+//!   index should have. An [`IndexPage`] has some entries of the index.
+//! - [`OwnerFound`] is what stands where a run's owner is kept, and a [`LogPart`] one object of a log.
 
 mod checkpoints;
 mod entries;
+mod error;
 mod log;
 mod provenance;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 use aws_sdk_s3::{
-    Client,
-    error::{ProvideErrorMetadata, SdkError},
-    operation::{
-        delete_object::DeleteObjectError,
-        get_object::GetObjectError,
-        head_object::HeadObjectError,
-        list_objects_v2::{ListObjectsV2Error, builders::ListObjectsV2FluentBuilder},
-        put_object::PutObjectError,
-    },
-    primitives::ByteStream,
+    Client, operation::list_objects_v2::builders::ListObjectsV2FluentBuilder, primitives::ByteStream,
     types::EncodingType,
 };
-use thiserror::Error;
-use training_run::{entry::IndexError, marker::File, s3_event::form_decode};
+use training_run::{marker::File, s3_event::form_decode};
 
 pub use checkpoints::IndexPage;
 pub use entries::{Found, IndexingError, Snapshot, Unusable, digest_key};
+pub use error::{StoreError, Withheld};
+use error::{is_another, is_missing, withheld};
 pub use log::LogPart;
 pub use provenance::OwnerFound;
 
@@ -73,17 +72,6 @@ pub enum Read {
     Withheld(Withheld),
 }
 
-/// Why S3 does not give an object: because of how it is stored, and not of who asks or when.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum Withheld {
-    /// In an archive, and not restored.
-    #[error("is archived")]
-    Archived,
-    /// With a key of the writer's own (SSE-C), which nobody else has.
-    #[error("is encrypted with a key that S3 does not keep")]
-    Encrypted,
-}
-
 /// Which object stands at a key. Where the bucket keeps versions, one that was written again with the same content is
 /// another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,18 +89,6 @@ pub enum Expected {
     Absent,
     /// The object that has this `ETag`.
     Etag(String),
-}
-
-/// S3 did not do what was asked.
-#[derive(Debug, Error)]
-#[error("cannot {verb} s3://{bucket}/{key}")]
-pub struct StoreError {
-    verb: &'static str,
-    bucket: String,
-    key: String,
-    is_timeout: bool,
-    #[source]
-    source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 // === impl Store ===
@@ -345,93 +321,9 @@ impl Store {
     }
 }
 
-// === impl StoreError ===
-
-impl StoreError {
-    fn new(verb: &'static str, bucket: &str, key: &str, source: Box<dyn std::error::Error + Send + Sync>) -> Self {
-        Self { verb, bucket: bucket.to_owned(), key: key.to_owned(), is_timeout: false, source }
-    }
-
-    fn of_sdk<E>(verb: &'static str, bucket: &str, key: &str, error: SdkError<E>) -> Self
-    where
-        E: std::error::Error + Send + Sync + 'static,
-    {
-        let is_timeout = matches!(error, SdkError::TimeoutError(_));
-        Self { is_timeout, ..Self::new(verb, bucket, key, Box::new(error)) }
-    }
-
-    /// Whether S3 was reached and did not answer in time.
-    #[must_use]
-    pub fn is_timeout(&self) -> bool {
-        self.is_timeout
-    }
-
-    /// Whether repeating the call is of no use: S3 refuses it until somebody changes the deployment, or what is there cannot
-    /// be read.
-    #[must_use]
-    pub fn is_final(&self) -> bool {
-        let source = &*self.source;
-        source.is::<Withheld>()
-            || source.is::<IndexError>()
-            || is_refused::<GetObjectError>(source)
-            || is_refused::<HeadObjectError>(source)
-            || is_refused::<ListObjectsV2Error>(source)
-            || is_refused::<PutObjectError>(source)
-            || is_refused::<DeleteObjectError>(source)
-    }
-}
-
-/// Whether S3 refuses a call for a reason that does not pass: permissions, or a bucket or KMS key that is not there.
-///
-/// Source: Amazon S3 API Reference, "Error responses".
-fn is_refused<E: ProvideErrorMetadata + std::error::Error + 'static>(
-    source: &(dyn std::error::Error + Send + Sync + 'static),
-) -> bool {
-    let error = source.downcast_ref::<SdkError<E>>().and_then(SdkError::as_service_error);
-    matches!(
-        error.and_then(E::code),
-        Some(
-            "AccessDenied"
-                | "AccountProblem"
-                | "AllAccessDisabled"
-                | "AuthorizationHeaderMalformed"
-                | "InvalidAccessKeyId"
-                | "InvalidBucketName"
-                | "KMS.DisabledException"
-                | "KMS.NotFoundException"
-                | "NoSuchBucket"
-                | "PermanentRedirect"
-        )
-    )
-}
-
 /// A key or folder as a listing has it; S3 has none that is not UTF-8.
 fn decoded(text: Option<String>) -> Option<String> {
     Some(form_decode(&text?)?.into_owned())
-}
-
-/// An absent object; a missing bucket is a failure of the deployment and not meant.
-fn is_missing<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
-    let status = error.raw_response().map(|response| response.status().as_u16());
-    status == Some(404) && error.as_service_error().and_then(E::code) != Some("NoSuchBucket")
-}
-
-/// An object that S3 has and does not give because of how it is stored. A denial, of the object or of its KMS key, is not
-/// meant: somebody may take it back.
-fn withheld<E: ProvideErrorMetadata>(error: &SdkError<E>) -> Option<Withheld> {
-    let error = error.as_service_error()?;
-    match error.code()? {
-        "InvalidObjectState" => Some(Withheld::Archived),
-        // The code is that of many bad requests; the text says which.
-        "InvalidRequest" if error.message()?.contains("Server Side Encryption") => Some(Withheld::Encrypted),
-        _ => None,
-    }
-}
-
-/// The object is another one than expected, or was being written at the same time (409), or is gone (404).
-fn is_another<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
-    let status = error.raw_response().map(|response| response.status().as_u16());
-    matches!(status, Some(409 | 412)) || is_missing(error)
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 //!                     │                                                      └─> name, dry run, create, delete (cluster)
 //!                     └─ change: cancel, suspend, resume ─> cluster
 //! ```
+//! A `Service` is everything that a request needs. A `Submitting` is one request for a job on its way, with what its calls
+//! have brought, and a `Placed` says how it ended. A `Change` is one of a job that is there.
 
 mod change;
 mod config;

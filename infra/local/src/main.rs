@@ -7,6 +7,14 @@
 //! deployed functions ──> proxies in the supervisor (faults, `twin fault`) ──> kube-apiserver, ministack
 //! ```
 //!
+//! The objects:
+//!
+//! - A `Component` is a process that is kept running, and its `Spec` says how it is started, probed and stopped. The
+//!   `Supervisor` has all of them, in an `Order` by what each one depends on.
+//! - A `Request` reaches the supervisor by its socket, and a `Report` says how each component is.
+//! - A `Fault` is what fails, for which requests and how long. `Faults` are those of one proxy, and `Proxies` has both.
+//! - A `Deployment` is what the twin has to know of the deployed template.
+//!
 //! Servers listen on 127.0.0.1 only. All files lie below `.local`. No process outlives the supervisor.
 
 mod cli;

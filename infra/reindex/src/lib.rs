@@ -1,8 +1,11 @@
 //! Compares the index of checkpoints with the markers and files that are there, and repairs it.
 //!
 //! ```text
-//! base URIs ─> runs ─> steps that have a marker or an entry ─> look again ─> difference ─> index anew, if asked to
+//! base URIs ─> runs ─> steps that have a marker or an entry ─> read again ─> difference ─> index anew, if asked to
 //! ```
+//! A [`Place`] is a step of a run. A [`Difference`] says how its entry differs from what it should be, and a [`Compared`]
+//! also whether it was repaired.
+//!
 //! What an entry should be, and how it is written, is the indexer's own code. So this may run at any time, also while
 //! trainers and the indexer are at work, may be ended at any time, and may be run again.
 

@@ -6,6 +6,15 @@
 //!                ├─ wait_for_status ──> until it is so           logs: what the functions logged
 //!                └─ runtime ──────────> a function's bootstrap, behind a relay that measures
 //! ```
+//! The objects:
+//!
+//! - A [`World`] is a caller of the twin who is also its operator.
+//! - A [`Function`](runtime::Function) is one that runs outside the twin. It gets an [`Event`](runtime::Event) as API Gateway
+//!   makes it, and gives a [`Reply`](runtime::Reply). A [`Relay`](relay::Relay) passes its connections on.
+//! - [`Chance`](generate::Chance) draws requests of what a [`Deployment`](generate::Deployment) lets them name. A
+//!   [`Malformed`](malformed::Malformed) is a body that is no good request.
+//! - A [`Webhook`](webhook::Webhook) is asked by the API server about jobs of one label.
+//!
 //! Tests run beside each other against one twin and are told apart by run id. They fail when no twin is up.
 
 pub mod cluster;

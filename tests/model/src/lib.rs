@@ -3,8 +3,12 @@
 //! jobs, and trainers that ask the code's own rule whether they may write.
 //!
 //! ```text
-//! Start(i) ─> Step(i, fault) ... ─> answer        Tick, Land, Finish, Cancel, Kill in between, anywhere
+//! Send(i) ─> Step(i, fault) ... ─> answer        Tick, Land, Finish, Cancel, Kill in between, anywhere
 //! ```
+//! [`Protocols`] is the model. Its [`Bounds`] say what may happen and how often, and which requests may be sent, each an
+//! [`Asked`]. A [`State`] is everything at one moment, an [`Action`] what happens next, and a [`Fault`] what goes wrong with
+//! a call.
+//!
 //! The clock is bounded, so that every property can be an `always`: stateright's `eventually` is sound on acyclic paths
 //! only.
 

@@ -5,6 +5,8 @@
 //!                          ├─> files that they name ─> graph ─> circles
 //! .py ─> import lines ─────┘
 //! ```
+//! A [`Source`] is a file with the files that it imports from.
+//!
 //! A file imports nothing by declaring a module or by passing on what is in it (`pub use`). Code for tests alone is passed
 //! over, and so are imports from one crate to another: cargo refuses circles of those.
 

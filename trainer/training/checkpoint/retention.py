@@ -53,7 +53,7 @@ class Retention:
         own = [marker for marker in found.markers if marker.submission == self.submission]
         # One whose files are not there is not the best, whatever it reached.
         self.own = {own.step: own.metrics if own.state(found.listing) == "complete" else {} for own in own}
-        self.unfinished = unfinished(found, self.submission)
+        self.unfinished = unfinished(found, self.framework, self.submission)
 
     def plan(self, step: int, metrics: Mapping[str, typing.Any], replaced: Collection[str]) -> Removal:
         """Read what goes when a step has been saved. `replaced` are the keys that the step had before."""
@@ -74,7 +74,8 @@ class Retention:
         """Read again, since an earlier attempt's marker may have been under way when this attempt began."""
         if not self.unfinished:
             return set()
-        return self.unfinished & unfinished(snapshot.read(self.storage, self.framework), self.submission)
+        found = snapshot.read(self.storage, self.framework)
+        return self.unfinished & unfinished(found, self.framework, self.submission)
 
     def remove(self, removal: Removal) -> None:
         """Delete what was planned. A marker that another writer has replaced since stays."""
@@ -89,12 +90,13 @@ class Retention:
         self.unfinished = set()
 
 
-def unfinished(found: Snapshot, submission: str) -> set[str]:
+def unfinished(found: Snapshot, framework: str, submission: str) -> set[str]:
     """Keys of a submission's files that no marker names: an attempt ended before it had saved, or deleted, all.
 
     Files of a step whose marker cannot be read are not among them.
     """
     named = {layout.CHECKPOINTS + file.path for marker in found.markers for file in marker.files or ()}
     unread = {layout.parse_marker_key(entry.key) for entry in found.listing} - {marker.step for marker in found.markers}
-    saved = {entry.key: layout.parse_checkpoint_key(entry.key) for entry in found.listing if entry.key not in named}
+    keys = [entry.key for entry in found.listing if entry.key not in named]
+    saved = {key: layout.parse_checkpoint_key(framework, key) for key in keys}
     return {key for key, file in saved.items() if file and file[1] == submission and file[0] not in unread}

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Sequence
 
 from training import layout
 from training.errors import AccessDeniedError, UserError
-from training.storage import Entry, Storage, WithheldError, open_storage
+from training.storage import Entry, Storage, WithheldError, open_storage, withheld
 
 VARIABLE = "DATASET_URI"
 NAMED = 3  # objects, at most, of each kind of change
+UNREADABLE = "{} cannot be read; it lists the objects that this submission began with"
 WILD = re.compile(r"[*?]")
 
 # Parts of a name that say which split it is, as the `datasets` library knows them.
@@ -133,14 +134,14 @@ def pin(
         storage.write(key, body, only_if_absent=True)
         return list(entries), streams
     except FileExistsError:
-        pinned = storage.read(key)
+        pinned = pinned_before(storage, key)
     try:
         said = json.loads(pinned)
         before = {key: [size, etag] for key, (size, etag) in said["objects"].items()}
         streams = whole(said.get("streams", streams))
         differ = changes(before, found)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{key} cannot be read; it lists the objects that this submission began with") from None
+        raise UserError(UNREADABLE.format(key)) from None
     if differ:
         raise UserError(
             f"{VARIABLE} {uri} is not what this submission began with: {differ}. Put it back as it was, or submit the "
@@ -154,6 +155,14 @@ def pin(
             added[0],
         )
     return [entry for entry in entries if entry.key in before], streams
+
+
+def pinned_before(storage: Storage, key: str) -> bytes:
+    """Raises UserError for an object that nobody is given: another start would not be given it either."""
+    try:
+        return storage.read(key)
+    except WithheldError as error:
+        raise UserError(f"{UNREADABLE.format(key)}: {withheld(error)}") from None
 
 
 def streams_before(storage: Storage, submission: str, uri: str, entries: Sequence[Entry]) -> int | None:

@@ -8,6 +8,10 @@
 //!     └──────────────── status ── publisher <──┘                                                        │
 //!     └──────────────── logs ────────────────────────────────────────────────────── server <────────────┘
 //! ```
+//! The objects: the `Node` has the pods that are assigned to it. A `Container` has had some attempts, each in an
+//! `AttemptFolder`; a `Runner` carries them out, as the `Image` says. A `PodView` with its `ContainerView`s is what a status
+//! is made of, and a `Publisher` what the API server has of one pod.
+//!
 //! The node does not isolate: a container sees this machine's files and network. Only its processes are its own.
 //!
 //! SIGTERM ends the containers with five seconds of grace, and then the node. The next node finds them ended and

@@ -5,6 +5,8 @@
 //! TRAINING_EXTRA_ARGS_JSON ─> Orders ─> steps, one line each ─┬─> progress object (rank 0, where the job names a run)
 //!                                                             └─> message ─> termination log, exit code
 //! ```
+//! `Orders` are what the job asks for, and a `ProgressObject` says where progress is written.
+//!
 //! `TRAINING_EXTRA_ARGS_JSON` says how: `{"seconds": 1, "steps": 10, "exit_code": 0, "message": "...", "stop_seconds": 0}`,
 //! all optional. The message goes where a container leaves its last words. SIGTERM ends it with exit code 143, after
 //! `stop_seconds`.
