@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from pods import FIRST, run_of
-from transformers import AutoModelForCausalLM, MixtralConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MixtralConfig
 
 import make_tiny_model
 from training import batch_sizes, fit, layout, model
+from training.data.batches import nothing
 from training.errors import UserError
 from training.settings import Settings
 
@@ -127,6 +129,45 @@ def test_a_job_asks_before_it_loads_anything(described, caplog):
     assert (settled.global_batch_size, settled.gradient_accumulation) == (128, 8)
 
 
+@pytest.mark.parametrize("make", [GPT2Config, Gemma2Config, LlamaConfig], ids=lambda make: make.model_type)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_weight_with_two_names_is_counted_once(make, tied):
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 500}
+    config = make(**small, tie_word_embeddings=tied)
+    wanted = fit.Wanted(processes=4, memory=80e9, texts=1, seq_len=8)
+    counted, share = fit.parameters(config, wanted)
+    assert counted == sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    assert counted / 4 <= share < counted / 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--global-batch-size", "3"], "global_batch_size 3 is less than the 8 processes, and each needs a text"),
+        (["--max-seq-len", "9000"], "max_seq_len 9000 is beyond the 8192 positions of the model"),
+        (["--gpu-memory", "3.2"], "a GPU of 3.2 GB has no room beside the 3 GB of CUDA and NCCL"),
+    ],
+)
+def test_what_a_job_would_refuse_does_not_fit(described, capsys, arguments, says):
+    assert fit.main([described("8B"), *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fields", [{"hidden_size": 0}, {"hidden_size": -4}, {"vocab_size": 0}])
+def test_a_model_that_cannot_be_is_a_sentence(described, capsys, fields):
+    path = Path(described("8B")) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | fields))
+    assert fit.main([str(path.parent)]) == 2
+    assert "cannot be loaded: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("memory", ["0", "-1", "nan", "inf", "x"])
+def test_what_is_no_memory_is_refused(memory, capsys):
+    with pytest.raises(SystemExit):
+        fit.main(["model", f"--gpu-memory={memory}"])
+    assert "--gpu-memory" in capsys.readouterr().err
+
+
 @pytest.mark.soak
 def test_128_texts_at_once_are_taken_in_several_micro_steps(described):
     settings = Settings(batch_size=128, max_seq_len=2048, precision="bf16", sharded=True)
@@ -234,4 +275,6 @@ def test_the_loss_that_balances_experts_counts_once_in_a_step(tmp_path):
     assert of_step(8) > 7 * once > 0, "as the model has it"
     model.share_router_loss(network, 8)
     assert of_step(8) == pytest.approx(once, rel=0.2)
+    assert of_step(3) == pytest.approx(once, rel=0.2), "of three, three and two texts"
+    assert float(network(**nothing(), num_items_in_batch=88, use_cache=False).loss) == 0, "it has no text"
     assert network.config.router_aux_loss_coef == MixtralConfig().router_aux_loss_coef

@@ -95,6 +95,17 @@ def test_weights_that_fp16_is_too_narrow_for_are_exported_in_fp32(tmp_path, capl
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
+def test_a_file_with_other_numbers_than_config_json_says_is_told(tmp_path, caplog):
+    make_tiny_model.make(tmp_path)
+    model.load(str(tmp_path))
+    assert not caplog.text
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"dtype": "float16"}))
+    model.load(str(tmp_path))
+    said = "config.json says that the weights are float16, and its file has float32: the export has float16"
+    assert said in caplog.text
+
+
 def test_all_chat_templates_are_exported(tmp_path):
     """The others than the default one have a folder, at which each start failed when all was trained."""
     make(tmp_path / "model", *MODELS["tied"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from alone import ALONE
 from pods import TORCHRUN, same
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, PreTrainedConfig
 
 import make_tiny_model
 from training import sharded
@@ -73,3 +73,17 @@ def test_a_model_without_layers_cannot_be_split():
         sharded.layers(
             type("Flat", (torch.nn.Linear,), {"_no_split_modules": None, "config": PreTrainedConfig()})(1, 1)
         )
+
+
+def test_a_layer_that_has_layers_in_it_is_split():
+    """Of Mamba transformers names the block and the mixer in it."""
+    config = MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=2, state_size=4)
+    network = AutoModelForCausalLM.from_config(config)
+    ids = torch.arange(20).reshape(2, 10)
+    whole = network(input_ids=ids, labels=ids).loss
+    with sharding(ALONE):
+        Split(processes=1, device="cpu", precision="fp32").shard(network)
+        split = network(input_ids=ids, labels=ids).loss
+        split.backward()
+    assert float(split) == float(whole)
+    assert all(weight.grad is not None for weight in network.parameters())

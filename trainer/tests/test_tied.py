@@ -63,3 +63,36 @@ def test_tied_weights_are_trained_as_one_and_exported_once(warm, tmp_path, tied)
     assert len(losses["DDP"]) == 4
     for name, of_name in losses.items():
         assert of_name == pytest.approx(losses["DDP"], abs=2e-4), name
+
+
+# Parts are two processes' or those of one that says sharded: true.
+PARTS, WHOLE = {}, {"sharded": False}
+
+
+@pytest.mark.parametrize(
+    ("framework", "processes", "before", "after"),
+    [
+        ("hf", 0, {}, {}),
+        ("hf", 2, PARTS, WHOLE),
+        ("hf", 2, PARTS, PARTS),
+        ("nemo", 0, {}, {}),
+        ("nemo", 2, WHOLE, WHOLE),
+        ("meta", 0, {}, {}),
+        ("meta", 2, PARTS, PARTS),
+    ],
+)
+def test_tied_weights_are_one_after_a_restart_too(warm, tmp_path, tied, framework, processes, before, after):
+    names = set(load_file(tied / "tiny" / "model.safetensors"))
+    job = {"framework": framework, "processes": processes, "environment": {"MODEL_DIR": str(tied)}}
+    losses = {}
+    for name, runs in {"straight": [(6, before)], "again": [(3, before), (6, after)]}.items():
+        losses[name] = {}
+        for steps, how in runs:
+            with warm(
+                tmp_path / name, FIRST, max_steps=steps, save_steps=3, scheduler="constant", **job, **how
+            ) as pods:
+                assert pods.end() == [0], pods.log
+            losses[name] |= dict(re.findall(r"step (\d+)/\d+ loss (\S+)", pods.log))
+        assert set(exported(tmp_path / name, FIRST, framework)) == names, name
+    assert len(losses["straight"]) == 6
+    assert losses["again"] == losses["straight"]

@@ -43,12 +43,16 @@ def on_these_processes(settings: Settings, framework: str, world: "World") -> Se
 
 def complete(settings: Settings, config: "PreTrainedConfig") -> Settings:
     """The settings with max_seq_len, which depends on the model. Raises UserError."""
+    return dataclasses.replace(settings, max_seq_len=longest(config, settings.max_seq_len))
+
+
+def longest(config: "PreTrainedConfig", asked: int | None) -> int:
+    """How many tokens a text may have. Raises UserError where the model has fewer positions than are asked for."""
     limit = getattr(config, "max_position_embeddings", None)
     limit = limit if isinstance(limit, int) and limit > 0 else None  # -1 in those that have no limit
-    max_seq_len = settings.max_seq_len or min(limit or LONGEST, LONGEST)
-    if limit and max_seq_len > limit:
-        raise UserError(f"max_seq_len {max_seq_len} is beyond the {limit} positions of the model")
-    return dataclasses.replace(settings, max_seq_len=max_seq_len)
+    if limit and asked and asked > limit:
+        raise UserError(f"max_seq_len {asked} is beyond the {limit} positions of the model")
+    return asked or min(limit or LONGEST, LONGEST)
 
 
 def write(storage: Storage, job: Job, settings: Settings, world: "World", total: int, chosen: Chosen | None) -> None:

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from training.errors import KnownError
+from training.errors import KnownError, UserError
 
 if typing.TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -119,6 +119,10 @@ def added(wanted: Wanted) -> float:
 
 def choose(config: "PreTrainedConfig", wanted: Wanted) -> Answer:
     """The largest micro-batch that fits; with checkpointing only where not even one text fits without."""
+    if wanted.usable <= CONTEXT:
+        raise UserError(
+            f"a GPU of {wanted.memory / GB:g} GB has no room beside the {CONTEXT / GB:g} GB of CUDA and NCCL"
+        )
     model = Model(config, wanted)
     if model.state + CONTEXT > wanted.usable:
         return Answer(parameters=model.parameters, share=model.share, ways=[], chosen=None, refusal=too_large(model))
@@ -262,7 +266,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--nodes", type=positive, default=1, help="default %(default)s")
     parser.add_argument("--gpus", type=positive, default=8, help="of each node; default %(default)s")
-    parser.add_argument("--gpu-memory", type=float, default=80.0, metavar="GB", help="of each GPU; default %(default)s")
+    parser.add_argument(
+        "--gpu-memory", type=gigabytes, default=80.0, metavar="GB", help="of each GPU; default %(default)s"
+    )
     parser.add_argument("--global-batch-size", type=positive, default=128, help="texts of a step; default %(default)s")
     parser.add_argument("--max-seq-len", type=positive, default=2048, help="tokens of a text; default %(default)s")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="default %(default)s")
@@ -278,6 +284,13 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def gigabytes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no memory of a GPU")
     return value
 
 
@@ -316,14 +329,19 @@ def table(answer: Answer, wanted: Wanted) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     import tempfile
 
-    from training import model, model_files
+    from training import batch_sizes, configuration, model, model_files
+    from training.settings import Settings
 
     given = parsed(arguments)
     wanted = wanted_by(given)
     try:
+        batch_sizes.texts_of_a_step(Settings(global_batch_size=given.global_batch_size), wanted.processes)
         with tempfile.TemporaryDirectory() as directory:
             source = model_files.locate(given.model_id, Path(directory), ["config.json"])
-            answer = choose(model.config_of(source), wanted)
+            config = model.config_of(source)
+            configuration.longest(config, wanted.seq_len)
+            with model.loading(source):
+                answer = choose(config, wanted)
     except KnownError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 2

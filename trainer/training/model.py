@@ -29,6 +29,10 @@ MOST_NAMED = 3
 SAFETENSORS = {
     f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
 }
+ROUTER_LOSS = (
+    "router_aux_loss_coef",
+    "aux_loss_coef",
+)  # how much the balance of experts counts, in transformers' models
 TOLERANCE = 1e-3  # of a loss; bf16 is that coarse
 # Masks that older versions saved beside the weights, and the head that a reward model has.
 NO_WEIGHT = re.compile(r"(^|\.)(masked_bias|causal_mask)$|(^|\.)attn(\.attention)?\.bias$|^v_head\.")
@@ -170,6 +174,7 @@ def load(
         else:
             with no_init_weights():
                 network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            network.tie_weights(recompute_mapping=False)  # transformers does it where it draws random weights
     if weights:
         check_weights(source, found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"])
         check_tied(source, network)
@@ -177,6 +182,10 @@ def load(
     check_tokens(source, tokenizer, embeddings(network))
     if weights:
         check_loss(source, network)
+    if weights and (others := sorted({kind for kind in kinds.values() if "float" in kind} - {own})):
+        logger.warning(
+            "config.json says that the weights are %s, and its file has %s: the export has %s", own, named(others), own
+        )
     setattr(network.config, OWN_NUMBERS, own)
     check_can_be_saved(source, network)
     network.train()  # it comes in evaluation mode
@@ -238,7 +247,7 @@ def check_tied(source: str, network: "PreTrainedModel") -> None:
 
 
 def kinds_in_file(folder: Path) -> dict[str, str]:
-    """What the weights in a folder's files are, as torch calls it, of those that are no floating-point numbers."""
+    """What each weight in a folder's files is, as torch calls it."""
     import torch
     from safetensors import safe_open
 
@@ -252,11 +261,10 @@ def kinds_in_file(folder: Path) -> dict[str, str]:
         if name.endswith(".safetensors"):
             with safe_open(folder / name, "pt") as file:
                 said = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
-            found |= {key: SAFETENSORS.get(kind, kind.lower()) for key, kind in said.items() if "F" not in kind}
+            found |= {key: SAFETENSORS.get(kind, kind.replace("F", "float").lower()) for key, kind in said.items()}
         else:
             read = torch.load(folder / name, map_location="meta", weights_only=True)
-            tensors = {key: tensor.dtype for key, tensor in read.items() if isinstance(tensor, torch.Tensor)}
-            found |= {key: str(kind)[6:] for key, kind in tensors.items() if not kind.is_floating_point}
+            found |= {key: str(tensor.dtype)[6:] for key, tensor in read.items() if isinstance(tensor, torch.Tensor)}
     return found
 
 
@@ -270,7 +278,7 @@ def check_numbers(source: str, network: "PreTrainedModel", kinds: Mapping[str, s
     tensors = [(name.rpartition(".")[2], name, weight) for name, weight in network.named_parameters()]
     last = {part for part, _, _ in tensors}
     for name, kind in kinds.items():
-        if name.rpartition(".")[2] in last and not NO_WEIGHT.search(name):
+        if "float" not in kind and name.rpartition(".")[2] in last and not NO_WEIGHT.search(name):
             raise UserError(
                 f"the model in {source} is quantized, or broken: {name} is {kind} in its file, and only floating-point "
                 "weights can be trained"
@@ -397,15 +405,28 @@ def check_same(model_id: str, mine: Shapes, saved: Shapes, step: int) -> None:
             )
 
 
-def share_router_loss(network: "PreTrainedModel", batches: int) -> None:
-    """Let the loss that balances experts count once in a step of so many batches, over micro-steps and processes.
+def share_router_loss(network: "PreTrainedModel", texts: int) -> None:
+    """Let the loss that balances experts count once in a step of so many texts, over micro-steps and processes.
 
-    Models add it to each batch's loss, whose sum a step takes. The model's configuration stays as it is.
+    Models add it to each batch's loss, whose sum a step takes. A batch gets its texts' part of it: one that only takes
+    part, without a text, gets none. The model's configuration stays as it is.
     """
-    for module in network.modules():
-        weight = vars(module).get("router_aux_loss_coef")
-        if isinstance(weight, float | int):
-            module.router_aux_loss_coef = weight / batches
+    own = {
+        (module, name): weight
+        for module in network.modules()
+        for name in ROUTER_LOSS
+        if isinstance(weight := vars(module).get(name), float | int)
+    }
+
+    def weigh(_: typing.Any, __: typing.Any, batch: dict[str, typing.Any]) -> None:
+        if (labels := batch.get("labels")) is None:
+            return
+        part = (labels != IGNORED).any(dim=-1).sum() / texts
+        for (module, name), weight in own.items():
+            setattr(module, name, weight * part)
+
+    if own:
+        network.register_forward_pre_hook(weigh, with_kwargs=True)
 
 
 def takes_items(network: "PreTrainedModel") -> bool:

@@ -94,7 +94,8 @@ class Split:
             "mp_policy": self.policy,
             "shard_placement_fn": self._dimension,
         }
-        for name, module in network.named_modules():
+        # What a layer has in it comes first: of Mamba both are among them.
+        for name, module in reversed(list(network.named_modules())):
             if replace_layer_number_by_wildcard(name) in plan:
                 fully_shard(module, **how)
         head = network.get_output_embeddings()
@@ -164,7 +165,9 @@ class Split:
 def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     """A model whose tensors have shapes alone."""
     with torch.device("meta"), no_init_weights():
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    network.tie_weights(recompute_mapping=False)  # transformers does it where it draws random weights
+    return network
 
 
 def shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:

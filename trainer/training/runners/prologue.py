@@ -229,7 +229,7 @@ def make_plan(run: Run, texts: Data, network: PreTrainedModel, tokenizer: PreTra
         configuration.write(run.storage, run.job, settings, run.world, total, run.chosen)
     if loss.can_be(network.config) and not settings.training_arguments.get("torch_compile"):
         loss.install(network)
-    model.share_router_loss(network, settings.gradient_accumulation * run.world.size)
+    model.share_router_loss(network, order.texts)
     collator = Collator(tokenizer, settings.max_seq_len, model.embeddings(network))
     found = lengths.measure(texts, collator, run.world)
     if settings.warmup_steps >= total:
