@@ -225,10 +225,12 @@ WHOLE_FILES, PARTS = (0, "download checkpoints/"), (2, "range checkpoints/")
         in_soak("meta", *WHOLE_FILES),
     ],
 )
-def test_a_sigterm_while_a_checkpoint_comes_waits_for_none_and_loses_none(start, tmp_path, framework, processes, stuck):
+def test_a_sigterm_while_a_checkpoint_comes_waits_for_none_and_loses_none(
+    start, warm, tmp_path, framework, processes, stuck
+):
     store = tmp_path / "store"
     job = {"framework": framework, "processes": processes, "save_steps": 5}
-    with start(store, FIRST, max_steps=5, **job) as pods:
+    with warm(store, FIRST, max_steps=5, **job) as pods:
         assert pods.end() == [0], pods.log
     before = files(run_of(store, framework) / "checkpoints")
     with start(store, FIRST, max_steps=10, **job, **faulty(stuck=stuck)) as pods:
@@ -238,11 +240,11 @@ def test_a_sigterm_while_a_checkpoint_comes_waits_for_none_and_loses_none(start,
 
 
 @pytest.mark.parametrize("framework", ["hf", in_soak("nemo"), in_soak("meta")])
-def test_a_process_fetches_its_own_part_of_a_checkpoint(start, tmp_path, framework):
+def test_a_process_fetches_its_own_part_of_a_checkpoint(start, warm, tmp_path, framework):
     """Of two processes each reads half of the weights and moments, and little else."""
     store, fetched = tmp_path / "store", tmp_path / "fetched"
     job = {"framework": framework, "save_steps": 5}
-    with start(store, FIRST, max_steps=5, **job) as pods:
+    with warm(store, FIRST, max_steps=5, **job) as pods:
         assert pods.end() == [0], pods.log
     with start(store, FIRST, max_steps=10, **job, **faulty(fetched=str(fetched))) as pods:
         assert pods.end() == [0], pods.log
@@ -291,7 +293,7 @@ def test_a_step_without_finite_gradients_changes_nothing_and_one_too_many_ends_t
 @pytest.mark.parametrize(
     ("fault", "cause", "rank", "says"),
     [
-        ({"memory_at": 4, "rank": 1}, "out_of_memory", 1, "out of memory; lower batch_size or max_seq_len"),
+        in_soak({"memory_at": 4, "rank": 1}, "out_of_memory", 1, "out of memory; lower batch_size or max_seq_len"),
         ({"error_at": 4, "rank": 1}, "crash", 1, "ValueError: the code is wrong"),
     ],
 )
@@ -342,14 +344,14 @@ def test_a_part_of_a_checkpoint_that_cannot_be_written_is_told_with_its_process(
     assert causes(store, framework="meta") == ["storage"]
 
 
-def test_a_bucket_that_fails_is_told_as_such_and_the_next_start_goes_on(start, tmp_path):
+def test_a_bucket_that_fails_is_told_as_such_and_the_next_start_goes_on(start, warm, tmp_path):
     store = tmp_path / "store"
     with start(store, FIRST, processes=0, max_steps=30, **faulty(fails_from=15)) as pods:
         assert pods.end() == [1]
     assert causes(store) == ["storage"]
     assert last_words(tmp_path / "pods-0")[0]["cause"] == "storage"
     saved = newest_marker(store)
-    with start(store, FIRST, processes=0, max_steps=saved + 2) as pods:
+    with warm(store, FIRST, processes=0, max_steps=saved + 2) as pods:
         assert pods.end() == [0], pods.log
         assert pods.steps() == [saved + 1, saved + 2]
     assert causes(store) == ["storage", "finished"]
@@ -374,9 +376,9 @@ def without_torch(tmp_path):
     return {"PYTHONPATH": str(tmp_path / "light")}
 
 
-def test_a_user_error_is_not_tried_again(start, tmp_path, without_torch):
+def test_a_user_error_is_not_tried_again(start, warm, tmp_path, without_torch):
     store = tmp_path / "store"
-    with start(store, FIRST, processes=0, dataset_text_field="body") as pods:
+    with warm(store, FIRST, processes=0, dataset_text_field="body") as pods:
         assert pods.end() == [1]
     assert causes(store) == ["user_error"]
     before = files(store)

@@ -180,13 +180,13 @@ def test_killed_it_ends_as_if_nothing_had_happened(run, straight, warm_processes
 
 
 @pytest.mark.parametrize("name", ["hf", pytest.param("nemo whole", marks=pytest.mark.soak)])
-def test_told_to_stop_it_goes_on_from_there(run, straight, name):
+def test_told_to_stop_it_goes_on_from_there(run, straight, warm_processes, name):
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201
     chance = random.Random(seed)
     one = run(name, 2, "folder")
     one.stopped(chance.randint(1, 12), chance.randrange(2))
-    one.finished(straight(name, 2))
+    one.finished(straight(name, 2), begin=warm_processes.begin)
 
 
 @pytest.mark.soak

@@ -65,7 +65,7 @@ UNREAD = {("hf", "training_args.bin"), ("hf", "generation_config.json")}
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory, model_dir, dataset):
+def stores(tmp_path_factory, model_dir, dataset, warm_processes):
     """A store with the checkpoint of one step, by its name in FILES."""
     made = {}
 
@@ -74,7 +74,7 @@ def stores(tmp_path_factory, model_dir, dataset):
             directory = tmp_path_factory.mktemp("stores")
             framework, _, way = name.partition(", ")
             if way == "two processes":
-                options = {"framework": framework, "max_steps": 1, "save_steps": 1}
+                options = {"framework": framework, "max_steps": 1, "save_steps": 1, "begin": warm_processes.begin}
                 with start_pods(directory, model_dir, dataset, directory / "store", FIRST, **options) as pods:
                     assert pods.end() == [0], pods.log
             else:

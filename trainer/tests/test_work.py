@@ -135,7 +135,7 @@ def test_outside_a_pod_a_directory_is_fresh_and_gone_at_the_end(tmp_path, monkey
     assert names(tmp_path) == ["a"]
 
 
-def test_a_container_resumes_from_the_files_of_the_one_before(start, s3, tmp_path, model_dir):
+def test_a_container_resumes_from_the_files_of_the_one_before(start, warm, s3, tmp_path, model_dir):
     """A whole run: the model and the checkpoint to resume are downloaded once, though three containers need them."""
     bucket = boto3.client("s3", endpoint_url=s3["AWS_ENDPOINT_URL"], aws_access_key_id="test",
                           aws_secret_access_key="test", region_name="us-east-1")  # fmt: skip
@@ -157,7 +157,7 @@ def test_a_container_resumes_from_the_files_of_the_one_before(start, s3, tmp_pat
             pods.processes[0].wait()
     kept = {json.loads(note.read_text())["key"] for note in work_dir.rglob("*.whole")}
     assert any(key.startswith("checkpoints/step-000005/") for key in kept), kept
-    with start("s3://bucket/reused", FIRST, **job) as pods:
+    with warm("s3://bucket/reused", FIRST, **job) as pods:
         assert pods.end() == [0], pods.log
         assert "resumes its own step 5" in pods.log
         assert "1 of 1 files are there already" in pods.log
