@@ -181,7 +181,7 @@ def test_a_step_that_is_not_there_ends_the_job_and_changes_nothing(straight, war
     assert files(run_of(store)) == files(run_of(straight[0])) | ledger
 
 
-def test_who_is_superseded_stops_and_stays_stopped(start, warm, tmp_path):
+def test_who_is_superseded_stops_and_stays_stopped(start, tmp_path):
     store = tmp_path / "store"
     says = f"the run belongs to submission {SECOND} now: {FIRST} stops and writes no more"
     with start(store, FIRST, max_steps=1000) as pods:
@@ -195,7 +195,7 @@ def test_who_is_superseded_stops_and_stays_stopped(start, warm, tmp_path):
     assert 10 <= newest_marker(store) <= stopped_at - 10
     before = files(store)
 
-    with warm(store, FIRST, max_steps=1000) as pods:
+    with start(store, FIRST, max_steps=1000) as pods:
         assert pods.end() == [1], pods.log
         assert pods.steps() == []
     assert message(tmp_path / "pods-1") == says

@@ -85,7 +85,7 @@ class Job(Pods):
         self.logs = [log]
 
     def end(self):
-        """As torchrun says it: 1 where a process failed. None has to be waited for: they stop each other."""
+        """As torchrun says it: 1 where a process failed. Nobody ends the others here: they end each other."""
         deadline = time.monotonic() + 120
         while not all(path.exists() for path in self.ended):
             assert not self.kept.pods.processes[0].poll(), self.kept.pods.log
